@@ -1,0 +1,1 @@
+"""Class activation maps for PyTorch at the price of inference."""

@@ -1,0 +1,164 @@
+"""Every operator in plain PyTorch: the readable definition, and what runs where no kernel does.
+
+Names, arguments and results are those of :mod:`fastcam.ops`, where they are documented. Half
+precision is computed in float32, float64 stays float64. ``S`` stands for one to three spatial
+dimensions, ``positions`` for their product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _arithmetic(tensor: Tensor) -> Tensor:
+    """The tensor in the precision that it is computed in."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _operands(activations: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """A as (N, 1, C, positions) and g as (N, K, C, positions); K = 1 for gradients without classes."""
+    spatial_dims = activations.dim() - 2
+    activations = _arithmetic(activations).flatten(2).unsqueeze(1)
+    gradients = _arithmetic(gradients).flatten(-spatial_dims)
+    return activations, gradients if gradients.dim() == 4 else gradients.unsqueeze(1)
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, 0 where the denominator is 0."""
+    zero = denominator == 0
+    return (numerator / denominator.masked_fill(zero, 1)).masked_fill(zero, 0)
+
+
+def _min_max(maps: Tensor, spatial_dims: int, eps: float) -> Tensor:
+    if maps.numel() == 0:
+        return maps
+    dims = tuple(range(-spatial_dims, 0))
+    low, high = maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
+    return _divide(maps - low, high - low + eps)
+
+
+def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """maps (*L, *S) interpolated to (*L, *size)."""
+    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
+    leading = maps.shape[: -len(size)]
+    if leading.numel() == 0:
+        return maps.new_empty((*leading, *size))
+    flat = maps.reshape(-1, 1, *maps.shape[-len(size) :])
+    enlarged = F.interpolate(flat, size=tuple(size), mode=mode, align_corners=False)
+    return enlarged.reshape(*leading, *size)
+
+
+def _gradcam_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
+    return gradients.mean(-1)
+
+
+def _gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
+    # alpha ReLU(g) = g^3 / (2 g^2 + sum(A) g^3 + eps), divided by g^3: no power to under- or overflow
+    denominator = 2 / gradients + activations.sum(-1, keepdim=True)
+    if eps:
+        denominator = denominator + eps / gradients**3
+    share = _divide(torch.ones_like(denominator), denominator)
+    return share.masked_fill(gradients <= 0, 0).sum(-1)
+
+
+def _xgradcam_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
+    return _divide((gradients * activations).sum(-1), activations.sum(-1) + eps)
+
+
+_CHANNEL_WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "gradcam": _gradcam_weights,
+    "gradcam++": _gradcam_plus_plus_weights,
+    "xgradcam": _xgradcam_weights,
+}
+_ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "hirescam": lambda activations, gradients: gradients * activations,
+    "layercam": lambda activations, gradients: gradients.relu() * activations,
+    "gradcam-elementwise": lambda activations, gradients: (gradients * activations).relu(),
+}
+
+
+def gap(gradients: Tensor, spatial_dims: int | None = None) -> Tensor:
+    dims = gradients.dim() - 2 if spatial_dims is None else spatial_dims
+    return _arithmetic(gradients).flatten(-dims).mean(-1)
+
+
+def gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float = 0.0) -> Tensor:
+    weights = _gradcam_plus_plus_weights(*_operands(activations, gradients), eps)
+    return weights if gradients.dim() > activations.dim() else weights.squeeze(1)
+
+
+def weighted_sum(activations: Tensor, weights: Tensor, relu: bool = True) -> Tensor:
+    classes = "k" if weights.dim() == 3 else ""
+    maps = torch.einsum(
+        f"n{classes}c,nc...->n{classes}...", _arithmetic(weights), _arithmetic(activations)
+    )
+    return maps.relu() if relu else maps
+
+
+def cam(
+    activations: Tensor, gradients: Tensor, method: str, relu: bool = True, eps: float = 0.0
+) -> Tensor:
+    a, g = _operands(activations, gradients)
+    if method in _CHANNEL_WEIGHTS:
+        maps = torch.einsum("nkc,ncp->nkp", _CHANNEL_WEIGHTS[method](a, g, eps), a.squeeze(1))
+    elif method in _ELEMENTWISE:
+        maps = _ELEMENTWISE[method](a, g).sum(2)
+    else:
+        names = ", ".join((*_CHANNEL_WEIGHTS, *_ELEMENTWISE))
+        raise RuntimeError(f"method: got '{method}', expected one of {names}")
+    maps = maps.relu() if relu else maps
+    maps = maps if gradients.dim() > activations.dim() else maps.squeeze(1)
+    return maps.unflatten(-1, activations.shape[2:])
+
+
+def normalize(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
+    return _min_max(_arithmetic(maps), spatial_dims, eps)
+
+
+def upsample(
+    maps: Tensor, size: Sequence[int], normalize: bool = True, eps: float = 0.0
+) -> Tensor:
+    enlarged = _enlarge(_arithmetic(maps), size)
+    return _min_max(enlarged, len(size), eps) if normalize else enlarged
+
+
+class _GuidedReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input: Tensor) -> Tensor:
+        ctx.save_for_backward(input)
+        return input.relu()
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> Tensor:
+        return guided_relu_backward(grad_output, *ctx.saved_tensors)
+
+
+def guided_relu(input: Tensor) -> Tensor:
+    return _GuidedReLU.apply(input)
+
+
+def guided_relu_backward(grad_output: Tensor, input: Tensor) -> Tensor:
+    return grad_output.relu().masked_fill(input <= 0, 0)
+
+
+def guided_product(
+    maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: float = 0.0
+) -> Tensor:
+    enlarged = _enlarge(_arithmetic(maps), guided.shape[-spatial_dims:])
+    heat = _min_max(enlarged, spatial_dims, eps).unsqueeze(-spatial_dims - 1)
+    return (heat * _arithmetic(guided)).to(guided.dtype)
+
+
+def overlay(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:
+    channels_last = images.shape[-1] == 3
+    height_width = images.shape[1:3] if channels_last else images.shape[2:4]
+    heat = _enlarge(maps.float(), height_width).nan_to_num(0).clamp(0, 1)
+    colors = colormap[(heat * 255 + 0.5).long()].float()  # (N, H, W, 3)
+    if not channels_last:
+        colors = colors.movedim(-1, 1)
+    levels = images.float() if images.dtype == torch.uint8 else images.float().clamp(0, 1) * 255
+    return (alpha * colors + (1 - alpha) * levels + 0.5).floor().to(torch.uint8)
