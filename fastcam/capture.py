@@ -1,0 +1,361 @@
+"""One run of a network: a layer's activations, and the gradients of any score with respect to them.
+
+Below the first target layer the network runs as in inference; from there up autograd records, and
+:meth:`Capture.gradients` asks for dS/dA alone. The network runs in evaluation mode and is left as it
+was found: hooks and modes are put back on every way out, parameters, ``.grad`` and buffers are never
+written.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcam.layout import Reshape, has_positions, reading
+from fastcam.targets import Selection
+
+Inputs = Any  # a tensor, or a tuple (positional) or mapping (by keyword) of what the model takes
+Output = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class PooledHead:
+    """Global average pooling and one linear layer right behind a layer: S_c = W[c] mean(pooled) + b."""
+
+    weight: Tensor
+    """(classes, C)."""
+    pooled: Tensor
+    """What is averaged, (N, C, *S): A, or ReLU(A)."""
+    rectified: bool
+    """Whether that is ReLU(A)."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one run of a network left behind. It holds the recorded graph: drop it when done."""
+
+    outputs: Any
+    """The model's own answer, detached."""
+    logits: Tensor
+    """The class scores within it, (N, classes) as a rule, with their graph."""
+    layers: tuple[str, ...]
+    """The target layers' names."""
+    activations: tuple[Tensor, ...]
+    """One a layer, (N, C, *S), without a graph."""
+    extents: tuple[int, ...] | None
+    """The spatial extents of the images that went in."""
+    images: Tensor | None
+    """The first input with positions; the graph's leaf where it starts at the inputs."""
+
+    _nodes: tuple[Tensor, ...]
+    _readings: tuple[Reshape, ...]
+    _linear: tuple[nn.Linear, Tensor, Tensor] | None  # the last one that ran, its input and output
+
+    def gradients(self, scores: Tensor, *, retain: bool = True) -> list[Tensor]:
+        """dS/dA for each layer, (N, C, *S).
+
+        Args:
+            scores: (N,), computed from ``logits`` with autograd on; each image's score depends on
+                that image alone.
+            retain: whether the graph stays for further calls.
+
+        Raises:
+            ValueError: if a score does not depend on a layer.
+        """
+        found = _gradients(scores, self._nodes, retain)
+        for name, gradient in zip(self.layers, found):
+            if gradient is None:
+                raise ValueError(
+                    f"target_layers: the score does not depend on what '{name}' returned (a branch "
+                    "that is not used, or torch.no_grad() or detach() behind it in the model)"
+                )
+        return [
+            read(gradient) for read, gradient in zip(self._readings, found) if gradient is not None
+        ]
+
+    def image_gradients(self, scores: Tensor, *, retain: bool = True) -> Tensor:
+        """dS/dx for the images x, in their shape; the graph must start at the inputs."""
+        assert self.images is not None
+        (gradient,) = _gradients(scores, (self.images,), retain)
+        if gradient is None:
+            raise ValueError("model: the score does not depend on the images")
+        return gradient
+
+    def pooled_head(self, layer: int, selection: Selection) -> PooledHead | None:
+        """The layer's global average pooling and linear head, None where the network has another.
+
+        Accepted where the last linear layer gave the logits and took the mean of A or ReLU(A), and
+        the gradient of the scores is W[c] / Z (where A > 0): the values alone would also fit a ReLU
+        behind A >= 0 that blocks gradients, or a block that is near to the identity.
+
+        Args:
+            layer: the index of the layer.
+            selection: the classes to explain; the gradient of the first one is checked.
+        """
+        if self._linear is None or selection.class_ids is None:
+            return None
+        linear, features, answer = self._linear
+        activations = self.activations[layer]
+        if (
+            features.shape != activations.shape[:2]
+            or answer.data_ptr() != self.logits.data_ptr()
+            or answer.numel() != self.logits.numel()
+        ):
+            return None
+        weight = linear.weight.detach()
+        class_ids = selection.class_ids.reshape(activations.shape[0], -1)[:, 0]
+        slope = weight[class_ids] / activations.shape[2:].numel()  # (N, C)
+        slope = slope.reshape(slope.shape + (1,) * (activations.dim() - 2))
+        finite = (
+            activations.flatten(1).isfinite().all(1)
+        )  # NaN in one image says nothing of the head
+        for rectified in (False, True):
+            pooled = activations.relu() if rectified else activations
+            if not _close(features[finite], pooled.flatten(2).mean(-1)[finite]):
+                continue
+            expected = slope * (activations > 0) if rectified else slope.expand_as(activations)
+            gradient = self.gradients(selection.columns()[0])[layer]
+            if _close(gradient[finite], expected[finite]):
+                return PooledHead(weight, pooled, rectified)
+        return None
+
+
+def capture(
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[str],
+    *,
+    reshape: Reshape | None = None,
+    output: Output | None = None,
+    from_inputs: bool = False,
+) -> Capture:
+    """Runs the model once in evaluation mode and records it from the first of the layers up.
+
+    Call it outside of ``torch.inference_mode``. A layer that runs several times counts as it ran last.
+
+    Args:
+        model: as :func:`unwrap` gives it.
+        inputs: a tensor, or a tuple or mapping that is passed on to the model.
+        layers: dotted names within the model.
+        reshape: turns a layer's output, and its gradient, into (N, C, *S) where the shape does not
+            tell how.
+        output: picks the logits out of what the model returns (see :func:`logits_of`).
+        from_inputs: whether the graph starts at the images rather than at the first layer.
+
+    Raises:
+        ValueError: if a layer did not run or has no positions, or the model returned no logits.
+    """
+    inputs = rebuild(inputs, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+    images = images_of(inputs)
+    if from_inputs:
+        if images is None or not images.is_floating_point():
+            raise ValueError("images: guided backpropagation needs images in floating point")
+        given, images = images, images.detach().requires_grad_()
+        with torch.enable_grad():
+            copied = images.clone()  # the model may write into it
+        inputs = rebuild(inputs, lambda tensor: copied if tensor is given else tensor)
+    extents = None if images is None else tuple(images.shape[2:])
+    nodes: dict[str, Tensor] = {}
+    linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+    def record(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, returned: Any) -> Any:
+            def node(tensor: Tensor) -> Tensor:
+                nodes[name] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+                torch.set_grad_enabled(True)  # undone by the no_grad around the model
+                return nodes[name].clone()  # what comes next may write into it
+
+            return replace_first(returned, node)
+
+        return hook
+
+    def remember(module: nn.Linear, args: tuple[Tensor, ...], returned: Tensor) -> None:
+        if args and args[0].dim() == 2:
+            linear[:] = [(module, args[0].detach(), returned.detach())]
+
+    hooks = [(model.get_submodule(name), record(name)) for name in layers]
+    heads = [(module, remember) for module in model.modules() if isinstance(module, nn.Linear)]
+    outputs = run(model, inputs, [*hooks, *heads], grad=from_inputs)
+    logits = logits_of(outputs, output)
+
+    readings = []
+    for name in layers:
+        if name not in nodes:
+            raise ValueError(
+                f"target_layers: '{name}' did not run, or returned no floating-point tensor with "
+                "positions, (N, C, *S) or (N, tokens, C)"
+            )
+        read = reshape or reading(nodes[name].shape, extents)
+        if read is None:
+            raise ValueError(
+                f"target_layers: '{name}' returned {tuple(nodes[name].shape)}, which is no grid of "
+                f"patches of a {extents} image; give reshape= to turn it into (N, C, *S)"
+            )
+        readings.append(read)
+    activations = tuple(read(nodes[name].detach()) for name, read in zip(layers, readings))
+    for name, layer in zip(layers, activations):
+        if layer.dim() < 3 or layer.shape[0] != logits.shape[0]:
+            raise ValueError(
+                f"target_layers: '{name}' gives {tuple(layer.shape)}, expected (N, C, *S) with the "
+                f"N = {logits.shape[0]} of the model's output; another layer or reshape= may help"
+            )
+    return Capture(
+        outputs=rebuild(outputs, Tensor.detach),
+        logits=logits,
+        layers=tuple(layers),
+        activations=activations,
+        extents=extents,
+        images=images,
+        _nodes=tuple(nodes[name] for name in layers),
+        _readings=tuple(readings),
+        _linear=linear[0] if linear else None,
+    )
+
+
+def run(
+    model: nn.Module,
+    inputs: Inputs,
+    hooks: Sequence[tuple[nn.Module, Callable[..., Any]]],
+    *,
+    grad: bool = False,
+) -> Any:
+    """What the model returns, in evaluation mode with forward hooks, both undone on every way out."""
+    with ExitStack() as undo:
+        undo.enter_context(torch.set_grad_enabled(grad))
+        undo.enter_context(_evaluation(model))
+        if any(map(_is_compiled, model.modules())):  # compiled code would not see the hooks
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
+        for module, hook in hooks:
+            undo.callback(module.register_forward_hook(hook).remove)
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and each back in its own; no ``train()`` of the user's runs."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return (
+        "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def images_of(inputs: Inputs) -> Tensor | None:
+    """The first tensor with positions that goes into the model."""
+    return next((value for value in _items(inputs) if value.dim() > 2), None)
+
+
+def logits_of(outputs: Any, output: Output | None = None) -> Tensor:
+    """The class scores in what a model returned.
+
+    By default the tensor itself, else ``.logits`` or the item "logits", else the first
+    floating-point tensor of a tuple or mapping.
+    """
+    if output is not None:
+        logits = output(outputs)
+    elif isinstance(outputs, Tensor):
+        logits = outputs
+    elif hasattr(outputs, "logits"):
+        logits = outputs.logits
+    elif isinstance(outputs, Mapping) and "logits" in outputs:
+        logits = outputs["logits"]
+    else:
+        logits = next((item for item in _items(outputs) if item.is_floating_point()), None)
+    if not isinstance(logits, Tensor) or logits.dim() == 0:
+        source = "the model returned" if output is None else "output= picked"
+        what = (
+            "a tensor without dimensions" if isinstance(logits, Tensor) else type(outputs).__name__
+        )
+        raise ValueError(
+            f"output: {source} {what}, expected logits (N, classes); give output= to pick them out"
+        )
+    return logits
+
+
+def _items(value: Any) -> list[Tensor]:
+    """The tensors of a tensor, tuple, list or mapping."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    value = value if isinstance(value, (tuple, list)) else [value]
+    return [item for item in value if isinstance(item, Tensor)]
+
+
+def rebuild(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same containers, with every tensor in them changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        items = [rebuild(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, MutableMapping):
+        renewed = copy.copy(value)
+        for key, item in value.items():
+            renewed[key] = rebuild(item, change)
+        return renewed
+    tensors = {k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, Tensor)}
+    if tensors:
+        value = copy.copy(value)
+        value.__dict__.update({name: change(tensor) for name, tensor in tensors.items()})
+    return value
+
+
+def replace_first(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same containers, with the first tensor that has positions changed."""
+    done = False
+
+    def once(tensor: Tensor) -> Tensor:
+        nonlocal done
+        if done or not has_positions(tensor):
+            return tensor
+        done = True
+        return change(tensor)
+
+    return rebuild(value, once)
+
+
+def _gradients(
+    scores: Tensor, nodes: tuple[Tensor, ...], retain: bool
+) -> tuple[Tensor | None, ...]:
+    if not scores.requires_grad:
+        return (None,) * len(nodes)
+    return torch.autograd.grad(
+        scores, nodes, torch.ones_like(scores), retain_graph=retain, allow_unused=True
+    )
+
+
+def _close(value: Tensor, expected: Tensor) -> bool:
+    """Equal to rounding, relative to the largest value."""
+    if value.numel() == 0:
+        return True
+    precision = max(torch.finfo(tensor.dtype).eps for tensor in (value, expected))
+    value, expected = value.float(), expected.float()
+    tolerance = max(1e-5, 4 * precision) * expected.abs().amax()
+    return bool(((value - expected).abs() <= tolerance).all())

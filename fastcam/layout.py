@@ -1,0 +1,71 @@
+"""How a layer's output is read as activations (N, C, *S): by its shape and the input's, views only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Reshape = Callable[[Tensor], Tensor]
+
+_MOST_PREFIX_TOKENS = 8  # a class token, a distillation token, register tokens
+
+
+def has_positions(value: object) -> bool:
+    """Whether this is a floating-point tensor with dimensions behind (N, C)."""
+    return isinstance(value, Tensor) and value.is_floating_point() and 3 <= value.dim() <= 5
+
+
+def token_grid(tokens: int, extents: tuple[int, int]) -> tuple[int, int, int] | None:
+    """(prefix, rows, columns) with prefix + rows * columns = tokens, None where no patch size fits.
+
+    Rows and columns are the image's ``extents`` over an integer patch size. A patch size that divides
+    the image is preferred to one that leaves a margin, then the fewest prefix tokens.
+    """
+    height, width = extents
+    patches = range(min(height, width), 0, -1)
+    dividing = [patch for patch in patches if height % patch == width % patch == 0]
+    for sizes in (dividing, patches):
+        for prefix in range(min(_MOST_PREFIX_TOKENS, tokens - 1) + 1):
+            for patch in sizes:
+                rows, columns = height // patch, width // patch
+                if rows * columns == tokens - prefix:
+                    return prefix, rows, columns
+    return None
+
+
+def reading(shape: torch.Size, extents: tuple[int, ...] | None) -> Reshape | None:
+    """The view that turns a layer's output of this shape into (N, C, *S), None where there is none.
+
+    ============= ========== ================================================================
+    layer         input      read as
+    ============= ========== ================================================================
+    3-D           2-D images tokens (N, T, C), the prefix tokens left out
+    3-D           otherwise  (N, C, L)
+    4-D, 5-D      any        (N, C, *S) or (N, *S, C): where the scale against the input's
+                             height and width is the more even, (N, C, *S) where both are
+    ============= ========== ================================================================
+
+    Args:
+        shape: the layer's output, (N, ...).
+        extents: the input's spatial extents, None where it has none.
+    """
+    if len(shape) == 3 and extents is not None and len(extents) == 2:
+        grid = token_grid(shape[1], (extents[0], extents[1]))
+        if grid is None:
+            return None
+        prefix, rows, columns = grid
+        return lambda tokens: tokens[:, prefix:].unflatten(1, (rows, columns)).movedim(-1, 1)
+    if len(shape) >= 4 and extents is not None and len(extents) >= 2:
+        first, last = (_unevenness(positions, extents) for positions in (shape[2:], shape[1:-1]))
+        if last < first:
+            return lambda output: output.movedim(-1, 1)
+    return lambda output: output
+
+
+def _unevenness(positions: tuple[int, ...], extents: tuple[int, ...]) -> float:
+    """How far the scales of height and width are apart, 0 for equal ones."""
+    scales = [extents[i] / max(positions[i], 1) for i in (-2, -1)]
+    return abs(math.log(scales[0] / scales[1])) if min(scales) > 0 else math.inf

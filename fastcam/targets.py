@@ -1,0 +1,133 @@
+"""What to explain: class ids or functions of the output, turned into one score an image and class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Target = Callable[[Tensor], Tensor]
+Targets = int | Sequence[int] | Tensor | np.ndarray[Any, Any] | Target | Sequence[Target] | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The scores to explain."""
+
+    scores: Tensor
+    """(N,) or (N, K), with their graph."""
+    class_ids: Tensor | None
+    """The shape of ``scores``; None where the targets were functions."""
+
+    def columns(self) -> list[Tensor]:
+        """One class an image at a time: scores (N,) with their graph, K of them."""
+        with torch.enable_grad():
+            return [self.scores] if self.scores.dim() == 1 else list(self.scores.unbind(1))
+
+
+def select(logits: Tensor, targets: Targets = None) -> Selection:
+    """The scores that the targets name.
+
+    Args:
+        logits: (N, classes), or (N,) or (N, 1) for a single logit, which is class 0. Other shapes
+            need a function.
+        targets: an int for every image; a list, array or 1-D tensor of N ints; (N, K) for K classes
+            an image; a function from one image's logits to a scalar, or N of them; None for the top
+            class. Ids on a GPU are not checked against the range, for that would wait for it.
+
+    Raises:
+        ValueError, TypeError: if the targets do not fit the logits.
+    """
+    with torch.enable_grad():
+        functions = _functions(targets, logits.shape[0])
+        if functions is not None:
+            return Selection(_apply(functions, logits), None)
+        if logits.dim() > 2:
+            raise ValueError(
+                f"targets: the model's output has shape {tuple(logits.shape)}, for which a class is "
+                "no single score; give a function from one image's output to a scalar"
+            )
+        rows = logits.reshape(logits.shape[0], -1)
+        ids = rows.argmax(1) if targets is None else _class_ids(targets, rows)
+        columns = ids.reshape(rows.shape[0], -1)
+        return Selection(rows.gather(1, columns).reshape(ids.shape), ids)
+
+
+def look_like_probabilities(logits: Tensor) -> bool:
+    """Whether softmax or sigmoid came last, or every row is positive and sums to 1."""
+    if logits.grad_fn is not None and logits.grad_fn.name() in (
+        "SoftmaxBackward0",
+        "SigmoidBackward0",
+    ):
+        return True
+    if logits.dim() != 2 or logits.shape[1] < 2 or logits.shape[0] == 0:
+        return False
+    rows = logits.detach().float()
+    return bool(((rows >= 0).all(1) & ((rows.sum(1) - 1).abs() < 1e-2)).all())
+
+
+def _functions(targets: Any, images: int) -> list[Target] | None:
+    """One function an image, None where the targets are no functions."""
+    if callable(targets):
+        return [targets] * images
+    if not isinstance(targets, (list, tuple)) or not any(map(callable, targets)):
+        return None
+    if len(targets) != images or not all(map(callable, targets)):
+        raise ValueError(
+            f"targets: got a list of {len(targets)}, expected {images} functions, one an image"
+        )
+    return list(targets)
+
+
+def _apply(functions: list[Target], logits: Tensor) -> Tensor:
+    if not functions:
+        return logits.new_zeros(0)
+    scores = []
+    for function, row in zip(functions, logits):
+        score = function(row)
+        if not isinstance(score, Tensor) or score.numel() != 1:
+            came = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(
+                f"targets: a function returned {came}, expected a tensor with one value"
+            )
+        scores.append(score.reshape(()))
+    return torch.stack(scores)
+
+
+def _class_ids(targets: Any, rows: Tensor) -> Tensor:
+    """Ids (N,) or (N, K) on the logits' device, checked as far as the host knows them."""
+    images, classes = rows.shape
+    ids = targets if isinstance(targets, Tensor) else _tensor(targets)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"targets: got values of type {ids.dtype}, expected class ids (integers)")
+    ids = ids.expand(images) if ids.dim() == 0 else ids
+    if ids.dim() > 2 or ids.shape[0] != images or ids.shape[1:].numel() == 0:
+        raise ValueError(
+            f"targets: got shape {tuple(ids.shape)}, expected ({images},), one class an image, "
+            f"or ({images}, K) for K classes an image"
+        )
+    if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < classes:
+        outside = ids[(ids < 0) | (ids >= classes)][0]
+        raise ValueError(f"targets: got class {outside}, expected 0 to {classes - 1}")
+    ids = ids.clone() if ids.is_inference() else ids
+    return ids.to(rows.device, torch.int64)
+
+
+def _tensor(targets: Any) -> Tensor:
+    if isinstance(targets, Integral) and not isinstance(targets, bool):
+        return torch.tensor(int(targets))
+    try:
+        array = np.asarray(targets)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype == object or array.dtype.kind in "USMm":
+        raise TypeError(
+            f"targets: got {targets!r}, expected class ids (an int, N ints or (N, K)), a function or "
+            "a list of functions"
+        )
+    return torch.from_numpy(array.astype(np.int64) if array.size == 0 else array)
