@@ -1,0 +1,1 @@
+"""The demo's network, scene and clip: how they are made."""
