@@ -1,0 +1,3 @@
+from fastcam.cli import main
+
+main()

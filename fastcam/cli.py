@@ -1,0 +1,335 @@
+"""The command line. What a command drives is imported inside it, so that --help is quick."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from fastcam.errors import FastcamError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastcam.models import LoadedModel
+    from fastcam.video import Frame
+
+
+class _Commands(TyperGroup):
+    """Turns what a person can do something about into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FastcamError as error:
+            _say(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            _say("interrupted; what was finished is kept")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Class activation maps: what in a picture speaks for a class.",
+)
+
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model", help="digits (ships), a torchvision name, timm:NAME or package.module:function."
+    ),
+]
+Weights = Annotated[
+    str, typer.Option(help="DEFAULT, none (random), or a .safetensors or .pth file.")
+]
+Classes = Annotated[Path | None, typer.Option(help="A text file with one class name a line.")]
+Method = Annotated[str, typer.Option(help="cam, gradcam, gradcam++, layercam, guided-gradcam, ...")]
+Layer = Annotated[
+    str, typer.Option(help="A layer's dotted name; auto: the last one with positions.")
+]
+Target = Annotated[str, typer.Option(help="The class to explain: top1, an id or a name.")]
+Colormap = Annotated[str, typer.Option(help="One of OpenCV's colour tables.")]
+Alpha = Annotated[float, typer.Option(min=0, max=1, help="The share of the heat over the picture.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Side of the network's input, in pixels.")]
+Crop = Annotated[
+    bool, typer.Option("--crop/--no-crop", help="Cut the edges off as in training, or not.")
+]
+Mean = Annotated[
+    tuple[float, float, float] | None, typer.Option(help="Of the channels, for values in [0, 1].")
+]
+Std = Annotated[
+    tuple[float, float, float] | None, typer.Option(help="Of the channels, for values in [0, 1].")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: what there is.")]
+Json = Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout, nothing else.")]
+
+
+@app.command()
+def image(
+    picture: Annotated[
+        list[Path], typer.Argument(help="Pictures, in any format that OpenCV reads.")
+    ],
+    model: ModelName = "resnet50",
+    weights: Weights = "DEFAULT",
+    classes: Classes = None,
+    method: Method = "gradcam++",
+    layer: Layer = "auto",
+    target: Target = "top1",
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes the grid shows.")] = 3,
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("out"),
+    colormap: Colormap = "turbo",
+    alpha: Alpha = 0.5,
+    size: Size = None,
+    crop: Crop = True,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Explain pictures: an overlay, a grid of the top classes, the raw maps.
+
+    Writes NAME-overlay.png, NAME-grid.png, NAME.npy (K, h, w) and NAME.json for each picture. What
+    the network did not see is dark. With --json, one line a picture.
+    """
+    from fastcam import image as images
+    from fastcam import pictures, render
+    from fastcam.explainer import Explainer
+
+    render.check_colormap(colormap)
+    loaded = _load(model, weights, classes, size, crop, mean, std, device)
+    explainer = Explainer(loaded, method, layer, target, top_k)
+    failed = 0
+    for path, name in zip(picture, images.output_names(picture), strict=True):
+        try:
+            explanation = images.explain(pictures.read(path), explainer, colormap, alpha)
+        except UsageError:
+            raise
+        except FastcamError as error:
+            failed += 1
+            _say(str(error))
+            if as_json:
+                _print_json({"picture": str(path), "error": str(error)})
+            continue
+        about = {
+            "picture": str(path),
+            "model": model,
+            "weights": weights,
+            "method": method,
+            "layer": explainer.layer,
+            "target": target,
+        }
+        report = images.save(explanation, out, name, about)
+        if as_json:
+            _print_json(report)
+        else:
+            found = (f"{each['name']} {each['probability']:.1%}" for each in report["classes"])
+            print(f"{path}: {', '.join(found)}", *report["files"].values(), sep="\n  ")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def video(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A clip in any format that FFmpeg reads.")
+    ],
+    sink: Annotated[Path, typer.Argument(metavar="OUT", help="The H.264 clip to write.")],
+    model: ModelName = "resnet50",
+    weights: Weights = "DEFAULT",
+    classes: Classes = None,
+    method: Method = "gradcam++",
+    layer: Layer = "auto",
+    target: Target = "top1",
+    batch: Annotated[
+        int, typer.Option(min=1, help="Frames that go through the network together.")
+    ] = 16,
+    colormap: Colormap = "turbo",
+    alpha: Alpha = 0.5,
+    size: Size = None,
+    crop: Crop = True,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Explain every frame of a clip: heat over it, the class in its corner.
+
+    Times, sound and orientation stay those of the clip. top1 is each frame's own top class.
+    """
+    from fastcam import render
+    from fastcam.explainer import Explainer
+    from fastcam.video import Clip, Writer
+    from fastcam.video import explain as explain_frames
+
+    render.check_colormap(colormap)
+    if sink.exists() and sink.samefile(source):
+        raise UsageError(f"{sink}: IN and OUT are the same file")
+    started = time.perf_counter()
+    report: dict[str, Any] = {"source": str(source), "model": model, "weights": weights}
+    try:
+        with Clip(source) as clip, Writer(sink, clip.rate, source, clip.pixel_aspect) as writer:
+            loaded = _load(model, weights, classes, size, crop, mean, std, device)
+            explainer = Explainer(loaded, method, layer, target)
+            frames = explain_frames(clip, explainer, batch, colormap, alpha)
+            for frame in _progress(frames, clip.frames):
+                writer.write(frame)
+    except FastcamError as error:
+        if as_json:
+            _print_json({**report, "error": str(error)})
+        raise
+    seconds = time.perf_counter() - started
+    if writer.padded is not None:
+        height, width = writer.padded
+        _say(f"odd width or height: padded to {width}x{height}")
+    report |= {"method": method, "layer": explainer.layer, "target": target}
+    report |= {"frames": writer.frames, "seconds": seconds, "clip": str(sink)}
+    if as_json:
+        _print_json(report)
+    else:
+        print(f"{sink}: {writer.frames} frames in {seconds:.1f} s")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("out/demo"),
+    as_json: Json = False,
+) -> None:
+    """Show what it does on the pictures, the clip and the network that ship with it."""
+    from fastcam import demonstration
+
+    for name, make in (
+        ("scene.png", demonstration.scene),
+        ("grid.png", demonstration.grid),
+        ("clip.mp4", demonstration.clip),
+    ):
+        text = make(out / name)
+        if as_json:
+            _print_json({"file": str(out / name), "shows": text})
+        else:
+            print(f"{out / name}\n  {text}", flush=True)
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Show the version, how it was built, the devices, and which kernels serve which device."""
+    import torch
+
+    from fastcam import _kernels
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    facts: dict[str, dict[str, str]] = {
+        "versions": {"fastcam": _version(), "torch": torch.__version__},
+        "build": {key: str(value) for key, value in _kernels.build_info().items()},
+        "devices": {
+            "cpu": f"{torch.get_num_threads()} threads",
+            "cuda": ", ".join(gpus) or "none",
+        },
+        "kernels": _kernels.report(),
+    }
+    if as_json:
+        _print_json(facts)
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for section, entries in facts.items():
+        for index, (key, value) in enumerate(entries.items()):
+            table.add_row("" if index else section, key, Text(value))
+    Console().print(table)
+
+
+def main() -> None:
+    """The program ``fastcam``."""
+    warnings.showwarning = lambda message, *_, **__: _say(str(message))
+    app(prog_name="fastcam")
+
+
+def _load(
+    name: str,
+    weights: str,
+    classes: Path | None,
+    size: int | None,
+    crop: bool,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    device: str,
+) -> LoadedModel:
+    """The model with what the options change about it."""
+    from fastcam import models
+
+    model = models.load(name, weights, _device(device))
+    preprocessing = model.preprocessing
+    if size is not None:
+        preprocessing = preprocessing.sized(size)
+    if not crop:
+        preprocessing = replace(preprocessing, crop=None)
+    preprocessing = replace(
+        preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std
+    )
+    names = model.classes if classes is None else models.read_classes(classes)
+    return replace(model, preprocessing=preprocessing, classes=names)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"device {name} cannot be used: {reason}") from None
+    return device
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fastcam")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} frames/s" if speed else "")
+
+
+def _progress(frames: Iterable[Frame], total: int | None) -> Iterator[Frame]:
+    """The frames, with a bar on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield from bar.track(frames, total=total)
+
+
+def _say(message: str) -> None:
+    print(f"fastcam: {message}", file=sys.stderr)
+
+
+def _print_json(report: dict[str, Any]) -> None:
+    print(json.dumps(report), flush=True)

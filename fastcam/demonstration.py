@@ -1,0 +1,65 @@
+"""What `fastcam demo` shows, made from the network and the pictures that ship with the package.
+
+They are small, so the heat is drawn over them enlarged; the network gets them at their own size.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastcam import demo, image, models, pictures, video
+from fastcam.explainer import Explainer
+from fastcam.pictures import Picture
+
+_DIGIT = "2"  # in the scene and in every frame of the clip
+_ZOOM = 3
+
+
+def scene(path: Path) -> str:
+    """Writes the heat of one digit over the scene; returns what to see in it."""
+    pictures.write(path, _explained_scene().overlay)
+    return f"what speaks for a {_DIGIT}: the {_DIGIT} is hot, the other digits are cold"
+
+
+def grid(path: Path) -> str:
+    """Writes the scene and the heat of each digit in it side by side; returns what to see in it."""
+    explanation = _explained_scene(top_k=len(_about("scene.json")["digits"]))
+    pictures.write(path, explanation.grid)
+    names = ", ".join(each["name"] for each in explanation.classes)
+    return f"the digits in the scene one by one ({names}): the heat moves to each"
+
+
+def clip(path: Path) -> str:
+    """Writes the clip with the heat of one digit over every frame; returns what to see in it."""
+    with video.Clip(demo.asset("clip.mp4")) as source, video.Writer(path, source.rate) as sink:
+        large = (replace(frame, picture=_enlarged(frame.picture)) for frame in source)
+        for frame in video.explain(large, _explainer("clip.json")):
+            sink.write(frame)
+    return f"the heat follows the {_DIGIT} from frame to frame"
+
+
+def _explained_scene(top_k: int = 1) -> image.ImageExplanation:
+    picture = pictures.read(demo.asset("scene.png"))
+    return image.explain(_enlarged(picture), _explainer("scene.json", top_k))
+
+
+def _explainer(about: str, top_k: int = 1) -> Explainer:
+    """For pictures that are enlarged from the size that the description gives."""
+    size = _about(about)
+    model = models.load("digits")
+    back = replace(model.preprocessing, resize=(size["height"], size["width"]))
+    return Explainer(replace(model, preprocessing=back), "gradcam", target=_DIGIT, top_k=top_k)
+
+
+def _about(name: str) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads(demo.asset(name).read_text())
+    return about
+
+
+def _enlarged(picture: Picture) -> Picture:
+    import cv2
+
+    return cv2.resize(picture, None, fx=_ZOOM, fy=_ZOOM, interpolation=cv2.INTER_CUBIC)  # type: ignore[return-value]

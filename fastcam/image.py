@@ -1,0 +1,100 @@
+"""One picture explained: the overlay, the grid of classes, the raw maps and what they are of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastcam import pictures, render
+from fastcam.explainer import Explained, Explainer
+from fastcam.pictures import Picture
+
+
+@dataclass(frozen=True)
+class ImageExplanation:
+    """What a picture's K classes look like."""
+
+    overlay: Picture
+    """The heat of the first class over the picture."""
+    grid: Picture
+    """The picture, and the heat of each class with its name and probability."""
+    explained: Explained
+    """Of one picture: maps (1, K, h, w)."""
+    classes: list[dict[str, Any]]
+    """id, name, score, probability and the raw map's range of each class."""
+    region: render.Region
+    """The part of the picture that the network saw."""
+
+
+def explain(
+    picture: Picture, explainer: Explainer, colormap: str = "turbo", alpha: float = 0.5
+) -> ImageExplanation:
+    """Explains a picture; ``colormap`` and ``alpha`` as in :func:`fastcam.render.overlay`."""
+    model = explainer.model
+    batch = torch.from_numpy(picture).unsqueeze(0)
+    region = model.preprocessing.region(*picture.shape[:2])
+    explained = explainer(batch)
+    classes, overlays = [], []
+    for k, class_id in enumerate(explained.class_ids[0].tolist()):
+        raw = explained.maps[0, k]
+        classes.append(
+            {
+                "id": class_id,
+                "name": model.class_name(class_id),
+                "score": explained.scores[0, k].item(),
+                "probability": explained.probabilities[0, k].item(),
+                "range": [raw.min().item(), raw.max().item()],
+            }
+        )
+        overlays.append(render.heat(batch, explained.heat(k), region, colormap, alpha)[0].numpy())
+    titles = [f"{each['name']}: {each['probability']:.0%}" for each in classes]
+    grid = render.grid([("picture", picture), *zip(titles, overlays, strict=True)])
+    return ImageExplanation(overlays[0], grid, explained, classes, region)
+
+
+def save(
+    explanation: ImageExplanation, folder: Path, name: str, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes NAME-overlay.png, NAME-grid.png, NAME.npy (the raw maps) and NAME.json.
+
+    Returns:
+        What NAME.json says: ``about``, the classes, the region and the files.
+    """
+    maps = explanation.explained.maps[0].numpy()  # (K, h, w) float32
+    files = {
+        "overlay": folder / f"{name}-overlay.png",
+        "grid": folder / f"{name}-grid.png",
+        "maps": folder / f"{name}.npy",
+    }
+    pictures.write(files["overlay"], explanation.overlay)
+    pictures.write(files["grid"], explanation.grid)
+    with pictures.replacing(files["maps"]) as temporary:
+        np.save(temporary, maps)
+    report = {
+        **about,
+        "classes": explanation.classes,
+        "shape": list(maps.shape),
+        "region": explanation.region._asdict(),
+        "files": {kind: str(path) for kind, path in files.items()},
+    }
+    with pictures.replacing(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def output_names(paths: Iterable[Path]) -> Iterator[str]:
+    """The stem of each path, numbered where an earlier one has the same."""
+    taken: set[str] = set()
+    for path in paths:
+        name, number = path.stem, 1
+        while name.casefold() in taken:  # some file systems know no case
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name.casefold())
+        yield name

@@ -1,0 +1,322 @@
+"""Models by name, with what belongs to them: weights, preprocessing, class names, probabilities."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcam.errors import FastcamError, UsageError, near
+from fastcam.render import Region
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From pictures to what the network expects: resize, crop the centre, normalize.
+
+    Attributes:
+        resize: (height, width) that the picture is shrunk or enlarged to cover, keeping its shape;
+            None leaves it as it is.
+        crop: (height, width) cut from the centre; None cuts nothing.
+        stretch: whether ``resize`` is met exactly and the shape of the picture given up.
+        mean, std: of the three channels, for values in [0, 1].
+        interpolation: "bilinear" or "bicubic".
+    """
+
+    resize: tuple[int, int] | None = (256, 256)
+    crop: tuple[int, int] | None = (224, 224)
+    stretch: bool = False
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    std: tuple[float, ...] = _IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, 3, h, w) float32."""
+        images = pictures.permute(0, 3, 1, 2)
+        resized = self._resized(*images.shape[2:])
+        if resized != images.shape[2:]:
+            images = F.interpolate(images, resized, mode=self.interpolation, antialias=True)
+        if self.crop is not None:
+            top, left = self._offset(resized)
+            images = images[:, :, top : top + self.crop[0], left : left + self.crop[1]]
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
+        return (images / 255 - mean) / std
+
+    def region(self, height: int, width: int) -> Region:
+        """The part of a picture of this size that reaches the network."""
+        if self.crop is None:
+            return Region(0, 0, height, width)
+        resized = self._resized(height, width)
+        top, left = self._offset(resized)
+        down, across = height / resized[0], width / resized[1]  # picture pixels per resized pixel
+        return Region(
+            round(top * down),
+            round(left * across),
+            round((top + self.crop[0]) * down),
+            round((left + self.crop[1]) * across),
+        )
+
+    def sized(self, side: int) -> Preprocessing:
+        """The same for another input size; the share that is cropped away stays."""
+        if self.crop is None:
+            return replace(self, resize=(side, side))
+        resize = self.resize and (
+            round(side * self.resize[0] / self.crop[0]),
+            round(side * self.resize[1] / self.crop[1]),
+        )
+        return replace(self, resize=resize, crop=(side, side))
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if self.resize is None:
+            return height, width
+        if self.stretch:
+            return self.resize
+        # integers, as torchvision computes the longer side
+        if self.resize[0] * width >= self.resize[1] * height:
+            return self.resize[0], self.resize[0] * width // height
+        return self.resize[1] * height // width, self.resize[1]
+
+    def _offset(self, resized: tuple[int, int]) -> tuple[int, int]:
+        assert self.crop is not None
+        return round((resized[0] - self.crop[0]) / 2), round((resized[1] - self.crop[1]) / 2)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network in evaluation mode and what belongs to it.
+
+    Attributes:
+        module: (N, 3, h, w) -> logits (N, classes).
+        preprocessing: makes the module's input from pictures.
+        classes: the names by class id; empty where they are not known.
+        multilabel: whether each class is a yes or no of its own (sigmoid) rather than one of all
+            (softmax).
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing = Preprocessing()
+    classes: tuple[str, ...] = ()
+    multilabel: bool = False
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (N, classes) -> probabilities (N, classes)."""
+        if self.multilabel or logits.shape[1] == 1:
+            return logits.sigmoid()
+        return logits.softmax(1)
+
+    def class_name(self, class_id: int) -> str:
+        return self.classes[class_id] if self.classes else f"class {class_id}"
+
+    def class_id(self, text: str) -> int:
+        """The id that a number or a class name stands for.
+
+        Raises:
+            UsageError: the number is out of range, the name unknown or that of several classes.
+        """
+        if text.isdecimal():
+            if self.classes:
+                check_class(int(text), len(self.classes))
+            return int(text)
+        names = [name.casefold() for name in self.classes]
+        found = [index for index, name in enumerate(names) if name == text.casefold()]
+        if len(found) > 1:
+            raise UsageError(f"class {text} is ambiguous: give one of the ids {found}")
+        if not found:
+            hint = (
+                near(text, self.classes) if names else ": this model has no class names, give an id"
+            )
+            raise UsageError(f"unknown class {text}{hint}")
+        return found[0]
+
+
+def check_class(class_id: int, count: int) -> None:
+    """Raises UsageError where a model with ``count`` classes has no such id."""
+    if class_id >= count:
+        raise UsageError(f"class {class_id} is out of range: the ids are 0 to {count - 1}")
+
+
+def load(name: str, weights: str = "DEFAULT", device: torch.device | str = "cpu") -> LoadedModel:
+    """A model with its weights, on the device, in evaluation mode.
+
+    Args:
+        name: "digits" (the one that ships), a classifier's name in torchvision, "timm:NAME", or
+            "package.module:function" for a function that returns a module or a LoadedModel.
+        weights: "DEFAULT" for those that belong to the name, "none" for random ones, or a file, a
+            state dict in .safetensors or in what torch.save writes. A file with another number of
+            classes gives the model that many.
+        device: where the model goes.
+
+    Raises:
+        UsageError: nothing has that name.
+        FastcamError: the weights cannot be had or do not fit.
+    """
+    state = None if weights in ("DEFAULT", "none") else _read_state(Path(weights))
+    if name == "digits":
+        model = _digits()
+    elif ":" not in name:
+        model = _torchvision(name, weights, state)
+    elif name.startswith("timm:"):
+        model = _timm(name.removeprefix("timm:"), weights, state)
+    else:
+        model = _function(name)
+    if state is not None:
+        _fill(model.module, state, f"{weights} does not fit {name}")
+    model.module.eval().to(device)
+    return model
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The class names in a text file, one a line."""
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise FastcamError(f"{path}: class names cannot be read: {error}") from None
+
+
+def _digits() -> LoadedModel:
+    from fastcam import demo
+
+    as_it_is = Preprocessing(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1))
+    return LoadedModel(demo.digits(), as_it_is, tuple(demo.DIGITS_CLASSES), multilabel=True)
+
+
+def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedModel:
+    try:
+        from torchvision import models
+    except ImportError:
+        raise FastcamError(f"model {name} needs torchvision: pip install torchvision") from None
+
+    known = models.list_models(module=models)
+    if name not in known:
+        hint = near(name, ["digits", *known])
+        raise UsageError(f"unknown model {name}{hint} (or timm:NAME, or package.module:function)")
+    default: Any = models.get_model_weights(name)["DEFAULT"]
+    module = _build(
+        name,
+        partial(models.get_model, name, weights=default if weights == "DEFAULT" else None),
+        state,
+    )
+    transform = default.transforms()
+    (resize,), (crop,) = transform.resize_size, transform.crop_size
+    preprocessing = Preprocessing(
+        resize=(resize, resize),
+        crop=(crop, crop),
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        interpolation=transform.interpolation.value,
+    )
+    return LoadedModel(module, preprocessing, tuple(default.meta["categories"]))
+
+
+def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedModel:
+    try:
+        import timm
+    except ImportError:
+        raise FastcamError(f"model timm:{name} needs timm: pip install timm") from None
+
+    if not timm.is_model(name):
+        raise UsageError(f"unknown model timm:{name}{near(name, timm.list_models())}")
+    module = _build(
+        f"timm:{name}", partial(timm.create_model, name, pretrained=weights == "DEFAULT"), state
+    )
+    data: Any = timm.data
+    config = data.resolve_model_data_config(module)
+    height, width = config["input_size"][1:]
+    share = config["crop_pct"]
+    preprocessing = Preprocessing(
+        resize=(int(height / share), int(width / share)),
+        crop=(height, width),
+        stretch=config["crop_mode"] == "squash",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )
+    subset = data.infer_imagenet_subset(module)  # None where the classes are others
+    names = data.ImageNetInfo(subset).label_descriptions() if subset else ()
+    return LoadedModel(module, preprocessing, tuple(names))
+
+
+def _function(name: str) -> LoadedModel:
+    path, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(path)
+    except ImportError as error:
+        raise UsageError(f"model {name}: {error}") from None
+    function: Callable[[], Any] | None = getattr(module, attribute, None)
+    if function is None:
+        raise UsageError(f"model {name}: {path} has no {attribute}{near(attribute, dir(module))}")
+    made = function()
+    if isinstance(made, LoadedModel):
+        return made
+    if isinstance(made, nn.Module):
+        return LoadedModel(made)
+    raise UsageError(f"model {name}: gave a {type(made).__name__}, not a torch.nn.Module")
+
+
+def _build(
+    name: str, create: Callable[..., nn.Module], state: dict[str, Tensor] | None
+) -> nn.Module:
+    """The module, with as many classes as ``state`` has where that is given."""
+    try:
+        module = create()
+    except (OSError, RuntimeError) as error:  # from urllib, the hub's client, a checksum
+        raise FastcamError(
+            f"the weights of {name} cannot be fetched ({_first_line(error)}): "
+            "give a file with --weights FILE, or --weights none"
+        ) from None
+    for key, value in module.state_dict().items():
+        given = state.get(key) if state is not None else None
+        if given is not None and given.dim() and len(value) == 1000 != len(given):
+            return create(num_classes=len(given))
+    return module
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file; wrappers of training scripts around it are taken off."""
+    if not path.is_file():
+        raise FastcamError(f"{path}: no such file of weights (or DEFAULT, or none)")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise FastcamError(
+            f"{path}: holds more than tensors and is not loaded; save model.state_dict() alone"
+        ) from None
+    except Exception as error:  # safetensors and torch raise many kinds for a broken file
+        raise FastcamError(f"{path}: not a file of weights ({_first_line(error)})") from None
+    for wrapper in ("state_dict", "model"):
+        state = state.get(wrapper, state)
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # a size; the first line only announces the others
+        raise FastcamError(f"{complaint}: {str(error).splitlines()[-1].strip()}") from None
+    for keys, what in ((missing, "lacks"), (unexpected, "has unknown")):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise FastcamError(f"{complaint}: it {what} {', '.join(keys[:3])}{more}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,156 @@
+"""Maps made visible: heat over pictures, captions, pictures side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastcam import ops
+from fastcam.errors import UsageError
+
+Picture = NDArray[np.uint8]  # (H, W, 3), RGB
+
+_UNSEEN = 0.4  # brightness of what the network did not see
+_PANEL = 360  # longer side of a picture in a grid, in pixels
+_COLUMNS = 5
+_STRIP = 30  # height of a caption above a panel
+_GAP = 12
+
+
+class Region(NamedTuple):
+    """A rectangle of a picture in pixels; ``bottom`` and ``right`` lie outside."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+def colormaps() -> list[str]:
+    """The names of OpenCV's colour tables."""
+    import cv2
+
+    prefix = "COLORMAP_"
+    return [name.removeprefix(prefix).lower() for name in dir(cv2) if name.startswith(prefix)]
+
+
+def check_colormap(name: str) -> None:
+    """Raises UsageError where OpenCV has no colour table of that name."""
+    if name not in colormaps():
+        raise UsageError(f"unknown colormap {name}; there are: {', '.join(colormaps())}")
+
+
+@cache
+def color_table(name: str, device: torch.device) -> Tensor:
+    """OpenCV's colour table of that name: (256, 3) uint8, RGB, cold to hot.
+
+    Raises:
+        UsageError: there is no such table.
+    """
+    import cv2
+
+    check_colormap(name)
+    ramp = np.arange(256, dtype=np.uint8)
+    bgr = cv2.applyColorMap(ramp, getattr(cv2, f"COLORMAP_{name.upper()}")).reshape(256, 3)
+    return torch.from_numpy(bgr[:, ::-1].copy()).to(device)
+
+
+def overlay(images: Tensor, maps: Tensor, colormap: str = "turbo", alpha: float = 0.5) -> Tensor:
+    """Maps as heat over images.
+
+    Args:
+        images: (N, 3, H, W) or (N, H, W, 3), RGB; uint8, or floating point in [0, 1].
+        maps: (N, h, w) in [0, 1], enlarged linearly; NaN counts as 0.
+        colormap: the name of one of OpenCV's colour tables.
+        alpha: the share of the heat, in [0, 1].
+
+    Returns:
+        uint8 in the shape of ``images``.
+
+    Raises:
+        UsageError: there is no colour table of that name.
+    """
+    return ops.overlay(images, maps, color_table(colormap, images.device), alpha)
+
+
+def heat(
+    pictures: Tensor, maps: Tensor, region: Region, colormap: str = "turbo", alpha: float = 0.5
+) -> Tensor:
+    """Raw maps over the part of the pictures that the network saw; the rest is darkened.
+
+    Args:
+        pictures: (N, H, W, 3) uint8, RGB.
+        maps: (N, h, w), any range; each is enlarged to the region, then brought to [0, 1].
+        region: what the network saw.
+        colormap: the name of one of OpenCV's colour tables.
+        alpha: the share of the heat, in [0, 1].
+
+    Returns:
+        (N, H, W, 3) uint8.
+    """
+    rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
+    seen = pictures[:, rows, columns]
+    result = (pictures * _UNSEEN).to(torch.uint8)
+    result[:, rows, columns] = overlay(seen, ops.upsample(maps, seen.shape[1:3]), colormap, alpha)
+    return result
+
+
+def caption(picture: Picture, text: str) -> None:
+    """Writes a line into the upper left corner, white on black, in place."""
+    height, width = picture.shape[:2]
+    line, scale = _fit(text, width - 12, height=max(height / 24, 14))
+    (across, up), down = _extent(line, scale)
+    picture[: up + down + 8, : across + 12] = 0
+    _draw(picture, line, (6, up + 4), scale, 255)
+
+
+def grid(panels: Sequence[tuple[str, Picture]]) -> Picture:
+    """Pictures of one size side by side, at most five in a row, each under its caption."""
+    import cv2
+
+    height, width = panels[0][1].shape[:2]
+    zoom = _PANEL / max(height, width)
+    height, width = max(round(height * zoom), 1), max(round(width * zoom), 1)
+    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    across, down = max(width, _PANEL // 2) + _GAP, _STRIP + height + _GAP
+    rows = -(-len(panels) // _COLUMNS)
+    columns = -(-len(panels) // rows)
+    page = np.full((rows * down, columns * across + _GAP, 3), 255, np.uint8)
+    for index, (text, picture) in enumerate(panels):
+        top, left = index // columns * down + _STRIP, index % columns * across + _GAP
+        line, scale = _fit(text, across - _GAP, height=16)
+        _draw(page, line, (left, top - 10), scale, 0)
+        shown = cv2.resize(picture, (width, height), interpolation=method)
+        page[top : top + height, left : left + width] = shown
+    return page
+
+
+def _fit(text: str, width: int, height: float) -> tuple[str, float]:
+    """The text and its font scale, shortened with an ellipsis to ``width`` pixels."""
+    scale = height / 26  # a font scale of 1 is 26 pixels from the top of an f to the foot of a g
+    line = text
+    while _extent(line, scale)[0][0] > width and len(text) > 1:
+        text = text[:-1]
+        line = text.rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+    return line, scale
+
+
+def _extent(line: str, scale: float) -> tuple[tuple[int, int], int]:
+    """((width, height above the base line), height below it), in pixels."""
+    import cv2
+
+    (width, up), down = cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    return (width, up), down
+
+
+def _draw(picture: Picture, line: str, at: tuple[int, int], scale: float, grey: int) -> None:
+    import cv2
+
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    cv2.putText(picture, line, at, font, scale, (grey,) * 3, 1, cv2.LINE_AA)
