@@ -1,9 +1,9 @@
 """One run of a network: a layer's activations, and the gradients of any score with respect to them.
 
 Below the first target layer the network runs as in inference; from there up autograd records, and
-:meth:`Capture.gradients` asks for dS/dA alone. The network runs in evaluation mode and is left as it
-was found: hooks and modes are put back on every way out, parameters, ``.grad`` and buffers are never
-written.
+:meth:`Capture.gradients` asks for dS/dA alone. The network runs in evaluation mode and is left as
+it was found: hooks and modes are put back on every way out; parameters, ``.grad`` and buffers are
+never written.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Output = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class PooledHead:
-    """Global average pooling and one linear layer right behind a layer: S_c = W[c] mean(pooled) + b."""
+    """Global average pooling and one linear layer behind a layer: S_c = W[c] mean(pooled) + b."""
 
     weight: Tensor
-    """(classes, C)."""
+    """(classes, C), float32 or float64."""
     pooled: Tensor
     """What is averaged, (N, C, *S): A, or ReLU(A)."""
     rectified: bool
@@ -69,15 +69,15 @@ class Capture:
             ValueError: if a score does not depend on a layer.
         """
         found = _gradients(scores, self._nodes, retain)
-        for name, gradient in zip(self.layers, found):
+        gradients = []
+        for name, read, gradient in zip(self.layers, self._readings, found, strict=True):
             if gradient is None:
                 raise ValueError(
                     f"target_layers: the score does not depend on what '{name}' returned (a branch "
                     "that is not used, or torch.no_grad() or detach() behind it in the model)"
                 )
-        return [
-            read(gradient) for read, gradient in zip(self._readings, found) if gradient is not None
-        ]
+            gradients.append(read(gradient))
+        return gradients
 
     def image_gradients(self, scores: Tensor, *, retain: bool = True) -> Tensor:
         """dS/dx for the images x, in their shape; the graph must start at the inputs."""
@@ -109,12 +109,13 @@ class Capture:
         ):
             return None
         weight = linear.weight.detach()
-        class_ids = selection.class_ids.reshape(activations.shape[0], -1)[:, 0]
+        weight = weight if weight.dtype == torch.float64 else weight.float()
+        class_ids = (
+            selection.class_ids if selection.class_ids.dim() == 1 else selection.class_ids[:, 0]
+        )
         slope = weight[class_ids] / activations.shape[2:].numel()  # (N, C)
         slope = slope.reshape(slope.shape + (1,) * (activations.dim() - 2))
-        finite = (
-            activations.flatten(1).isfinite().all(1)
-        )  # NaN in one image says nothing of the head
+        finite = activations.flatten(1).isfinite().all(1)  # NaN says nothing about the head
         for rectified in (False, True):
             pooled = activations.relu() if rectified else activations
             if not _close(features[finite], pooled.flatten(2).mean(-1)[finite]):
@@ -137,7 +138,7 @@ def capture(
 ) -> Capture:
     """Runs the model once in evaluation mode and records it from the first of the layers up.
 
-    Call it outside of ``torch.inference_mode``. A layer that runs several times counts as it ran last.
+    Call it outside of ``torch.inference_mode``. Of a layer that runs several times the last counts.
 
     Args:
         model: as :func:`unwrap` gives it.
@@ -198,8 +199,10 @@ def capture(
                 f"patches of a {extents} image; give reshape= to turn it into (N, C, *S)"
             )
         readings.append(read)
-    activations = tuple(read(nodes[name].detach()) for name, read in zip(layers, readings))
-    for name, layer in zip(layers, activations):
+    activations = tuple(
+        read(nodes[name].detach()) for name, read in zip(layers, readings, strict=True)
+    )
+    for name, layer in zip(layers, activations, strict=True):
         if layer.dim() < 3 or layer.shape[0] != logits.shape[0]:
             raise ValueError(
                 f"target_layers: '{name}' gives {tuple(layer.shape)}, expected (N, C, *S) with the "
@@ -225,7 +228,7 @@ def run(
     *,
     grad: bool = False,
 ) -> Any:
-    """What the model returns, in evaluation mode with forward hooks, both undone on every way out."""
+    """What the model returns in evaluation mode, with forward hooks; both end with the call."""
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(grad))
         undo.enter_context(_evaluation(model))
@@ -240,7 +243,7 @@ def run(
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and each back in its own; no ``train()`` of the user's runs."""
+    """Every module in evaluation mode, then back in its own, without calling the user's train()."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:
@@ -252,9 +255,8 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return (
-        "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
-    )
+    compiled = getattr(module, "_compiled_call_impl", None)
+    return compiled is not None or "_orig_mod" in module._modules
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -280,7 +282,7 @@ def logits_of(outputs: Any, output: Output | None = None) -> Tensor:
     floating-point tensor of a tuple or mapping.
     """
     if output is not None:
-        logits = output(outputs)
+        logits: Any = output(outputs)
     elif isinstance(outputs, Tensor):
         logits = outputs
     elif hasattr(outputs, "logits"):
@@ -290,12 +292,10 @@ def logits_of(outputs: Any, output: Output | None = None) -> Tensor:
     else:
         logits = next((item for item in _items(outputs) if item.is_floating_point()), None)
     if not isinstance(logits, Tensor) or logits.dim() == 0:
-        source = "the model returned" if output is None else "output= picked"
-        what = (
-            "a tensor without dimensions" if isinstance(logits, Tensor) else type(outputs).__name__
-        )
+        came = type(outputs if output is None else logits).__name__
         raise ValueError(
-            f"output: {source} {what}, expected logits (N, classes); give output= to pick them out"
+            f"output: found no logits (N, classes) in {came}; give output= to pick them out of "
+            "what the model returns"
         )
     return logits
 

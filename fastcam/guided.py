@@ -41,7 +41,7 @@ class GuidedReLU(TorchFunctionMode):
         if low != 0 or not (torch.is_grad_enabled() and input.requires_grad):
             return func(*args, **kwargs)
         self.met += 1
-        return _ReLU.apply(input, high, inplace, self)  # type: ignore[no-untyped-call]
+        return _ReLU.apply(input, high, inplace, self)
 
 
 Call = tuple[Tensor, bool, float, float | None]  # input, in place, lower and upper bound
@@ -82,7 +82,7 @@ _CALLS: dict[Any, Callable[..., Call]] = {
 
 
 class _ReLU(torch.autograd.Function):
-    """y = min(max(x, 0), high); the plain backward, or the guided one while ``mode.guided`` is on."""
+    """y = min(max(x, 0), high), with the guided backward while ``mode.guided`` is on."""
 
     @staticmethod
     def forward(

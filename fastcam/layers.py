@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from fastcam.capture import (
     replace_first,
     run,
 )
+from fastcam.errors import near
 from fastcam.layout import Reshape, reading
 
 Layers = nn.Module | str | Sequence[nn.Module | str]
@@ -55,17 +55,14 @@ def _name(layer: nn.Module | str, known: dict[str, nn.Module]) -> str:
         bare = layer.removeprefix("_orig_mod.").removeprefix("module.")
         if layer in known or bare in known:
             return layer if layer in known else bare
-        near = difflib.get_close_matches(layer, known, n=5, cutoff=0.4) or list(known)[-5:]
-        raise ValueError(f"target_layers: no layer '{layer}', near names: {', '.join(near)}")
+        raise ValueError(f"target_layers: the model has no '{layer}'{near(layer, known)}")
     if isinstance(layer, nn.Module):
         inner = layer._modules.get("_orig_mod", layer)
         for name, module in known.items():
             if module is inner:
                 return name
         raise ValueError(f"target_layers: this {type(layer).__name__} is not a layer of the model")
-    raise TypeError(
-        f"target_layers: got {type(layer).__name__}, expected a module, a dotted name or a list of them"
-    )
+    raise TypeError(f"target_layers: got {type(layer).__name__}, expected modules or dotted names")
 
 
 def find_layer(
@@ -77,9 +74,9 @@ def find_layer(
 ) -> str:
     """The last layer with more than one position, by a run on the first image.
 
-    Where that layer gives tokens, the last norm whose patch tokens still have a gradient: in a network
-    read out at its class token this is the last block's first norm, for behind it the gradients of
-    all patch tokens are exactly 0. That takes a second run and one backward.
+    Where that layer gives tokens, the last norm whose patch tokens still have a gradient: in a
+    network read out at its class token this is the last block's first norm, for behind it the
+    gradients of all patch tokens are exactly 0. That takes a second run and one backward.
 
     Raises:
         ValueError: if there is no such layer.
@@ -138,7 +135,7 @@ def _last_norm(
         record = capture(model, inputs, tried, reshape=reshape, output=output)
         with torch.enable_grad():
             scores = record.logits.flatten(1).amax(1)
-        for name, gradient in zip(reversed(tried), reversed(record.gradients(scores))):
+        for name, gradient in zip(reversed(tried), reversed(record.gradients(scores)), strict=True):
             if gradient.any():
                 return name
     raise ValueError(
@@ -151,7 +148,7 @@ def _first_image(inputs: Inputs) -> Inputs:
     if images is None:
         return inputs
     count = images.shape[0]
-    return rebuild(inputs, lambda t: t[:1] if t.dim() and t.shape[0] == count else t)
+    return rebuild(inputs, lambda t: (t[:1] if t.dim() and t.shape[0] == count else t).clone())
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""How a layer's output is read as activations (N, C, *S): by its shape and the input's, views only."""
+"""How a layer's output is read as activations (N, C, *S), from shapes alone and without a copy."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def has_positions(value: object) -> bool:
 def token_grid(tokens: int, extents: tuple[int, int]) -> tuple[int, int, int] | None:
     """(prefix, rows, columns) with prefix + rows * columns = tokens, None where no patch size fits.
 
-    Rows and columns are the image's ``extents`` over an integer patch size. A patch size that divides
-    the image is preferred to one that leaves a margin, then the fewest prefix tokens.
+    Rows and columns are the image's ``extents`` over an integer patch size. A patch size that
+    divides the image is preferred to one that leaves a margin, then the fewest prefix tokens.
     """
     height, width = extents
     patches = range(min(height, width), 0, -1)
@@ -57,7 +57,13 @@ def reading(shape: torch.Size, extents: tuple[int, ...] | None) -> Reshape | Non
         if grid is None:
             return None
         prefix, rows, columns = grid
-        return lambda tokens: tokens[:, prefix:].unflatten(1, (rows, columns)).movedim(-1, 1)
+
+        def grid_of(tokens: Tensor) -> Tensor:
+            count, _, channels = tokens.shape
+            shape = (count, rows, columns, channels)
+            return tokens[:, prefix:].reshape(shape).movedim(-1, 1)
+
+        return grid_of
     if len(shape) >= 4 and extents is not None and len(extents) >= 2:
         first, last = (_unevenness(positions, extents) for positions in (shape[2:], shape[1:-1]))
         if last < first:

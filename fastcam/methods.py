@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ class _Method:
             raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
         self.model = unwrap(model)
         self.layers = () if target_layers is None else layer_names(self.model, target_layers)
-        """The target layers' names, empty until the first call where they are found automatically."""
+        """The target layers' names; found on the first call where none were given."""
         self.outputs: Any = None
         """What the model returned in the last call, detached."""
         self.class_ids: Tensor | None = None
@@ -114,7 +113,7 @@ class _Map(_Method):
         normalize: bool = True,
         relu: bool | None = None,
     ) -> Any:
-        """Explains the images; ``outputs``, ``class_ids`` and ``scores`` come from the same forward.
+        """Maps; ``outputs``, ``class_ids`` and ``scores`` come from the same forward.
 
         Args:
             images: (N, C, *S), or a tuple or mapping of what the model takes.
@@ -266,18 +265,23 @@ class GuidedBackprop(_Method):
     """dS/dx with a ReLU that passes positive gradients at positive inputs only.
 
     Springenberg et al. 2015, arXiv 1412.6806, section 3.4. Acts on ReLU and ReLU6, modules and
-    functions alike; other activations keep their gradient, and a network without ReLU brings a warning.
+    functions alike; other activations keep their gradient, a network without ReLU gets a warning.
     """
 
     name = "guided-backprop"
 
     def __init__(
-        self, model: nn.Module, target_layers: None = None, *, output: Output | None = None
+        self,
+        model: nn.Module,
+        target_layers: Layers | None = None,
+        *,
+        reshape: Reshape | None = None,
+        output: Output | None = None,
     ) -> None:
-        """As for the other methods, but without layers."""
-        if target_layers is not None:
+        """As for the other methods, but without layers: those two arguments stay None."""
+        if target_layers is not None or reshape is not None:
             raise ValueError(
-                "target_layers: guided backpropagation has none, it goes to the images"
+                "target_layers: guided backpropagation has none, it ends at the images"
             )
         super().__init__(model, output=output)
 
@@ -357,7 +361,7 @@ def _finish(maps: list[Tensor], record: Capture, size: Size, normalize: bool) ->
     """Enlargement, then min-max, then the mean over layers."""
     if size == "layer":
         dims = [activations.dim() - 2 for activations in record.activations]
-        maps = [ops.normalize(m, d) for m, d in zip(maps, dims)] if normalize else maps
+        maps = [ops.normalize(m, d) for m, d in zip(maps, dims, strict=True)] if normalize else maps
     else:
         extents = _extents(record, size)
         if normalize and len(maps) > 1:
@@ -376,15 +380,15 @@ def _mean(maps: list[Tensor], extents: tuple[int, ...]) -> Tensor:
 def _extents(record: Capture, size: Size) -> tuple[int, ...]:
     """The extents to enlarge to, as many as the layers have."""
     extents = record.extents if size is None else size
-    for name, activations in zip(record.layers, record.activations):
+    for name, activations in zip(record.layers, record.activations, strict=True):
         dims = activations.dim() - 2
         if extents is None or isinstance(extents, str) or len(extents) != dims or min(extents) < 1:
             source = "the inputs have" if size is None else "got"
             raise ValueError(
-                f"size: {source} {extents!r}, but '{name}' has {dims} dimensions of positions; give "
-                f'{dims} positive integers or "layer"'
+                f"size: {source} {extents!r}, but '{name}' has {dims} dimensions of "
+                f'positions; give {dims} positive integers or "layer"'
             )
-    return tuple(extents or ())
+    return tuple(int(extent) for extent in extents or ())
 
 
 METHODS: dict[str, type[_Method]] = {
@@ -429,7 +433,7 @@ def explain(
     output: Output | None = None,
     **options: Any,
 ) -> Explanation:
-    """One explanation in one call: maps, class ids, scores and the model's outputs from one forward.
+    """One explanation in one call: maps, class ids, scores and outputs from one forward.
 
     Args:
         model, target_layers, reshape, output: as the methods' constructors take them.
@@ -441,9 +445,7 @@ def explain(
         ValueError, TypeError: as the method does, and for a name that is not in the table.
     """
     if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, n=3, cutoff=0.3) or list(METHODS)
-        raise ValueError(f"method: got '{method}', near names: {', '.join(near)}")
-    given = {"target_layers": target_layers, "reshape": reshape, "output": output}
-    cam: Any = METHODS[method](model, **{name: v for name, v in given.items() if v is not None})
+        raise ValueError(f"method: got '{method}', expected one of {', '.join(METHODS)}")
+    cam: Any = METHODS[method](model, target_layers, reshape=reshape, output=output)
     maps = cam(images, targets, **options)
     return Explanation(maps, cam.class_ids, cam.scores, cam.outputs)

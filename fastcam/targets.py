@@ -1,4 +1,4 @@
-"""What to explain: class ids or functions of the output, turned into one score an image and class."""
+"""What to explain: class ids, or functions of the output, turned into scores."""
 
 from __future__ import annotations
 
@@ -49,21 +49,19 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
             return Selection(_apply(functions, logits), None)
         if logits.dim() > 2:
             raise ValueError(
-                f"targets: the model's output has shape {tuple(logits.shape)}, for which a class is "
-                "no single score; give a function from one image's output to a scalar"
+                f"targets: for an output of shape {tuple(logits.shape)} a class is no single "
+                "score; give a function from one image's output to a scalar"
             )
-        rows = logits.reshape(logits.shape[0], -1)
+        rows = logits if logits.dim() == 2 else logits.unsqueeze(1)
         ids = rows.argmax(1) if targets is None else _class_ids(targets, rows)
-        columns = ids.reshape(rows.shape[0], -1)
-        return Selection(rows.gather(1, columns).reshape(ids.shape), ids)
+        scores = rows.gather(1, ids if ids.dim() == 2 else ids.unsqueeze(1))
+        return Selection(scores.reshape(ids.shape), ids)
 
 
 def look_like_probabilities(logits: Tensor) -> bool:
     """Whether softmax or sigmoid came last, or every row is positive and sums to 1."""
-    if logits.grad_fn is not None and logits.grad_fn.name() in (
-        "SoftmaxBackward0",
-        "SigmoidBackward0",
-    ):
+    last = "" if logits.grad_fn is None else logits.grad_fn.name()
+    if last in ("SoftmaxBackward0", "SigmoidBackward0"):
         return True
     if logits.dim() != 2 or logits.shape[1] < 2 or logits.shape[0] == 0:
         return False
@@ -88,13 +86,11 @@ def _apply(functions: list[Target], logits: Tensor) -> Tensor:
     if not functions:
         return logits.new_zeros(0)
     scores = []
-    for function, row in zip(functions, logits):
+    for function, row in zip(functions, logits, strict=True):
         score = function(row)
         if not isinstance(score, Tensor) or score.numel() != 1:
             came = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(
-                f"targets: a function returned {came}, expected a tensor with one value"
-            )
+            raise ValueError(f"targets: a function gave {came}, expected a tensor with one value")
         scores.append(score.reshape(()))
     return torch.stack(scores)
 
@@ -127,7 +123,7 @@ def _tensor(targets: Any) -> Tensor:
         array = np.empty(0, dtype=object)
     if array.dtype == object or array.dtype.kind in "USMm":
         raise TypeError(
-            f"targets: got {targets!r}, expected class ids (an int, N ints or (N, K)), a function or "
-            "a list of functions"
+            f"targets: got {targets!r}, expected class ids (an int, N ints or (N, K)) or functions "
+            "of one image's output"
         )
-    return torch.from_numpy(array.astype(np.int64) if array.size == 0 else array)
+    return torch.from_numpy(array.astype(np.int64) if array.size == 0 else array.copy())

@@ -1,0 +1,158 @@
+"""Layers by name, found automatically, and how their outputs are read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import network, small, small_images
+from torch import Tensor, nn
+
+import fastcam
+from fastcam.layers import find_layer, layer_names
+from fastcam.layout import reading, token_grid
+
+
+def test_names() -> None:
+    model, _ = network("resnet18")
+    assert layer_names(model, "layer4.1") == ("layer4.1",)
+    assert layer_names(model, model.layer4) == ("layer4",)  # iterable, and one layer all the same
+    assert layer_names(model, [model.layer3, "layer4"]) == ("layer3", "layer4")
+
+
+def test_errors_name_what_is_near() -> None:
+    model, _ = network("resnet18")
+    with pytest.raises(ValueError, match=r"no 'layer5'.*near names: .*layer4"):
+        layer_names(model, "layer5")
+    with pytest.raises(ValueError, match="this Conv2d is not a layer of the model"):
+        layer_names(model, nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match="this ResNet is not a layer"):
+        layer_names(model, model)
+    with pytest.raises(ValueError, match="empty"):
+        layer_names(model, [])
+    with pytest.raises(TypeError, match="got int"):
+        layer_names(model, [3])
+    with pytest.raises(TypeError, match="got function"):
+        fastcam.GradCAM(lambda x: x)
+
+
+def test_the_last_layer_with_positions_is_found_once() -> None:
+    model, images = small(), small_images()
+    runs: list[int] = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    cam = fastcam.GradCAM(model)
+    assert cam.layers == ()
+    cam(images)
+    assert cam.layers == ("features",) and len(runs) == 2
+    cam(images)
+    assert len(runs) == 3
+
+
+def test_an_operation_in_place_makes_another_output() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Dropout(), nn.AdaptiveAvgPool2d(7),
+        nn.Flatten(), nn.Linear(4 * 49, 5),
+    ).eval()  # fmt: skip
+    assert find_layer(model, small_images()) == "1"
+
+
+def test_a_network_without_positions() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(960, 5))
+    with pytest.raises(ValueError, match="no layer of the model"):
+        fastcam.GradCAM(model)(small_images())
+
+
+def test_tokens_that_do_not_bear_on_the_output() -> None:
+    class Blind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.embed(x).flatten(2).mT
+            tokens = torch.cat([torch.ones_like(tokens[:, :1]), tokens], 1)
+            return self.head(self.norm(tokens)[:, 0])
+
+    with pytest.raises(ValueError, match="name a layer"):
+        fastcam.GradCAM(Blind())(small_images())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "extents", "grid"),
+    [
+        (196, (224, 224), (0, 14, 14)),
+        (197, (224, 224), (1, 14, 14)),
+        (198, (224, 224), (2, 14, 14)),
+        (201, (224, 224), (5, 14, 14)),
+        (1 + 37 * 37, (518, 518), (1, 37, 37)),
+        (1 + 8 * 12, (128, 192), (1, 8, 12)),
+        (1 + 14 * 21, (230, 340), (1, 14, 21)),
+        (9, (28, 28), (5, 2, 2)),
+        (48, (224, 224), None),
+    ],
+)
+def test_token_grids(tokens, extents, grid) -> None:
+    assert token_grid(tokens, extents) == grid
+
+
+@pytest.mark.parametrize(
+    ("shape", "extents", "positions"),
+    [
+        ((2, 768, 7, 7), (224, 224), (7, 7)),
+        ((2, 7, 7, 768), (224, 224), (7, 7)),
+        ((2, 7, 7, 7), (224, 224), (7, 7)),
+        ((2, 8, 10, 96), (225, 300), (8, 10)),
+        ((2, 96, 8, 10), (225, 300), (8, 10)),
+        ((2, 64, 1, 100), (64, 800), (1, 100)),
+        ((2, 512, 2, 7, 7), (16, 112, 112), (2, 7, 7)),
+        ((2, 8, 7, 7, 768), (16, 224, 224), (8, 7, 7)),
+        ((2, 50, 32), (224, 224), (7, 7)),
+        ((2, 16, 25), (100,), (25,)),
+        ((2, 16, 5, 5), None, (5, 5)),
+    ],
+)
+def test_readings_are_views(shape, extents, positions) -> None:
+    output = torch.randn(shape)
+    read = reading(output.shape, extents)
+    assert read is not None
+    activations = read(output)
+    assert tuple(activations.shape[2:]) == positions
+    assert activations.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
+
+
+def test_unread_tokens_ask_for_reshape() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mix = nn.Conv2d(3, 8, 4, 4), nn.Identity()
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.embed(x).flatten(2).mT
+            extra = torch.ones_like(tokens[:, :1]).expand(-1, 30, -1)
+            return self.head(self.mix(torch.cat([extra, tokens], 1)).mean(1))
+
+    torch.manual_seed(0)
+    model, images = Tokens(), small_images()
+    with pytest.raises(ValueError, match="reshape="):
+        fastcam.GradCAM(model, "mix")(images)
+    cam = fastcam.GradCAM(
+        model, "mix", reshape=lambda tokens: tokens[:, 30:].unflatten(1, (4, 5)).movedim(-1, 1)
+    )
+    assert cam(images, size="layer").shape == (3, 4, 5)
+    assert cam(images).shape == (3, 16, 20)
+
+
+def test_another_batch_inside_the_layer_is_an_error() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows = self.layer(torch.cat(x.chunk(2, -1)))
+            return self.head(sum(windows.chunk(2)).mean((2, 3)))
+
+    with pytest.raises(ValueError, match="N = 3"):
+        fastcam.GradCAM(Windows(), "layer")(small_images())
