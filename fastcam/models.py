@@ -204,7 +204,7 @@ def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> Lo
         hint = near(name, ["digits", *known])
         raise UsageError(f"unknown model {name}{hint} (or timm:NAME, or package.module:function)")
     default: Any = models.get_model_weights(name)["DEFAULT"]
-    module = _build(
+    module, usual = _build(
         name,
         partial(models.get_model, name, weights=default if weights == "DEFAULT" else None),
         state,
@@ -218,7 +218,7 @@ def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> Lo
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,
     )
-    return LoadedModel(module, preprocessing, tuple(default.meta["categories"]))
+    return LoadedModel(module, preprocessing, tuple(default.meta["categories"]) if usual else ())
 
 
 def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedModel:
@@ -229,7 +229,7 @@ def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedMod
 
     if not timm.is_model(name):
         raise UsageError(f"unknown model timm:{name}{near(name, timm.list_models())}")
-    module = _build(
+    module, usual = _build(
         f"timm:{name}", partial(timm.create_model, name, pretrained=weights == "DEFAULT"), state
     )
     data: Any = timm.data
@@ -245,7 +245,7 @@ def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedMod
         interpolation=config["interpolation"],
     )
     subset = data.infer_imagenet_subset(module)  # None where the classes are others
-    names = data.ImageNetInfo(subset).label_descriptions() if subset else ()
+    names = data.ImageNetInfo(subset).label_descriptions() if subset and usual else ()
     return LoadedModel(module, preprocessing, tuple(names))
 
 
@@ -270,8 +270,8 @@ def _function(name: str) -> LoadedModel:
 
 def _build(
     name: str, create: Callable[..., nn.Module], state: dict[str, Tensor] | None
-) -> nn.Module:
-    """The module, with as many classes as ``state`` has where that is given."""
+) -> tuple[nn.Module, bool]:
+    """The module, and whether it has the usual classes or a number of its own, as ``state`` has."""
     try:
         module = create()
     except (OSError, RuntimeError) as error:  # from urllib, the hub's client, a checksum
@@ -280,10 +280,11 @@ def _build(
             "give a file with --weights FILE, or --weights none"
         ) from None
     for key, value in module.state_dict().items():
-        given = state.get(key) if state is not None else None
-        if given is not None and given.dim() and len(value) == 1000 != len(given):
-            return create(num_classes=len(given))
-    return module
+        if value.dim() and len(value) == 1000 and state is not None and key in state:
+            count = state[key].shape[:1].numel()
+            if count != 1000:
+                return create(num_classes=count), False
+    return module, True
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -298,10 +299,12 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise FastcamError(
-            f"{path}: holds more than tensors and is not loaded; save model.state_dict() alone"
+            f"{path}: not tensors alone, so it is not loaded: save it from model.state_dict()"
         ) from None
     except Exception as error:  # safetensors and torch raise many kinds for a broken file
         raise FastcamError(f"{path}: not a file of weights ({_first_line(error)})") from None
+    if not isinstance(state, dict):
+        raise FastcamError(f"{path}: a {type(state).__name__}, not a state dict")
     for wrapper in ("state_dict", "model"):
         state = state.get(wrapper, state)
     return {key.removeprefix("module."): value for key, value in state.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -72,27 +74,37 @@ class Clip:
 
     def __iter__(self) -> Iterator[Frame]:
         last: Frame | None = None
-        end = 0.0
+        damaged, end = False, 0.0
         try:
-            for decoded in self._container.decode(self._stream):
-                time_base = decoded.time_base or self._stream.time_base
-                pts = decoded.pts
-                if pts is None or (last and pts <= last.pts):  # streams without times of their own
-                    pts = last.pts + max(1, round(1 / (self.rate * time_base))) if last else 0
-                last = Frame(_upright(decoded), pts, time_base)
-                end = last.time + float(max(decoded.duration or 0, 1) * time_base)
-                yield last
+            for packet in self._container.demux(self._stream):
+                for decoded in packet.decode():
+                    last = Frame(_upright(decoded), *self._when(decoded, last))
+                    damaged = decoded.is_corrupt
+                    end = last.time + float((decoded.duration or 0) * last.time_base)
+                    yield last
+                damaged = damaged or packet.is_corrupt
         except (_av().FFmpegError, OSError) as error:
             raise FastcamError(f"{self.path}: broken {_place(last)}: {error.strerror}") from None
         if last is None:
             raise FastcamError(f"{self.path}: no frame in it can be decoded")
+        if damaged or self._announced_end() - end > 1.5 / self.rate:
+            raise FastcamError(f"{self.path}: cut short {_place(last)}")
+
+    def _when(self, decoded: av.VideoFrame, last: Frame | None) -> tuple[int, Fraction]:
+        """pts and time base; a frame without a time of its own comes one period after the last."""
+        time_base: Fraction = decoded.time_base or self._stream.time_base
+        if decoded.pts is not None and (last is None or decoded.pts > last.pts):
+            return decoded.pts, time_base
+        period = max(1, round(1 / (self.rate * time_base)))
+        return (last.pts + period if last is not None else 0), time_base
+
+    def _announced_end(self) -> float:
+        """When the last frame ends by what the file says, in seconds; 0 where it says nothing."""
         stream = self._stream
         if stream.duration is not None:
-            missing = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - end
-            if missing > 1.5 / self.rate:
-                raise FastcamError(
-                    f"{self.path}: cut short {_place(last)}: {missing:.2f} s are missing"
-                )
+            return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        hours, minutes, seconds = stream.metadata.get("DURATION", "0:0:0").split(":")  # Matroska
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
     def close(self) -> None:
         self._container.close()
@@ -119,7 +131,10 @@ class Writer:
 
     Raises:
         UsageError: another suffix.
-        FastcamError: the file cannot be written, or cannot hold this kind of sound.
+        FastcamError: the file cannot be written.
+
+    Warns:
+        UserWarning: this kind of file cannot hold this kind of sound, and goes without.
     """
 
     def __init__(
@@ -163,7 +178,7 @@ class Writer:
     def close(self, complete: bool = True) -> None:
         """Finishes the file; not ``complete``: without the sound behind the last frame."""
         try:
-            if self._container is not None:
+            if self.frames:
                 self._mux(self._stream.encode(None))
                 if self._sound is not None and complete:
                     self._sound.copy_until(None, self._container)
@@ -175,7 +190,8 @@ class Writer:
             self._container = None
             if self._sound is not None:
                 self._sound.close()
-            self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # it has been renamed, or could not be made
+                self._temporary.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -205,13 +221,7 @@ class Writer:
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
         self._stream = stream
         if self._sound is not None:
-            try:
-                self._sound.add_to(self._container)
-                self._container.start_encoding()
-            except (_av().FFmpegError, ValueError):
-                raise FastcamError(
-                    f"{self.path}: {self.path.suffix} cannot hold this clip's sound; name it .mkv"
-                ) from None
+            self._sound.add_to(self._container)
 
     def _mux(self, packets: Iterable[Any]) -> None:
         """Writes video packets, each behind the sound of its time."""
@@ -232,7 +242,10 @@ class _Sound:
 
     def add_to(self, container: Any) -> None:
         for track in self._source.streams.audio:
-            self._tracks[track] = container.add_stream_from_template(track)
+            try:
+                self._tracks[track] = container.add_stream_from_template(track)
+            except ValueError as error:
+                warnings.warn(f"the sound is left out: {error}; try .mkv or .mov", stacklevel=4)
         if self._tracks:
             self._packets = self._source.demux(*self._tracks)
             self._advance()

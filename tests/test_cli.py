@@ -1,0 +1,329 @@
+"""The program as a person or a script runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from clips import contents, write_clip
+from typer.testing import CliRunner, Result
+
+from fastcam import demo, image, pictures
+from fastcam.cli import app
+from fastcam.pictures import Picture
+
+COLORS = ("--model", "tiny_models:colors", "--method", "gradcam")
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def squares(height: int, width: int) -> Picture:
+    """Red on the left, green on the right, within the middle that the network sees; grey around."""
+    picture = np.full((height, width, 3), 20, np.uint8)
+    y, x, side = height // 2, width // 2, min(height, width) // 8
+    picture[y - side : y, x - 2 * side : x - side] = (255, 0, 0)
+    picture[y : y + side, x + side : x + 2 * side] = (0, 255, 0)
+    return picture
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pictures.write(tmp_path / "squares.png", squares(240, 320))
+    return tmp_path / "squares.png"
+
+
+def test_what_image_writes(picture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    result = run("image", picture, *COLORS, "--top-k", 2, "--target", "green", "--out", out)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    names = {"squares-overlay.png", "squares-grid.png", "squares.npy", "squares.json"}
+    assert {path.name for path in out.iterdir()} == names
+
+    about = json.loads((out / "squares.json").read_text())
+    assert [each["name"] for each in about["classes"]] == ["green", "red"]
+    assert [each["id"] for each in about["classes"]] == [1, 0]
+    assert about["layer"] == "features"
+    assert about["method"] == "gradcam"
+    assert about["region"] == {"top": 40, "left": 80, "bottom": 200, "right": 240}
+    raw = np.load(out / "squares.npy")
+    assert raw.shape == (2, 12, 12)
+    assert raw.dtype == np.float32
+    for each, values in zip(about["classes"], raw, strict=True):
+        assert each["range"] == pytest.approx([values.min(), values.max()])
+    assert pictures.read(out / "squares-overlay.png").shape == (240, 320, 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(240, 320), (500, 333), (96, 96), (1000, 1003)])
+@pytest.mark.parametrize("options", [(), ("--no-crop",), ("--size", 192)])
+def test_the_heat_is_where_it_belongs(
+    tmp_path: Path, height: int, width: int, options: tuple[object, ...]
+) -> None:
+    shown = squares(height, width)
+    pictures.write(tmp_path / "a.png", shown)
+    heat_alone = ("--alpha", 1, "--colormap", "bone", "--out", tmp_path, *options)
+    for target, channel in (("red", 0), ("green", 1)):
+        assert (
+            run("image", tmp_path / "a.png", *COLORS, "--target", target, *heat_alone).exit_code
+            == 0
+        )
+        overlay = pictures.read(tmp_path / "a-overlay.png")
+        hot = np.argwhere(overlay[..., 0] > 128).mean(0)
+        square = np.argwhere(shown[..., channel] == 255).mean(0)
+        assert np.abs(hot - square).max() < max(height, width) / 50
+
+
+def test_the_colours_of_the_picture_stay(picture: Path, tmp_path: Path) -> None:
+    run("image", picture, *COLORS, "--alpha", 0, "--no-crop", "--out", tmp_path)
+    overlay = pictures.read(tmp_path / "squares-overlay.png")
+    assert np.array_equal(overlay, pictures.read(picture))
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(picture: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "squares.png", tmp_path / "b" / "SQUARES.jpg"]
+    for path in paths:
+        pictures.write(path, squares(100, 120))
+    result = run("image", picture, *paths, *COLORS, "--out", tmp_path / "out", "--json")
+    reports = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [report["picture"] for report in reports] == [str(picture), *map(str, paths)]
+    files = [file for report in reports for file in report["files"].values()]
+    assert len(set(files)) == 9
+    assert all(Path(file).exists() for file in files)
+    assert list(image.output_names([Path("a"), Path("a-2"), Path("x/a")])) == ["a", "a-2", "a-3"]
+
+
+def test_a_broken_picture_does_not_stop_the_others(picture: Path, tmp_path: Path) -> None:
+    broken, missing = tmp_path / "broken.png", tmp_path / "missing.png"
+    broken.write_bytes(picture.read_bytes()[:300])
+    result = run("image", broken, missing, picture, *COLORS, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == 2
+    assert "broken.png: not a picture" in lines[0]
+    assert "missing.png: no such file" in lines[1]
+    reports = [json.loads(line) for line in result.stdout.splitlines()]
+    assert ["error" in report for report in reports] == [True, True, False]
+    assert (tmp_path / "out" / "squares-grid.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model", "resnet5"), "unknown model resnet5; near names: resnet50"),
+        (("--layer", "feature"), "'feature'.*near names: features"),
+        (("--target", "purple"), "unknown class purple"),
+        (("--target", "3"), "class 3 is out of range: the ids are 0 to 2"),
+        (("--model", "tiny_models:module", "--target", "3"), "the ids are 0 to 2"),
+        (("--method", "gradcam+++"), "unknown method gradcam.*near names: .*gradcam"),
+        (("--colormap", "turbine"), "unknown colormap turbine; there are: .*turbo"),
+        (("--device", "gpu"), "device gpu cannot be used"),
+        (("--model", "tiny_models:module", "--method", "cam"), "global average pooling"),
+    ],
+)
+def test_usage_errors(picture: Path, options: tuple[str, ...], message: str) -> None:
+    result = run("image", picture, *COLORS, *options, "--out", picture.parent / "out")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert re.search(message, line), line
+    assert result.stdout == ""
+    assert not (picture.parent / "out").exists()
+
+
+def test_an_interruption_keeps_what_is_finished(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain = image.explain
+    calls = 0
+
+    def second_time(*arguments: Any) -> image.ImageExplanation:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return explain(*arguments)
+
+    monkeypatch.setattr(image, "explain", second_time)
+    result = run("image", picture, picture, *COLORS, "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr
+    assert pictures.read(tmp_path / "out" / "squares-grid.png").size
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_class_names_from_a_file(picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("rot\ngrün\nblau\n", encoding="utf-8")
+    result = run(
+        "image", picture, *COLORS, "--classes", tmp_path / "names.txt", "--target", "grün",
+        "--top-k", 9, "--out", tmp_path, "--json",
+    )  # fmt: skip
+    classes = json.loads(result.stdout)["classes"]
+    assert classes[0]["name"] == "grün"
+    assert len(classes) == 3, "there are no more"
+
+
+@pytest.mark.parametrize("method", ["guided-backprop", "guided-gradcam"])
+def test_signed_gradients_are_drawn_too(picture: Path, tmp_path: Path, method: str) -> None:
+    result = run("image", picture, "--model", "digits", "--method", method, "--out", tmp_path)
+    assert result.exit_code == 0
+    assert np.load(tmp_path / "squares.npy").shape == (3, 3, 240, 320)
+    assert pictures.read(tmp_path / "squares-overlay.png").shape == (240, 320, 3)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    times = [0, 40, 60, 130, 200, 210, 300]
+    return write_clip(tmp_path / "in.mp4", times, picture=lambda index: squares(96, 120))
+
+
+def test_what_video_writes(clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out.mp4"
+    result = run("video", clip, out, *COLORS, "--target", "red", "--batch", 3, "--json")
+    assert result.exit_code == 0
+    assert result.stderr == "", "no bar where there is no terminal"
+    report = json.loads(result.stdout)
+    assert report["frames"] == 7
+    assert report["layer"] == "features"
+    before, after = contents(clip), contents(out)
+    assert after.times == before.times
+    assert [data for _, data in after.sound] == [data for _, data in before.sound]
+    assert after.pictures[0].shape == (96, 120, 3)
+
+
+def test_a_clip_cut_short_ends_with_a_word(clip: Path, tmp_path: Path) -> None:
+    data = clip.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: int(0.9 * len(data))])
+    out = tmp_path / "out.mp4"
+    result = run("video", tmp_path / "cut.mp4", out, *COLORS, "--json")
+    assert result.exit_code == 1
+    assert re.search(r"cut\.mp4: (cut short|broken) after the frame at", result.stderr)
+    assert "error" in json.loads(result.stdout)
+    assert 0 < len(contents(out).times) < 7
+
+
+def test_an_odd_size_is_mentioned(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "odd.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 95, 121, "bgr0"
+        frame = av.VideoFrame.from_ndarray(squares(95, 121), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    result = run("video", tmp_path / "odd.mkv", tmp_path / "out.mp4", *COLORS)
+    assert result.exit_code == 0
+    assert "padded to 122x96" in result.stderr
+    assert "1 frames" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "sink", "code", "message"),
+    [
+        ("missing.mp4", "out.mp4", 1, "missing.mp4: no such file"),
+        ("squares.png.txt", "out.mp4", 1, "not a clip that can be read"),
+        ("in.mp4", "out.gif", 2, "the suffix must be one of"),
+        ("in.mp4", "in.mp4", 2, "the same file"),
+    ],
+)
+def test_clips_that_cannot_be_explained(
+    clip: Path, source: str, sink: str, code: int, message: str
+) -> None:
+    (clip.parent / "squares.png.txt").write_text("text")
+    result = run("video", clip.parent / source, clip.parent / sink, *COLORS)
+    assert result.exit_code == code
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert not (clip.parent / "out.mp4").exists()
+
+
+def test_without_pyav(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = run("video", clip, clip.parent / "out.mp4", *COLORS)
+    assert result.exit_code == 1
+    assert "pip install fastcam[video]" in result.stderr
+
+
+def test_demo(tmp_path: Path) -> None:
+    result = run("demo", "--out", tmp_path / "demo")
+    assert result.exit_code == 0
+    written = ("scene.png", "grid.png", "clip.mp4")
+    assert all(f"{tmp_path / 'demo' / name}\n" in result.stdout for name in written)
+
+    original = pictures.read(demo.asset("scene.png"))
+    scene = pictures.read(tmp_path / "demo" / "scene.png")
+    zoom = scene.shape[0] // original.shape[0]
+    assert zoom >= 2
+    (box,) = (
+        digit["box"]
+        for digit in json.loads(demo.asset("scene.json").read_text())["digits"]
+        if digit["class"] == 2
+    )
+    redder = scene[..., 0].astype(int) - scene[..., 2]
+    left, top, right, bottom = (zoom * edge for edge in box)
+    assert redder[top:bottom, left:right].mean() > redder.mean() + 40
+
+    frames = contents(tmp_path / "demo" / "clip.mp4")
+    assert len(frames.times) == len(json.loads(demo.asset("clip.json").read_text())["frames"])
+
+
+def test_info() -> None:
+    facts = json.loads(run("info", "--json").stdout)
+    assert facts["kernels"].keys() >= {"cpu", "cuda"}
+    assert {"versions", "build", "devices"} <= facts.keys()
+    assert "kernels" in run("info").stdout
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """``python -m fastcam`` from the folder that the models are in."""
+    here = Path(__file__).parent
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastcam", *map(str, arguments)],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_python_m_is_the_same_program(picture: Path) -> None:
+    out = picture.parent / "out"
+    process = start("image", picture, "no.png", *COLORS, "--out", out)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said == "fastcam: no.png: no such file\n"
+    assert "squares-overlay.png" in printed
+
+
+def test_ctrl_c_leaves_a_clip_that_plays(tmp_path: Path) -> None:
+    shown = squares(96, 120)
+    source = write_clip(
+        tmp_path / "long.mp4", [40 * index for index in range(1500)], picture=lambda index: shown
+    )
+    out = tmp_path / "out.mp4"
+    process = start("video", source, out, *COLORS)
+    growing = tmp_path / ".out.part.mp4"
+    deadline = time.monotonic() + 30
+    while not growing.exists():
+        assert process.poll() is None, "it ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert 0 < len(contents(out).times) < 1500
