@@ -1,14 +1,169 @@
-"""Loads the compiled operators and says which code serves which device."""
+"""Loads the compiled operators and says which code serves which device.
+
+`_ops` holds the schemas and the CPU kernels, `_ops_cuda` the CUDA kernels. What serves a device:
+its kernels where they are loaded, else :mod:`fastcam.reference`, with one warning that says why.
+FASTCAM_KERNELS=reference forces the latter everywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastcam import reference
 
+_HERE = Path(__file__).parent
+_REFERENCE_BY_CHOICE = "FASTCAM_KERNELS=reference"
+
+
+def build_info() -> dict[str, str]:
+    """How the binaries were built (compiler, torch, CUDA, architectures); empty without them."""
+    try:
+        from fastcam import _C
+    except ImportError:
+        return {}
+    return dict(_C.build_info())
+
+
+def _load(name: str) -> str | None:
+    """Loads a library of operators; returns why it could not."""
+    path = _HERE / f"{name}.so"
+    if not path.exists():
+        return f"{path.name} is not built; build it with `pip install -e . --no-build-isolation`"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load: {error}"
+    return None
+
+
+def _cuda_problem() -> str | None:
+    """Why the CUDA kernels cannot be used with this torch."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    built = build_info().get("cuda", "")
+    if not built:
+        return "fastcam was built without CUDA kernels"
+    if built.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"fastcam was built for CUDA {built}, torch for CUDA {torch.version.cuda}"
+    return None
+
+
+def _load_all() -> dict[str, str | None]:
+    """Per device type why its kernels do not serve it, None where they do."""
+    if os.environ.get("FASTCAM_KERNELS") == "reference":
+        return {"cpu": _REFERENCE_BY_CHOICE, "cuda": _REFERENCE_BY_CHOICE}
+    cpu = _load("_ops")
+    if cpu is None:
+        _register_fakes()
+        _register_guided_relu()
+    return {"cpu": cpu, "cuda": cpu or _cuda_problem() or _load("_ops_cuda")}
+
+
+def _maps_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _register_fakes() -> None:
+    """Shapes and dtypes of the results, for torch.compile."""
+    register = torch.library.register_fake
+
+    @register("fastcam::gap")
+    def _(gradients: Tensor, spatial_dims: int | None = None) -> Tensor:
+        dims = gradients.dim() - 2 if spatial_dims is None else spatial_dims
+        return gradients.new_empty(gradients.shape[:-dims], dtype=_maps_dtype(gradients))
+
+    @register("fastcam::gradcam_plus_plus_weights")
+    def _(activations: Tensor, gradients: Tensor, eps: float = 0.0) -> Tensor:
+        leading = gradients.shape[: gradients.dim() - activations.dim() + 2]
+        return activations.new_empty(leading, dtype=_maps_dtype(activations))
+
+    @register("fastcam::weighted_sum")
+    def _(activations: Tensor, weights: Tensor, relu: bool = True) -> Tensor:
+        shape = (*weights.shape[:-1], *activations.shape[2:])
+        return activations.new_empty(shape, dtype=_maps_dtype(activations))
+
+    @register("fastcam::cam")
+    def _(
+        activations: Tensor, gradients: Tensor, method: str, relu: bool = True, eps: float = 0.0
+    ) -> Tensor:
+        leading = gradients.shape[: gradients.dim() - activations.dim() + 1]
+        shape = (*leading, *activations.shape[2:])
+        return activations.new_empty(shape, dtype=_maps_dtype(activations))
+
+    @register("fastcam::normalize")
+    def _(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
+        return maps.new_empty(maps.shape, dtype=_maps_dtype(maps))
+
+    @register("fastcam::upsample")
+    def _(maps: Tensor, size: Sequence[int], normalize: bool = True, eps: float = 0.0) -> Tensor:
+        shape = (*maps.shape[: maps.dim() - len(size)], *size)
+        return maps.new_empty(shape, dtype=_maps_dtype(maps))
+
+    @register("fastcam::guided_relu")
+    def _(input: Tensor) -> Tensor:
+        return torch.empty_like(input)
+
+    @register("fastcam::guided_relu_backward")
+    def _(grad_output: Tensor, input: Tensor) -> Tensor:
+        return torch.empty_like(input)
+
+    @register("fastcam::guided_product")
+    def _(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
+        return torch.empty_like(guided)
+
+    @register("fastcam::overlay")
+    def _(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:
+        return images.new_empty(images.shape, dtype=torch.uint8)
+
+
+def _register_guided_relu() -> None:
+    """The backward of guided_relu is the guided one."""
+
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        (input,) = ctx.saved_tensors
+        return torch.ops.fastcam.guided_relu_backward(grad_output, input)
+
+    torch.library.register_autograd("fastcam::guided_relu", backward, setup_context=setup_context)
+
+
+_PROBLEMS = _load_all()
+_warned: set[str] = set()
+
+
+def _warn_once(device: str, problem: str) -> None:
+    if device not in _warned and problem != _REFERENCE_BY_CHOICE:
+        _warned.add(device)
+        warnings.warn(
+            f"fastcam: no kernels serve the device '{device}', plain PyTorch does: {problem}",
+            stacklevel=4,
+        )
+
 
 def operator(name: str, tensor: Tensor) -> Callable[..., Tensor]:
     """The implementation of an operator for the device that ``tensor`` is on."""
-    return getattr(reference, name)
+    device = tensor.device.type
+    problem = _PROBLEMS.get(device, "there are kernels for cpu and cuda only")
+    if problem is None:
+        implementation: Callable[..., Tensor] = getattr(torch.ops.fastcam, name)
+        return implementation
+    _warn_once(device, problem)
+    fallback: Callable[..., Tensor] = getattr(reference, name)
+    return fallback
+
+
+def report() -> dict[str, str]:
+    """What serves each device: "kernels", or "reference" and the reason."""
+    return {
+        device: "kernels" if problem is None else f"reference: {problem}"
+        for device, problem in _PROBLEMS.items()
+    }

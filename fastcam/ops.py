@@ -5,8 +5,9 @@ GPU, or :mod:`fastcam.reference` where no kernel serves the device.
 
 Shapes: activations A (N, C, *S) with one to three spatial dimensions S; gradients g = dS/dA
 (N, C, *S), or (N, K, C, *S) for K classes; weights (N, C) or (N, K, C); maps (N, *S) or (N, K, *S).
-Any strides. float32, float16 and bfloat16 are computed in float32 and give float32 maps and weights;
-float64 stays float64. NaN in an image gives NaN in its map and in no other. Maps carry no graph.
+Any strides. float32, float16 and bfloat16 are computed in float32 and give float32 maps and
+weights; float64 stays float64. NaN in an image gives NaN in its map and in no other. Maps carry no
+graph.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ def gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float
     """Grad-CAM++'s channel weights.
 
     w_k = sum_ij alpha_ij ReLU(g_ij), alpha_ij = g_ij^2 / (2 g_ij^2 + sum_ab(A_ab) g_ij^3 + eps), 0
-    where the denominator is 0 (Chattopadhyay et al. 2018, arXiv 1710.11063, equations 5 and 19, with
-    Y = exp(S): its derivatives are exp(S) g, exp(S) g^2, exp(S) g^3; the factor exp(S), constant over
-    an image, is left out).
+    where the denominator is 0 (Chattopadhyay et al. 2018, arXiv 1710.11063, equations 5 and 19,
+    with Y = exp(S): its derivatives are exp(S) g, exp(S) g^2, exp(S) g^3; the factor exp(S),
+    constant over an image, is left out).
 
     Args:
         activations: (N, C, *S).
@@ -87,7 +88,7 @@ def cam(
     ======================= ===================================================================
     ``gradcam``             sum_k w_k A^k, w_k = mean_ij g_ij
     ``gradcam++``           sum_k w_k A^k, w_k as in :func:`gradcam_plus_plus_weights`
-    ``xgradcam``            sum_k w_k A^k, w_k = sum_ij g_ij A_ij / (sum_ij A_ij + eps), 0 where that is 0
+    ``xgradcam``            sum_k w_k A^k, w_k = sum_ij g_ij A_ij / (sum_ij A_ij + eps); 0 / 0 = 0
     ``hirescam``            sum_k g A
     ``layercam``            sum_k ReLU(g) A
     ``gradcam-elementwise`` sum_k ReLU(g A)
@@ -120,9 +121,7 @@ def normalize(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
     return operator("normalize", maps)(maps, spatial_dims, eps)
 
 
-def upsample(
-    maps: Tensor, size: Sequence[int], normalize: bool = True, eps: float = 0.0
-) -> Tensor:
+def upsample(maps: Tensor, size: Sequence[int], normalize: bool = True, eps: float = 0.0) -> Tensor:
     """Linear interpolation to ``size`` with half-pixel centres, then :func:`normalize`.
 
     The same samples as ``F.interpolate(..., mode="linear" | "bilinear" | "trilinear",
@@ -154,9 +153,7 @@ def guided_relu_backward(grad_output: Tensor, input: Tensor) -> Tensor:
     return operator("guided_relu_backward", input)(grad_output, input)
 
 
-def guided_product(
-    maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: float = 0.0
-) -> Tensor:
+def guided_product(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
     """Guided Grad-CAM: the map, enlarged and normalized, times the guided gradient.
 
     The enlarged map is never stored (Selvaraju et al. 2017, arXiv 1610.02391, section 3.2).

@@ -20,7 +20,7 @@ def _arithmetic(tensor: Tensor) -> Tensor:
 
 
 def _operands(activations: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """A as (N, 1, C, positions) and g as (N, K, C, positions); K = 1 for gradients without classes."""
+    """A as (N, 1, C, positions), g as (N, K, C, positions); K = 1 for gradients without classes."""
     spatial_dims = activations.dim() - 2
     activations = _arithmetic(activations).flatten(2).unsqueeze(1)
     gradients = _arithmetic(gradients).flatten(-spatial_dims)
@@ -52,17 +52,23 @@ def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
     return enlarged.reshape(*leading, *size)
 
 
+def _enlarge_normalized(maps: Tensor, size: Sequence[int], eps: float) -> Tensor:
+    # a shift does not change the result, but keeps a constant map exactly constant when enlarged
+    corner = maps[(..., *[slice(0, 1)] * len(size))].nan_to_num(0, 0, 0)
+    return _min_max(_enlarge(maps - corner, size), len(size), eps)
+
+
 def _gradcam_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
     return gradients.mean(-1)
 
 
 def _gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
-    # alpha ReLU(g) = g^3 / (2 g^2 + sum(A) g^3 + eps), divided by g^3: no power to under- or overflow
+    # alpha ReLU(g) = g^3 / (2 g^2 + sum(A) g^3 + eps), divided by g^3: no power to overflow
     denominator = 2 / gradients + activations.sum(-1, keepdim=True)
     if eps:
         denominator = denominator + eps / gradients**3
-    share = _divide(torch.ones_like(denominator), denominator)
-    return share.masked_fill(gradients <= 0, 0).sum(-1)
+    outside = (gradients <= 0) | (denominator == 0)
+    return denominator.reciprocal().masked_fill(outside, 0).sum(-1)
 
 
 def _xgradcam_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
@@ -119,11 +125,9 @@ def normalize(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
     return _min_max(_arithmetic(maps), spatial_dims, eps)
 
 
-def upsample(
-    maps: Tensor, size: Sequence[int], normalize: bool = True, eps: float = 0.0
-) -> Tensor:
-    enlarged = _enlarge(_arithmetic(maps), size)
-    return _min_max(enlarged, len(size), eps) if normalize else enlarged
+def upsample(maps: Tensor, size: Sequence[int], normalize: bool = True, eps: float = 0.0) -> Tensor:
+    maps = _arithmetic(maps)
+    return _enlarge_normalized(maps, size, eps) if normalize else _enlarge(maps, size)
 
 
 class _GuidedReLU(torch.autograd.Function):
@@ -145,12 +149,9 @@ def guided_relu_backward(grad_output: Tensor, input: Tensor) -> Tensor:
     return grad_output.relu().masked_fill(input <= 0, 0)
 
 
-def guided_product(
-    maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: float = 0.0
-) -> Tensor:
-    enlarged = _enlarge(_arithmetic(maps), guided.shape[-spatial_dims:])
-    heat = _min_max(enlarged, spatial_dims, eps).unsqueeze(-spatial_dims - 1)
-    return (heat * _arithmetic(guided)).to(guided.dtype)
+def guided_product(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
+    heat = _enlarge_normalized(_arithmetic(maps), guided.shape[-spatial_dims:], eps)
+    return (heat.unsqueeze(-spatial_dims - 1) * _arithmetic(guided)).to(guided.dtype)
 
 
 def overlay(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:

@@ -1,0 +1,63 @@
+# Everything happens in .venv, made here from constraints.txt. `make help` lists what there is.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CSRC := $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc tests/kernels -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+
+.PHONY: help demo test lint kernels-test bench build format clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: build  ## explain the shipped scene and clip: pictures and a video in out/demo
+	$(BIN)/fastcam demo --out out/demo
+
+test: build lint kernels-test  ## lint, types, the C++ tests and the Python tests
+	$(BIN)/python -m pytest
+
+lint: build  ## ruff, clang-format and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+kernels-test: build  ## the kernels' arithmetic and every CUDA kernel, on the CPU, through ctest
+	$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja > build/cmake.log
+	$(BIN)/cmake --build build/cmake
+	$(BIN)/ctest --test-dir build/cmake --output-on-failure
+
+bench: build  ## time and memory beside plain inference and other libraries
+	$(BIN)/python -m benchmarks capture
+
+build: build/.kernels  ## .venv and the compiled kernels
+
+format: build  ## bring all sources into form
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build out fastcam/*.so
+
+.venv/.tools: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PIP) torch torchvision setuptools ninja pybind11
+	touch $@
+
+# Installs the project, editable, with all that its tests need, and so builds the kernels once. The
+# other libraries of maps come without what they require: grad-cam would bring a second cv2.
+.venv/.installed: .venv/.tools pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+		--no-build-isolation --verbose --editable '.[models,video,test]' > .venv/install.log 2>&1 \
+		|| { tail -n 60 .venv/install.log; exit 1; }
+	@grep -o 'fastcam: CUDA.*' .venv/install.log | sort -u
+	$(PIP) --no-deps grad-cam ttach torchcam
+	mkdir -p build
+	touch $@ build/.kernels
+
+build/.kernels: .venv/.installed $(CSRC) setup.py
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@

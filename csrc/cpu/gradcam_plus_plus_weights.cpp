@@ -1,0 +1,36 @@
+#include "cpu/channels.h"
+#include "operands.h"
+
+namespace fastcam::cpu {
+
+Tensor gradcam_plus_plus_weights(const Tensor& activations, const Tensor& gradients, double eps) {
+  const CamOperands o(activations, gradients);
+  Tensor weights = empty(o.weights_shape(), arithmetic_type(activations), activations);
+  if (weights.numel() == 0) return weights;
+
+  dispatch(activations.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using F = arithmetic_t<T>;
+    const Features<T> a = o.activations.features<T>(), g = o.gradients.features<T>();
+    const auto [images, classes, channels, positions] = o.extents;
+    const int64_t size = tile_channels(a, positions, true), tiles = (channels + size - 1) / size;
+    F* result = mutable_data<F>(weights);
+    parallel_tasks(images * tiles, size * positions * (classes + 1), [&](int64_t task) {
+      const int64_t begin = task % tiles * size;
+      const Tile tile{task / tiles, begin, std::min(begin + size, channels)};
+      F totals[kMaxTile];
+      activation_totals(a, tile, positions, totals);
+      for (int64_t k = 0; k < classes; ++k)
+        channel_weights(
+            a, g, tile, k, positions, GradCAMPlusPlus<F>{F(eps)}, totals,
+            result + (tile.image * classes + k) * channels + begin);
+    });
+  });
+  return weights;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastcam, CPU, m) {
+  m.impl("gradcam_plus_plus_weights", TORCH_BOX(&gradcam_plus_plus_weights));
+}
+
+}  // namespace fastcam::cpu

@@ -1,0 +1,426 @@
+"""Every operator against its definition in float64, over dtypes, layouts, shapes and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pairwise import pairwise
+from torch import Tensor
+
+from fastcam import _kernels, ops, reference
+
+METHODS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcam-elementwise")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# (N, C, *S)
+SHAPES = (
+    (1, 1, 1, 1),
+    (3, 3, 7, 7),
+    (1, 2048, 7, 7),
+    (3, 2049, 1, 1),
+    (2, 5, 13, 5),
+    (1, 17, 56, 56),
+    (2, 2049, 3, 2),
+    (3, 3, 11),
+    (2, 64, 197),
+    (2, 3, 4, 7, 7),
+    (1, 33, 2, 3, 5),
+    (0, 3, 7, 7),
+)
+LAYOUTS = ("contiguous", "channels_last", "permuted", "sliced", "expanded")
+VALUES = ("random", "zero", "constant", "nan", "inf", "huge a", "tiny a", "huge g", "tiny g")
+HUGE = {torch.float64: 1e200, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 6e4}
+TINY = {torch.float64: 1e-200, torch.float32: 1e-30, torch.bfloat16: 1e-30, torch.float16: 1e-7}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs():
+    """Memory that an operator allocates and does not write is NaN, and a test sees it."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def kernels_serve(request: pytest.FixtureRequest):
+    """The compiled kernels are what is tested, not the reference against itself."""
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        assert _kernels.report()[device] == "kernels"
+
+
+def laid_out(tensor: Tensor, layout: str, channel: int = 1) -> Tensor:
+    """The same values in another memory order."""
+    if layout == "channels_last":
+        return tensor.movedim(channel, -1).contiguous().movedim(-1, channel)
+    if layout == "permuted":
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "sliced":
+        shape = [2 * size + 1 for size in tensor.shape]
+        wide = torch.full(shape, torch.nan, dtype=tensor.dtype, device=tensor.device)
+        window = wide[tuple(slice(1, 2 * size, 2) for size in tensor.shape)]
+        return window.copy_(tensor)
+    return tensor
+
+
+def with_values(values: str, a: Tensor, g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    if values == "zero":
+        a, g = a * 0, g * 0
+    elif values == "constant":
+        a, g = torch.full_like(a, 0.5), torch.full_like(g, 0.25)
+    elif values in ("nan", "inf") and a.numel():
+        special = float(values)
+        a[0].view(-1)[a[0].numel() // 2] = special
+        g[-1].view(-1)[0] = special
+    elif values.endswith(" a"):
+        a = a * (HUGE if values == "huge a" else TINY)[dtype]
+    elif values.endswith(" g"):
+        g = g * (HUGE if values == "huge g" else TINY)[dtype]
+    return a, g
+
+
+def operands(case: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Activations as behind a ReLU and signed gradients, rounded to the dtype."""
+    torch.manual_seed(3)
+    shape, classes, dtype = case["shape"], case["classes"], case["dtype"]
+    a = torch.rand(shape, dtype=torch.float64)
+    a = a * (torch.rand(shape) > 0.3)
+    g = torch.randn((shape[0], *classes, *shape[1:]), dtype=torch.float64).clamp(-4, 4) / 4
+    if case["layout"] == "expanded":
+        g = g[(..., *[slice(0, 1)] * (len(shape) - 2))].expand_as(g).contiguous()
+    a, g = with_values(case["values"], a, g, dtype)
+    a, g = a.to(device, dtype), g.to(device, dtype)
+    if case["layout"] == "expanded":
+        spatial = len(shape) - 2
+        return a, g[(..., *[slice(0, 1)] * spatial)].expand_as(g)
+    return laid_out(a, case["layout"]), laid_out(g, case["layout"], channel=1 + len(classes))
+
+
+def double(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.double() for tensor in tensors]
+
+
+def assert_close(got: Tensor, want: Tensor, scale: Tensor | None = None, inf: bool = False) -> None:
+    """Equal but for rounding: relative to the largest magnitude that was summed, image by image.
+
+    NaN where the reference has NaN; where Inf went in, Inf - Inf may make NaN of more.
+    """
+    assert got.shape == want.shape
+    if inf:
+        assert got.isnan()[want.isnan()].all()
+        want = want.where(got.isfinite(), torch.nan)
+    else:
+        assert torch.equal(got.isnan(), want.isnan())
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}.get(
+        got.dtype, 1e-3
+    )
+    finite = want.isfinite()
+    want = want.where(finite, 0)
+    scale = (
+        want.abs() if scale is None else scale.abs().where(scale.isfinite(), 0).maximum(want.abs())
+    )
+    if want.numel():
+        largest = scale.reshape(len(want), -1).amax(1).reshape(-1, *[1] * (want.dim() - 1))
+        error = (got.double().where(finite, 0) - want).abs()
+        floor = torch.finfo(got.dtype).tiny
+        assert (error <= tolerance * largest + floor).all(), f"{error.max()} of {largest.max()}"
+
+
+def is_inf(case: dict[str, Any]) -> bool:
+    return case["values"] == "inf"
+
+
+def name(case: dict[str, Any]) -> str:
+    parts = (str(case["dtype"]).removeprefix("torch."), case["layout"], case["values"])
+    return "-".join((*parts, "x".join(map(str, (*case["shape"], *case["classes"])))))
+
+
+CASES = pairwise(
+    {
+        "dtype": DTYPES,
+        "layout": LAYOUTS,
+        "shape": SHAPES,
+        "values": VALUES,
+        "classes": ((), (1,), (3,)),
+    }
+)
+cases = pytest.mark.parametrize("case", CASES, ids=name)
+
+
+@cases
+def test_gap(case, device):
+    a, g = operands(case, device)
+    spatial = a.dim() - 2
+    got = ops.gap(g, spatial)
+    assert got.dtype == (torch.float64 if g.dtype == torch.float64 else torch.float32)
+    scale = reference.gap(g.double().abs(), spatial)
+    assert_close(got, reference.gap(g.double(), spatial), scale, is_inf(case))
+
+
+@cases
+def test_gradcam_plus_plus_weights(case, device):
+    a, g = operands(case, device)
+    for eps in (0.0, 1e-3):
+        got = ops.gradcam_plus_plus_weights(a, g, eps)
+        want = reference.gradcam_plus_plus_weights(*double(a, g), eps)
+        assert_close(got, want, inf=is_inf(case))
+
+
+@cases
+@pytest.mark.parametrize("relu", [True, False])
+def test_weighted_sum(case, relu, device):
+    a, g = operands(case, device)
+    w = g.flatten(-(a.dim() - 2))[..., 0].float()
+    got = ops.weighted_sum(a, w, relu)
+    want = reference.weighted_sum(*double(a, w), relu)
+    scale = reference.weighted_sum(*double(a.abs(), w.abs()), False)
+    assert_close(got, want, scale, is_inf(case))
+
+
+@cases
+@pytest.mark.parametrize("method", METHODS)
+def test_cam(case, method, device):
+    a, g = operands(case, device)
+    for relu, eps in ((True, 0.0), (False, 1e-3)):
+        got = ops.cam(a, g, method, relu, eps)
+        want = reference.cam(*double(a, g), method, relu, eps)
+        scale = reference.cam(*double(a.abs(), g.abs()), method, False, eps)
+        assert_close(got, want, scale, is_inf(case))
+
+
+@cases
+def test_normalize(case, device):
+    a, _ = operands(case, device)
+    spatial = a.dim() - 2
+    for eps in (0.0, 0.5):
+        got, want = ops.normalize(a, spatial, eps), reference.normalize(a.double(), spatial, eps)
+        assert_close(got, want, inf=is_inf(case))
+
+
+@cases
+@pytest.mark.parametrize("factor", [0.4, 1, 3.7])
+def test_upsample(case, factor, device):
+    a, _ = operands(case, device)
+    size = [max(1, round(extent * factor)) for extent in a.shape[2:]]
+    size = [min(extent, 70) for extent in size]
+    a = a[:, :9]
+    got, want = ops.upsample(a, size, False), reference.upsample(a.double(), size, False)
+    assert_close(got, want, inf=is_inf(case))
+    got, want = ops.upsample(a, size), reference.upsample(a.double(), size)
+    assert_close(got, want, torch.ones_like(want), is_inf(case))
+    finite = got[got.isfinite()]
+    assert ((finite >= 0) & (finite <= 1)).all()
+
+
+@cases
+def test_guided_relu(case, device):
+    _, g = operands(case, device)
+    x = g - 0.1
+    assert torch.equal(ops.guided_relu(x).nan_to_num(7), x.relu().nan_to_num(7))
+    gradient = g.flip(0)
+    got = ops.guided_relu_backward(gradient, x)
+    want = reference.guided_relu_backward(gradient, x)
+    assert got.stride() == torch.empty_like(x).stride()
+    assert torch.equal(got.nan_to_num(7), want.nan_to_num(7))
+
+
+@cases
+def test_guided_product(case, device):
+    a, g = operands(case, device)
+    maps = g.movedim(-(a.dim() - 1), 0)[0]  # (N, *S) or (N, K, *S)
+    size = [2 * extent + 1 for extent in maps.shape[-(a.dim() - 2) :]]
+    size = [min(extent, 40) for extent in size]
+    shape = (*maps.shape[: maps.dim() - len(size)], 3, *size)
+    guided = torch.randn(shape, device=device).to(g.dtype)
+    guided = laid_out(guided, case["layout"], channel=guided.dim() - len(size) - 1)
+    got = ops.guided_product(maps, guided, len(size))
+    want = reference.guided_product(*double(maps, guided), len(size))
+    assert got.dtype == guided.dtype
+    assert got.stride() == torch.empty_like(guided).stride()
+    assert_close(got, want, guided.double(), is_inf(case))
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NCHW-strided", "cropped"])
+@pytest.mark.parametrize("dtype", [torch.uint8, *DTYPES], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("size", [(1, 1), (31, 33), (64, 100)])
+def test_overlay(layout, dtype, size, device):
+    torch.manual_seed(5)
+    images = torch.rand(2, *size, 3, device=device) * 1.1 - 0.05  # some outside [0, 1]
+    images = (images.clamp(0, 1) * 255).byte() if dtype == torch.uint8 else images.to(dtype)
+    if layout.startswith("NCHW"):
+        images = images.movedim(-1, 1)
+        images = images.contiguous() if layout == "NCHW" else images
+    if layout == "cropped":
+        images = torch.cat([images, images], 2)[:, :, : size[1]]
+    maps = torch.rand(2, 7, 5, device=device)
+    maps[0, 2, 3] = torch.nan
+    # neighbouring colours are near, so a heat rounded to the next one still agrees
+    ramp = torch.arange(256, device=device)
+    colormap = torch.stack([ramp, 255 - ramp, ramp // 2], 1).byte()
+    got = ops.overlay(images, maps, colormap, 0.4)
+    want = reference.overlay(images, maps, colormap, 0.4)
+    assert got.dtype == torch.uint8 and got.shape == images.shape and got.is_contiguous()
+    difference = (got.int() - want.int()).abs()
+    assert difference.max() <= 1
+    assert difference.float().mean() < 0.01
+
+
+def test_overlay_of_nothing_and_of_everything(device):
+    images = torch.randint(0, 256, (1, 8, 8, 3), dtype=torch.uint8, device=device)
+    colormap = torch.randint(0, 256, (256, 3), dtype=torch.uint8, device=device)
+    maps = torch.ones(1, 2, 2, device=device)
+    assert torch.equal(ops.overlay(images, maps, colormap, 0.0), images)
+    painted = ops.overlay(images, maps, colormap, 1.0)
+    assert torch.equal(painted, colormap[255].expand_as(images))
+
+
+def test_cam_is_channel_weights_and_sum(device):
+    """The fused operator against the operators that it fuses."""
+    torch.manual_seed(1)
+    a, g = torch.rand(2, 37, 9, 8, device=device), torch.randn(2, 3, 37, 9, 8, device=device)
+    for method, weights in (
+        ("gradcam", ops.gap(g, 2)),
+        ("gradcam++", ops.gradcam_plus_plus_weights(a, g)),
+    ):
+        torch.testing.assert_close(ops.cam(a, g, method), ops.weighted_sum(a, weights))
+
+
+@pytest.mark.parametrize("special", [torch.nan, torch.inf])
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_stays_in_its_image(method, special, device):
+    torch.manual_seed(2)
+    a, g = torch.rand(3, 40, 7, 7, device=device), torch.randn(3, 40, 7, 7, device=device)
+    clean = ops.upsample(ops.cam(a, g, method), (20, 20))
+    a[1, 5, 3, 3] = g[1, 7, 2, 2] = special
+    maps = ops.upsample(ops.cam(a, g, method), (20, 20))
+    if special != special:
+        assert maps[1].isnan().all()
+    assert torch.equal(maps[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_bits_on_every_run_and_thread_count(method, device):
+    torch.manual_seed(4)
+    a, g = torch.rand(2, 300, 14, 14, device=device), torch.randn(2, 300, 14, 14, device=device)
+    first = ops.upsample(ops.cam(a, g, method), (50, 50))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3, threads):
+            torch.set_num_threads(count)
+            assert torch.equal(ops.upsample(ops.cam(a, g, method), (50, 50)), first)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_guided_relu_has_the_guided_backward(device):
+    x = torch.tensor([-1.0, 0.0, 1.0, 2.0], device=device, requires_grad=True)
+    ops.guided_relu(x).backward(torch.tensor([3.0, 3.0, 3.0, -3.0], device=device))
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 0, 3, 0]
+
+
+def samples(device: torch.device) -> dict[str, tuple[Any, ...]]:
+    torch.manual_seed(6)
+    a, g = torch.rand(2, 5, 4, 3, device=device), torch.randn(2, 3, 5, 4, 3, device=device)
+    maps = torch.rand(2, 4, 3, device=device)
+    colormap = torch.randint(0, 256, (256, 3), dtype=torch.uint8, device=device)
+    return {
+        "gap": (g, 2),
+        "gradcam_plus_plus_weights": (a, g, 0.1),
+        "weighted_sum": (a, g.mean((-1, -2)), False),
+        "cam": (a, g, "xgradcam", True, 0.1),
+        "normalize": (maps, 2, 0.1),
+        "upsample": (maps, [9, 8]),
+        "guided_relu": (g.clone().requires_grad_(),),
+        "guided_relu_backward": (g, g - 0.1),
+        "guided_product": (maps, torch.randn(2, 3, 9, 8, device=device)),
+        "overlay": (torch.rand(2, 3, 9, 8, device=device), maps, colormap, 0.3),
+    }
+
+
+@pytest.mark.parametrize("operator", list(samples(torch.device("cpu"))))
+def test_opcheck(operator, device):
+    torch.use_deterministic_algorithms(False)  # opcheck compares results, poison and all
+    arguments = samples(device)[operator]
+    torch.library.opcheck(getattr(torch.ops.fastcam, operator).default, arguments)
+    half = [
+        x.detach().half() if isinstance(x, Tensor) and x.is_floating_point() else x
+        for x in arguments
+    ]
+    torch.library.opcheck(getattr(torch.ops.fastcam, operator).default, half)
+
+
+def test_every_operator_has_one_name():
+    assert set(samples(torch.device("cpu"))) == set(ops.__all__)
+    assert all(callable(getattr(reference, operator)) for operator in ops.__all__)
+
+
+def test_compiled_without_a_break(device):
+    def maps(a: Tensor, g: Tensor) -> Tensor:
+        return ops.upsample(ops.cam(a * 2, g, "gradcam++"), (20, 20))
+
+    a, g = torch.rand(2, 8, 7, 7, device=device), torch.randn(2, 8, 7, 7, device=device)
+    compiled = torch.compile(maps, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(a, g), maps(a, g))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_shape(data, device):
+    spatial = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
+    n, c = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 40))
+    classes = data.draw(st.sampled_from([(), (1,), (2,), (11,)]))
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    method = data.draw(st.sampled_from(METHODS))
+    size = [data.draw(st.integers(1, 30)) for _ in spatial]
+    case = {"shape": (n, c, *spatial), "classes": classes, "layout": layout, "dtype": dtype}
+    a, g = operands({**case, "values": "random"}, device)
+    scale = reference.cam(*double(a.abs(), g.abs()), method, False)
+    maps = ops.cam(a, g, method)
+    assert_close(maps, reference.cam(*double(a, g), method), scale)
+    want = reference.upsample(maps.double(), size, False)
+    assert_close(ops.upsample(maps, size, False), want)
+
+
+WRONG = {
+    "gap": ((torch.rand(3),), "gradients: got shape (3)"),
+    "gradcam_plus_plus_weights": (
+        (torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 4)),
+        "gradients: got shape (1, 2, 3, 4), expected that of the activations, (1, 2, 3, 3)",
+    ),
+    "weighted_sum": (
+        (torch.rand(1, 2, 3, 3), torch.rand(1, 3)),
+        "weights: got shape (1, 3), expected (N, C) or (N, K, C) with N = 1 and C = 2",
+    ),
+    "cam": (
+        (torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 3), "gradcampp"),
+        "method: got 'gradcampp', expected one of gradcam, gradcam++",
+    ),
+    "normalize": ((torch.rand(2, 2), 4), "spatial_dims: got 4, expected 1, 2 or 3"),
+    "upsample": ((torch.rand(2, 3, 3), [0, 4]), "size: got (0, 4), expected spatial extents"),
+    "guided_relu": ((torch.ones(3, dtype=torch.int32),), "input: got dtype Int, expected float32"),
+    "guided_relu_backward": (
+        (torch.rand(3), torch.rand(4)),
+        "grad_output: got shape (3), expected that of the input, (4)",
+    ),
+    "guided_product": (
+        (torch.rand(2, 3, 3), torch.rand(1, 3, 6, 6)),
+        "guided: got shape (1, 3, 6, 6), expected (N, C, *T)",
+    ),
+    "overlay": (
+        (torch.rand(1, 4, 4, 3), torch.rand(1, 2, 2), torch.zeros(256, 3).byte(), 1.5),
+        "alpha: got 1.5, expected a share in [0, 1]",
+    ),
+}
+
+
+@pytest.mark.parametrize("operator", WRONG)
+def test_errors_name_the_argument(operator, device):
+    arguments, message = WRONG[operator]
+    on_device = [x.to(device) if isinstance(x, Tensor) else x for x in arguments]
+    with pytest.raises(RuntimeError) as error:
+        getattr(ops, operator)(*on_device)
+    assert str(error.value).startswith(message)
