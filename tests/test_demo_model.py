@@ -6,16 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastcam import demo
-
-cv2 = pytest.importorskip("cv2")
-np = pytest.importorskip("numpy")
-pytest.importorskip("safetensors")
 
 SCORE = Path(__file__).parents[1] / "benchmarks" / "digits" / "score.json"
 
@@ -28,7 +26,7 @@ def model() -> demo.DigitsNet:
 @pytest.fixture(scope="module")
 def scene() -> Tensor:
     """The scene as the network takes it: (1, 3, H, W)."""
-    return to_input(cv2.cvtColor(cv2.imread(str(demo.asset("scene.png"))), cv2.COLOR_BGR2RGB))
+    return to_input(read("scene.png"))
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +34,13 @@ def scene_boxes() -> dict[int, Sequence[int]]:
     """Class -> (left, top, right, bottom) of its one digit in the scene."""
     digits = json.loads(demo.asset("scene.json").read_text())["digits"]
     return {digit["class"]: digit["box"] for digit in digits}
+
+
+def read(name: str) -> np.ndarray:
+    """A shipped picture, RGB: (H, W, 3)."""
+    image = cv2.imread(str(demo.asset(name)))
+    assert image is not None
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def to_input(image: np.ndarray) -> Tensor:
@@ -80,7 +85,7 @@ def test_an_unknown_file_is_named_beside_the_known_ones() -> None:
 
 
 def test_the_photograph_opens() -> None:
-    assert cv2.imread(str(demo.asset("photo.jpg"))).shape == (300, 451, 3)
+    assert read("photo.jpg").shape == (300, 451, 3)
 
 
 def test_the_top_classes_are_those_in_the_scene(
@@ -99,7 +104,7 @@ def test_the_chosen_digit_is_hot_and_the_others_are_cold(
         assert peak_inside(heat, box), label
         for other, (left, top, right, bottom) in scene_boxes.items():
             if other != label:
-                assert heat[top:bottom, left:right].max() < 0.5, (label, other)
+                assert heat[top:bottom, left:right].max() < 0.25, (label, other)
 
 
 def test_the_clip_matches_its_description(model: demo.DigitsNet) -> None:

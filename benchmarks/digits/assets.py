@@ -24,11 +24,11 @@ ASSETS = WEIGHTS.parent
 
 # Both seeds were chosen by eye, among the first few dozen, for pictures whose maps are clear; the
 # score of the network is measured on scenes that nobody chose.
-SCENE_SEED = 0
+SCENE_SEED = 24
 SCENE_LABELS = (2, 3, 5, 7, 8)
-SCENE_SIZE = (192, 288)
+SCENE_SIZE = (160, 224)
 
-CLIP_SEED = 7
+CLIP_SEED = 1
 CLIP_LABELS = (2, 3, 5, 7, 8)
 CLIP_SIZE = (192, 256)
 CLIP_FRAMES = 100
@@ -38,7 +38,7 @@ FRAME_RATE = 25
 def draw_scene(seed: int) -> Scene:
     """The still picture of one seed."""
     rng = np.random.default_rng(seed)
-    return scene(rng, handwriting("held-out"), SCENE_SIZE, SCENE_LABELS, height=(28, 36))
+    return scene(rng, handwriting("held-out"), SCENE_SIZE, SCENE_LABELS, height=(30, 36))
 
 
 def draw_clip(seed: int) -> list[Scene]:

@@ -12,7 +12,7 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+from sklearn.datasets import load_digits
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -103,14 +103,14 @@ def moving_scene(
     writing: Handwriting,
     frames: int,
     labels: Sequence[int],
-    size: Size = (240, 320),
+    size: Size,
     height: tuple[float, float] = (28, 36),
     speed: tuple[float, float] = (1.0, 2.5),
 ) -> list[Scene]:
     """Frames of one scene in which digits cross the picture on straight lines, swaying.
 
-    Their ways lead out of the picture, `speed` is in pixels a frame. They never overlap.
-    A frame names the digits of which any ink is inside.
+    They keep clear of each other, but not of the edges: long enough, every one leaves. `speed`
+    is in pixels a frame. A frame names the digits of which any ink is inside.
     """
     backdrop = _backdrop(rng, writing, size)
     noise = _noise(rng, size)
