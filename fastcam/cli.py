@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from fastcam.errors import FastcamError, UsageError
+from fastcam.errors import FastcamError, UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,8 @@ Json = Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout
 @app.command()
 def image(
     picture: Annotated[
-        list[Path], typer.Argument(help="Pictures, in any format that OpenCV reads.")
+        list[Path],
+        typer.Argument(metavar="PICTURE...", help="In any format that OpenCV reads."),
     ],
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
@@ -112,8 +113,8 @@ def image(
 ) -> None:
     """Explain pictures: an overlay, a grid of the top classes, the raw maps.
 
-    Writes NAME-overlay.png, NAME-grid.png, NAME.npy (K, h, w) and NAME.json for each picture. What
-    the network did not see is dark. With --json, one line a picture.
+    Each gives NAME-overlay.png, NAME-grid.png, NAME.npy and NAME.json.
+    Dark is what the network did not see. --json prints a line a picture.
     """
     from fastcam import image as images
     from fastcam import pictures, render
@@ -178,7 +179,8 @@ def video(
 ) -> None:
     """Explain every frame of a clip: heat over it, the class in its corner.
 
-    Times, sound and orientation stay those of the clip. top1 is each frame's own top class.
+    Times, sound and orientation stay those of the clip.
+    The target top1 is each frame's own top class.
     """
     from fastcam import render
     from fastcam.explainer import Explainer
@@ -262,7 +264,7 @@ def info(as_json: Json = False) -> None:
 
 def main() -> None:
     """The program ``fastcam``."""
-    warnings.showwarning = lambda message, *_, **__: _say(str(message))
+    warnings.showwarning = lambda message, *_, **__: _say(" ".join(str(message).split()))
     app(prog_name="fastcam")
 
 
@@ -301,8 +303,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"device {name} cannot be used: {reason}") from None
+        raise UsageError(f"device {name} cannot be used: {first_line(error)}") from None
     return device
 
 

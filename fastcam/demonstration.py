@@ -14,7 +14,7 @@ from fastcam import demo, image, models, pictures, video
 from fastcam.explainer import Explainer
 from fastcam.pictures import Picture
 
-_DIGIT = "2"  # in the scene and in every frame of the clip
+_DIGIT = "3"  # in the scene and in every frame of the clip
 _ZOOM = 3
 
 

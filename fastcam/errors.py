@@ -26,3 +26,8 @@ def near(name: str, names: Iterable[str]) -> str:
     alike = alike[:5] or difflib.get_close_matches(wanted, known, n=5)
     chosen = [known[each] for each in alike]
     return f"; near names: {', '.join(chosen)}" if chosen else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library said, as far as it fits into one line."""
+    return str(error).strip().partition("\n")[0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcam.capture import logits_of
-from fastcam.errors import UsageError, near
+from fastcam.errors import FastcamError, UsageError, first_line, near
 from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM
 from fastcam.models import LoadedModel, check_class
 
@@ -78,10 +78,21 @@ class Explainer:
         return self._method.layers[0] if self._method.layers else None
 
     def __call__(self, pictures: Tensor) -> Explained:
-        """Explains (N, H, W, 3) uint8 RGB pictures in one forward."""
+        """Explains (N, H, W, 3) uint8 RGB pictures in one forward.
+
+        Raises:
+            UsageError: the layer, the class or the method does not fit the model.
+            FastcamError: the model fails on pictures of this size.
+        """
         device = next((each.device for each in self.model.module.parameters()), pictures.device)
         images = self.model.preprocessing(pictures).to(device)
-        maps = _named(lambda: self._method(images, self._ranking, **self._raw))
+        try:
+            maps = _named(lambda: self._method(images, self._ranking, **self._raw))
+        except (RuntimeError, AssertionError) as error:
+            height, width = images.shape[2:]
+            raise FastcamError(
+                f"the model fails on an input of {width}x{height} pixels: {first_line(error)}"
+            ) from error
         ids = self._method.class_ids
         probabilities = self.model.probabilities(self._ranking.logits).gather(1, ids)
         scores = self._method.scores

@@ -53,7 +53,7 @@ def explain(
             }
         )
         overlays.append(render.heat(batch, explained.heat(k), region, colormap, alpha)[0].numpy())
-    titles = [f"{each['name']}: {each['probability']:.0%}" for each in classes]
+    titles = [f"{each['name']}: {each['probability']:.1%}" for each in classes]
     grid = render.grid([("picture", picture), *zip(titles, overlays, strict=True)])
     return ImageExplanation(overlays[0], grid, explained, classes, region)
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcam.errors import FastcamError, UsageError, near
+from fastcam.errors import FastcamError, UsageError, first_line, near
 from fastcam.render import Region
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -276,7 +276,7 @@ def _build(
         module = create()
     except (OSError, RuntimeError) as error:  # from urllib, the hub's client, a checksum
         raise FastcamError(
-            f"the weights of {name} cannot be fetched ({_first_line(error)}): "
+            f"the weights of {name} cannot be fetched ({first_line(error)}): "
             "give a file with --weights FILE, or --weights none"
         ) from None
     for key, value in module.state_dict().items():
@@ -302,7 +302,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: not tensors alone, so it is not loaded: save it from model.state_dict()"
         ) from None
     except Exception as error:  # safetensors and torch raise many kinds for a broken file
-        raise FastcamError(f"{path}: not a file of weights ({_first_line(error)})") from None
+        raise FastcamError(f"{path}: not a file of weights ({first_line(error)})") from None
     if not isinstance(state, dict):
         raise FastcamError(f"{path}: a {type(state).__name__}, not a state dict")
     for wrapper in ("state_dict", "model"):
@@ -319,7 +319,3 @@ def _fill(module: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise FastcamError(f"{complaint}: it {what} {', '.join(keys[:3])}{more}")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -16,7 +16,6 @@ from fastcam.errors import UsageError
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 
-_UNSEEN = 0.4  # brightness of what the network did not see
 _PANEL = 360  # longer side of a picture in a grid, in pixels
 _COLUMNS = 5
 _STRIP = 30  # height of a caption above a panel
@@ -82,7 +81,7 @@ def overlay(images: Tensor, maps: Tensor, colormap: str = "turbo", alpha: float 
 def heat(
     pictures: Tensor, maps: Tensor, region: Region, colormap: str = "turbo", alpha: float = 0.5
 ) -> Tensor:
-    """Raw maps over the part of the pictures that the network saw; the rest is darkened.
+    """Raw maps over the part of the pictures that the network saw; the rest is half as bright.
 
     Args:
         pictures: (N, H, W, 3) uint8, RGB.
@@ -96,7 +95,7 @@ def heat(
     """
     rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
     seen = pictures[:, rows, columns]
-    result = (pictures * _UNSEEN).to(torch.uint8)
+    result = pictures >> 1
     result[:, rows, columns] = overlay(seen, ops.upsample(maps, seen.shape[1:3]), colormap, alpha)
     return result
 

@@ -58,6 +58,7 @@ class Clip:
             raise FastcamError(f"{path}: has no video in it")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        self._reformatter = _av().video.reformatter.VideoReformatter()  # keeps its tables
         self.rate = self._stream.average_rate or Fraction(25)
         """Frames a second, in the mean."""
 
@@ -78,7 +79,7 @@ class Clip:
         try:
             for packet in self._container.demux(self._stream):
                 for decoded in packet.decode():
-                    last = Frame(_upright(decoded), *self._when(decoded, last))
+                    last = Frame(self._upright(decoded), *self._when(decoded, last))
                     damaged = decoded.is_corrupt
                     end = last.time + float((decoded.duration or 0) * last.time_base)
                     yield last
@@ -89,6 +90,12 @@ class Clip:
             raise FastcamError(f"{self.path}: no frame in it can be decoded")
         if damaged or self._announced_end() - end > 1.5 / self.rate:
             raise FastcamError(f"{self.path}: cut short {_place(last)}")
+
+    def _upright(self, decoded: av.VideoFrame) -> Picture:
+        """The frame as it is to be seen: (H, W, 3), RGB."""
+        picture = self._reformatter.reformat(decoded, format="rgb24").to_ndarray()
+        # rotation is in degrees, counterclockwise
+        return np.ascontiguousarray(np.rot90(picture, round(decoded.rotation / 90)))
 
     def _when(self, decoded: av.VideoFrame, last: Frame | None) -> tuple[int, Fraction]:
         """pts and time base; a frame without a time of its own comes one period after the last."""
@@ -156,6 +163,7 @@ class Writer:
         self._container: Any = None
         self._stream: Any = None
         self._sound = _Sound(sound) if sound is not None else None
+        self._reformatter = _av().video.reformatter.VideoReformatter()
 
     def write(self, frame: Frame) -> None:
         """Appends a frame; all have one size, and times grow."""
@@ -168,7 +176,9 @@ class Writer:
                 growth = ((0, height % 2), (0, width % 2), (0, 0))
                 picture = np.pad(picture, growth, mode="edge")
             rgb = _av().VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            yuv = rgb.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            yuv = self._reformatter.reformat(
+                rgb, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
             yuv.pts, yuv.time_base = frame.pts, frame.time_base
             self._mux(self._stream.encode(yuv))
             self.frames += 1
@@ -331,13 +341,6 @@ def _open(path: Path) -> Any:
         raise FastcamError(f"{path}: no such file") from None
     except (_av().FFmpegError, OSError) as error:
         raise FastcamError(f"{path}: not a clip that can be read ({error.strerror})") from None
-
-
-def _upright(frame: av.VideoFrame) -> Picture:
-    """The frame as it is to be seen: (H, W, 3), RGB."""
-    picture = frame.to_ndarray(format="rgb24")
-    # frame.rotation is in degrees, counterclockwise
-    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
 
 
 def _place(last: Frame | None) -> str:

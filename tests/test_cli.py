@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
+import torch
 from clips import contents, write_clip
 from typer.testing import CliRunner, Result
 
-from fastcam import demo, image, pictures
+from fastcam import demo, image, pictures, render
 from fastcam.cli import app
 from fastcam.pictures import Picture
 
@@ -261,18 +263,18 @@ def test_demo(tmp_path: Path) -> None:
     written = ("scene.png", "grid.png", "clip.mp4")
     assert all(f"{tmp_path / 'demo' / name}\n" in result.stdout for name in written)
 
-    original = pictures.read(demo.asset("scene.png"))
     scene = pictures.read(tmp_path / "demo" / "scene.png")
+    original = pictures.read(demo.asset("scene.png"))
     zoom = scene.shape[0] // original.shape[0]
     assert zoom >= 2
-    (box,) = (
-        digit["box"]
-        for digit in json.loads(demo.asset("scene.json").read_text())["digits"]
-        if digit["class"] == 2
-    )
-    redder = scene[..., 0].astype(int) - scene[..., 2]
-    left, top, right, bottom = (zoom * edge for edge in box)
-    assert redder[top:bottom, left:right].mean() > redder.mean() + 40
+    enlarged = cv2.resize(original, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    cold = render.color_table("turbo", torch.device("cpu"))[0].numpy()
+    heat = np.abs(scene - (enlarged / 2 + cold / 2)).sum(2)
+    about = json.loads(demo.asset("scene.json").read_text())
+    for digit in about["digits"]:
+        left, top, right, bottom = (zoom * edge for edge in digit["box"])
+        level = heat[top:bottom, left:right].mean()
+        assert level > 100 if digit["class"] == 3 else level < 60, digit
 
     frames = contents(tmp_path / "demo" / "clip.mp4")
     assert len(frames.times) == len(json.loads(demo.asset("clip.json").read_text())["frames"])
@@ -327,3 +329,11 @@ def test_ctrl_c_leaves_a_clip_that_plays(tmp_path: Path) -> None:
     assert "interrupted" in said
     assert "Traceback" not in said
     assert 0 < len(contents(out).times) < 1500
+
+
+def test_a_size_that_the_model_cannot_take(picture: Path, tmp_path: Path) -> None:
+    model = ("--model", "vit_b_16", "--weights", "none", "--size", 100)
+    result = run("image", picture, *model, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "the model fails on an input of 100x100 pixels" in line
