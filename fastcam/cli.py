@@ -188,7 +188,7 @@ def video(
     from fastcam.video import explain as explain_frames
 
     render.check_colormap(colormap)
-    if sink.exists() and sink.samefile(source):
+    if sink.resolve() == source.resolve():
         raise UsageError(f"{sink}: IN and OUT are the same file")
     started = time.perf_counter()
     report: dict[str, Any] = {"source": str(source), "model": model, "weights": weights}

@@ -53,8 +53,8 @@ def explain(
             }
         )
         overlays.append(render.heat(batch, explained.heat(k), region, colormap, alpha)[0].numpy())
-    titles = [f"{each['name']}: {each['probability']:.1%}" for each in classes]
-    grid = render.grid([("picture", picture), *zip(titles, overlays, strict=True)])
+    titles = [render.Title(each["name"], f"{each['probability']:.1%}") for each in classes]
+    grid = render.grid([(render.Title("picture"), picture), *zip(titles, overlays, strict=True)])
     return ImageExplanation(overlays[0], grid, explained, classes, region)
 
 

@@ -246,7 +246,8 @@ def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedMod
     )
     subset = data.infer_imagenet_subset(module)  # None where the classes are others
     names = data.ImageNetInfo(subset).label_descriptions() if subset and usual else ()
-    return LoadedModel(module, preprocessing, tuple(names))
+    first_synonyms = tuple(name.partition(",")[0] for name in names)
+    return LoadedModel(module, preprocessing, first_synonyms)
 
 
 def _function(name: str) -> LoadedModel:

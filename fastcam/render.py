@@ -18,7 +18,7 @@ Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 
 _PANEL = 360  # longer side of a picture in a grid, in pixels
 _COLUMNS = 5
-_STRIP = 30  # height of a caption above a panel
+_STRIP = 30  # height of a title above a panel
 _GAP = 12
 
 
@@ -29,6 +29,13 @@ class Region(NamedTuple):
     left: int
     bottom: int
     right: int
+
+
+class Title(NamedTuple):
+    """What is written over a picture: "name: note"; where room is short, it is the name's."""
+
+    name: str
+    note: str = ""
 
 
 def colormaps() -> list[str]:
@@ -100,17 +107,17 @@ def heat(
     return result
 
 
-def caption(picture: Picture, text: str) -> None:
-    """Writes a line into the upper left corner, white on black, in place."""
+def caption(picture: Picture, title: Title) -> None:
+    """Writes the title into the upper left corner, white on black, in place."""
     height, width = picture.shape[:2]
-    line, scale = _fit(text, width - 12, height=max(height / 24, 14))
+    line, scale = _fit(title, width - 12, height=max(height / 24, 14))
     (across, up), down = _extent(line, scale)
     picture[: up + down + 8, : across + 12] = 0
     _draw(picture, line, (6, up + 4), scale, 255)
 
 
-def grid(panels: Sequence[tuple[str, Picture]]) -> Picture:
-    """Pictures of one size side by side, at most five in a row, each under its caption."""
+def grid(panels: Sequence[tuple[Title, Picture]]) -> Picture:
+    """Pictures of one size side by side, at most five in a row, each under its title."""
     import cv2
 
     height, width = panels[0][1].shape[:2]
@@ -121,22 +128,23 @@ def grid(panels: Sequence[tuple[str, Picture]]) -> Picture:
     rows = -(-len(panels) // _COLUMNS)
     columns = -(-len(panels) // rows)
     page = np.full((rows * down, columns * across + _GAP, 3), 255, np.uint8)
-    for index, (text, picture) in enumerate(panels):
+    for index, (title, picture) in enumerate(panels):
         top, left = index // columns * down + _STRIP, index % columns * across + _GAP
-        line, scale = _fit(text, across - _GAP, height=16)
+        line, scale = _fit(title, across - _GAP, height=16)
         _draw(page, line, (left, top - 10), scale, 0)
         shown = cv2.resize(picture, (width, height), interpolation=method)
         page[top : top + height, left : left + width] = shown
     return page
 
 
-def _fit(text: str, width: int, height: float) -> tuple[str, float]:
-    """The text and its font scale, shortened with an ellipsis to ``width`` pixels."""
+def _fit(title: Title, width: int, height: float) -> tuple[str, float]:
+    """The title in one line of ``width`` pixels at most, its name shortened, and the font scale."""
     scale = height / 26  # a font scale of 1 is 26 pixels from the top of an f to the foot of a g
-    line = text
-    while _extent(line, scale)[0][0] > width and len(text) > 1:
-        text = text[:-1]
-        line = text.rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+    name, note = title.name, f": {title.note}" if title.note else ""
+    line = name + note
+    while _extent(line, scale)[0][0] > width and name:
+        name = name[:-1]
+        line = name.rstrip() + "\N{HORIZONTAL ELLIPSIS}" + note
     return line, scale
 
 

@@ -304,7 +304,7 @@ def explain(
         heated = render.heat(pictures, explained.heat(0), region, colormap, alpha).numpy()
         for index, (frame, picture) in enumerate(zip(group, heated, strict=True)):
             name = model.class_name(int(explained.class_ids[index, 0]))
-            render.caption(picture, f"{name}: {explained.probabilities[index, 0]:.0%}")
+            render.caption(picture, render.Title(name, f"{explained.probabilities[index, 0]:.0%}"))
             yield replace(frame, picture=picture)
 
 

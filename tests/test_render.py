@@ -10,6 +10,7 @@ from torch import Tensor
 import fastcam
 from fastcam import render
 from fastcam.errors import UsageError
+from fastcam.render import Title
 
 CPU = torch.device("cpu")
 
@@ -60,10 +61,10 @@ def test_heat_lies_on_the_region_and_the_rest_is_dark(pictures: Tensor) -> None:
     assert torch.equal(result[:, outside], pictures[:, outside] // 2)
 
 
-@pytest.mark.parametrize(("height", "width"), [(24, 32), (720, 1280), (1280, 720), (40, 1600)])
+@pytest.mark.parametrize(("height", "width"), [(24, 64), (720, 1280), (1280, 720), (40, 1600)])
 def test_a_caption_stays_in_its_corner(height: int, width: int) -> None:
     picture = np.full((height, width, 3), 100, np.uint8)
-    render.caption(picture, "Egyptian cat: 93%")
+    render.caption(picture, Title("Egyptian cat", "93%"))
     changed = np.argwhere((picture != 100).any(2))
     assert (changed.min(0) == 0).all()
     bottom, right = changed.max(0) + 1
@@ -75,16 +76,22 @@ def test_a_caption_stays_in_its_corner(height: int, width: int) -> None:
 
 
 def test_a_long_caption_is_shortened() -> None:
-    picture = np.full((100, 120, 3), 100, np.uint8)
-    render.caption(picture, "a class with a very long name that fits nowhere: 7%")
-    assert (picture[:20, -4:] == 100).all()
+    written = []
+    for name in ("a class with a very long name that fits nowhere", "a class with a very long one"):
+        written.append(np.full((100, 160, 3), 100, np.uint8))
+        render.caption(written[-1], Title(name, "7%"))
+        assert (written[-1][:20, -4:] == 100).all()
+    assert np.array_equal(*written), "the end of the name goes, the note stays"
+    other = np.full((100, 160, 3), 100, np.uint8)
+    render.caption(other, Title(name, "8%"))
+    assert not np.array_equal(other, written[0])
 
 
 @pytest.mark.parametrize(
     ("count", "rows", "columns"), [(1, 1, 1), (4, 1, 4), (6, 2, 3), (11, 3, 4)]
 )
 def test_a_grid_holds_every_panel(count: int, rows: int, columns: int) -> None:
-    panels = [(f"class {k}", np.full((30, 60, 3), 20 * k, np.uint8)) for k in range(count)]
+    panels = [(Title(f"class {k}"), np.full((30, 60, 3), 20 * k, np.uint8)) for k in range(count)]
     page = render.grid(panels)
     assert page.shape[1] // 360 == columns
     assert page.shape[0] // 180 == rows
@@ -93,6 +100,6 @@ def test_a_grid_holds_every_panel(count: int, rows: int, columns: int) -> None:
 
 
 def test_a_narrow_panel_has_room_for_its_caption() -> None:
-    page = render.grid([("a name", np.zeros((200, 10, 3), np.uint8))])
+    page = render.grid([(Title("a name"), np.zeros((200, 10, 3), np.uint8))])
     assert page.shape[0] > 360
     assert page.shape[1] > 150

@@ -1,0 +1,51 @@
+"""The classes are ranked by the forward that explains them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import Colors, colors
+
+from fastcam.explainer import Explainer
+
+# mostly blue, some red, hardly any green
+PICTURES = torch.zeros(2, 96, 96, 3, dtype=torch.uint8)
+PICTURES[:, 30:50, 30:50] = torch.tensor([180, 20, 255], dtype=torch.uint8)
+RED, GREEN, BLUE = range(3)
+
+
+def test_all_classes_come_from_one_forward() -> None:
+    model = colors()
+    explainer = Explainer(model, "gradcam", layer="features", top_k=3)
+    forwards = []
+    model.module.register_forward_hook(lambda *_: forwards.append(1))
+    explained = explainer(PICTURES)
+    assert len(forwards) == 1
+    assert explained.class_ids.tolist() == [[BLUE, RED, GREEN]] * 2
+    assert explained.maps.shape == (2, 3, 12, 12)
+    logits = Colors()(model.preprocessing(PICTURES))
+    expected = logits.softmax(1).gather(1, explained.class_ids)
+    torch.testing.assert_close(explained.probabilities, expected)
+    torch.testing.assert_close(explained.scores, logits.gather(1, explained.class_ids))
+
+
+def test_the_chosen_class_comes_first() -> None:
+    explained = Explainer(colors(), "gradcam", target="green", top_k=2)(PICTURES)
+    assert explained.class_ids.tolist() == [[GREEN, BLUE]] * 2
+
+
+def test_maps_are_raw() -> None:
+    model = colors()
+    explained = Explainer(model, "hirescam", target="red")(PICTURES)
+    features = model.module.features(model.preprocessing(PICTURES))  # type: ignore[operator]
+    positions = features.shape[2:].numel()
+    torch.testing.assert_close(explained.maps[:, 0], 5 / positions * features[:, RED])
+    assert explained.heat(0).equal(explained.maps[:, 0])
+
+
+def test_a_signed_gradient_is_drawn_by_its_magnitude() -> None:
+    explainer = Explainer(colors(), "guided-gradcam", target="red")
+    with pytest.warns(UserWarning, match="met no ReLU"):
+        explained = explainer(PICTURES)
+    assert explained.maps.shape == (2, 1, 3, 96, 96)
+    assert explained.heat(0).equal(explained.maps[:, 0].abs().amax(1))
