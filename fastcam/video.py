@@ -58,6 +58,7 @@ class Clip:
             raise FastcamError(f"{path}: has no video in it")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        self._size = self._stream.width, self._stream.height  # that of the first frame
         self._reformatter = _av().video.reformatter.VideoReformatter()  # keeps its tables
         self.rate = self._stream.average_rate or Fraction(25)
         """Frames a second, in the mean."""
@@ -88,12 +89,13 @@ class Clip:
             raise FastcamError(f"{self.path}: broken {_place(last)}: {error.strerror}") from None
         if last is None:
             raise FastcamError(f"{self.path}: no frame in it can be decoded")
-        if damaged or self._announced_end() - end > 1.5 / self.rate:
+        slack = 2.5 / self.rate  # times in AVI are off by the frames that B-frames wait for
+        if damaged or self._announced_end() - end > slack:
             raise FastcamError(f"{self.path}: cut short {_place(last)}")
 
     def _upright(self, decoded: av.VideoFrame) -> Picture:
         """The frame as it is to be seen: (H, W, 3), RGB."""
-        picture = self._reformatter.reformat(decoded, format="rgb24").to_ndarray()
+        picture = self._reformatter.reformat(decoded, *self._size, format="rgb24").to_ndarray()
         # rotation is in degrees, counterclockwise
         return np.ascontiguousarray(np.rot90(picture, round(decoded.rotation / 90)))
 
