@@ -170,24 +170,40 @@ class CAM(_Map):
 class _GradientMap(_Map):
     """A method of :func:`fastcam.ops.cam`."""
 
+    channel_weights: ClassVar[bool] = True
+    """Whether M = sum_k w_k A^k with w a function of g and sum(A) where g is constant."""
+
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         ids = selection.class_ids
-        if ids is not None and ids.dim() == 2 and ids.shape[1] > 1 and len(record.layers) == 1:
-            head = record.pooled_head(0, selection)
+        if self.channel_weights and len(record.layers) == 1 and ids is not None and ids.dim() == 2:
+            head = record.pooled_head(0, selection) if ids.shape[1] > 1 else None
             if head is not None and not head.rectified:
-                weights = self._head_weights(head, ids)
-                if weights is not None:
-                    return [ops.weighted_sum(head.pooled, weights, relu)]
+                return [self._pooled_maps(head, ids, relu)]
         return _gradient_maps(record, selection, self.name, relu)
 
-    def _head_weights(self, head: PooledHead, class_ids: Tensor) -> Tensor | None:
-        """Channel weights (N, K, C) where g = W[c] / Z everywhere, None if the method has none."""
-        return None
+    def _pooled_maps(self, head: PooledHead, class_ids: Tensor, relu: bool) -> Tensor:
+        """The maps of K classes, (N, K, *S), without a backward: g = W[c] / Z at every position."""
+        positions = head.pooled.shape[2:].numel()
+        slopes = head.weight / positions
+        total = ops.gap(head.pooled) * positions
+        # classes by blocks, so that the weights (N, block, C) stay in a CPU's cache
+        elements = 2**18 if total.device.type == "cpu" else 2**26
+        blocks = torch.split(class_ids, max(1, elements // max(1, total.numel())), dim=1)
+        maps = [
+            ops.weighted_sum(head.pooled, self._weights(slopes[ids], total, positions), relu)
+            for ids in blocks
+        ]
+        return torch.cat(maps, 1)
 
+    def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
+        """Channel weights (N, K, C) where the gradient is the same at all positions.
 
-def _slopes(head: PooledHead, class_ids: Tensor) -> Tensor:
-    """g, the same at every position: (N, K, C)."""
-    return head.weight[class_ids] / head.pooled.shape[2:].numel()
+        Args:
+            slopes: g, (N, K, C).
+            total: sum(A), (N, C).
+            positions: Z.
+        """
+        return slopes
 
 
 class GradCAM(_GradientMap):
@@ -197,9 +213,6 @@ class GradCAM(_GradientMap):
     """
 
     name = "gradcam"
-
-    def _head_weights(self, head: PooledHead, class_ids: Tensor) -> Tensor:
-        return _slopes(head, class_ids)
 
 
 class GradCAMPlusPlus(_GradientMap):
@@ -211,12 +224,10 @@ class GradCAMPlusPlus(_GradientMap):
 
     name = "gradcam++"
 
-    def _head_weights(self, head: PooledHead, class_ids: Tensor) -> Tensor:
-        # sum_ij ReLU(g) / (2 + g sum(A)) = Z times that of a single position with A = sum(A)
-        positions = head.pooled.shape[2:].numel()
-        total = (ops.gap(head.pooled) * positions).unsqueeze(-1)
-        slopes = _slopes(head, class_ids).unsqueeze(-1)
-        return positions * ops.gradcam_plus_plus_weights(total, slopes)
+    def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
+        # sum_ij ReLU(g) / (2 + g sum(A)): Z times that of a single position with A = sum(A)
+        single = ops.gradcam_plus_plus_weights(total.unsqueeze(-1), slopes.unsqueeze(-1))
+        return single.mul_(positions)
 
 
 class XGradCAM(_GradientMap):
@@ -227,9 +238,6 @@ class XGradCAM(_GradientMap):
 
     name = "xgradcam"
 
-    def _head_weights(self, head: PooledHead, class_ids: Tensor) -> Tensor:
-        return _slopes(head, class_ids)
-
 
 class HiResCAM(_GradientMap):
     """M = ReLU(sum_k g^k A^k), elementwise.
@@ -238,9 +246,6 @@ class HiResCAM(_GradientMap):
     """
 
     name = "hirescam"
-
-    def _head_weights(self, head: PooledHead, class_ids: Tensor) -> Tensor:
-        return _slopes(head, class_ids)
 
 
 class LayerCAM(_GradientMap):
@@ -251,14 +256,15 @@ class LayerCAM(_GradientMap):
 
     name = "layercam"
 
-    def _head_weights(self, head: PooledHead, class_ids: Tensor) -> Tensor:
-        return _slopes(head, class_ids).relu_()
+    def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
+        return slopes.relu()
 
 
 class GradCAMElementWise(_GradientMap):
     """M = sum_k ReLU(g^k A^k), elementwise."""
 
     name = "gradcam-elementwise"
+    channel_weights = False
 
 
 class GuidedBackprop(_Method):
