@@ -47,7 +47,7 @@ class Clip:
 
     Raises:
         FastcamError: there is no such file, or no video in it; while iterating, behind the last
-            frame that could be read, where it is broken or ends too early.
+            frame that could be read, where it is broken or ends earlier than it says itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,18 +79,17 @@ class Clip:
         damaged, end = False, 0.0
         try:
             for packet in self._container.demux(self._stream):
+                if packet.size:  # the last one is empty and asks for the frames held back
+                    damaged = packet.is_corrupt
                 for decoded in packet.decode():
                     last = Frame(self._upright(decoded), *self._when(decoded, last))
-                    damaged = decoded.is_corrupt
                     end = last.time + float((decoded.duration or 0) * last.time_base)
                     yield last
-                damaged = damaged or packet.is_corrupt
         except (_av().FFmpegError, OSError) as error:
             raise FastcamError(f"{self.path}: broken {_place(last)}: {error.strerror}") from None
         if last is None:
             raise FastcamError(f"{self.path}: no frame in it can be decoded")
-        slack = 2.5 / self.rate  # times in AVI are off by the frames that B-frames wait for
-        if damaged or self._announced_end() - end > slack:
+        if damaged or self._announced_end() - end > 1.5 / self.rate:
             raise FastcamError(f"{self.path}: cut short {_place(last)}")
 
     def _upright(self, decoded: av.VideoFrame) -> Picture:
