@@ -189,10 +189,12 @@ class _GradientMap(_Map):
         # classes by blocks, so that the weights (N, block, C) stay in a CPU's cache
         elements = 2**18 if total.device.type == "cpu" else 2**26
         blocks = torch.split(class_ids, max(1, elements // max(1, total.numel())), dim=1)
-        maps = [
-            ops.weighted_sum(head.pooled, self._weights(slopes[ids], total, positions), relu)
-            for ids in blocks
-        ]
+        same = bool((class_ids == class_ids[:1]).all())  # as in "all classes": one copy will do
+        maps = []
+        for ids in blocks:
+            gradients = slopes[ids[:1]].expand(*ids.shape, -1) if same else slopes[ids]
+            weights = self._weights(gradients, total, positions)
+            maps.append(ops.weighted_sum(head.pooled, weights, relu))
         return torch.cat(maps, 1)
 
     def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
