@@ -45,7 +45,7 @@ clean:  ## remove what was built; .venv stays
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(PIP) torch torchvision setuptools ninja pybind11
-	touch $@
+	@touch $@
 
 # Installs the project, editable, with all that its tests need, and so builds the kernels once. The
 # other libraries of maps come without what they require: grad-cam would bring a second cv2.
@@ -55,9 +55,11 @@ clean:  ## remove what was built; .venv stays
 		|| { tail -n 60 .venv/install.log; exit 1; }
 	@grep -o 'fastcam: CUDA.*' .venv/install.log | sort -u
 	$(PIP) --no-deps grad-cam ttach torchcam
-	mkdir -p build
-	touch $@ build/.kernels
+	@mkdir -p build
+	@touch $@ build/.kernels
 
+# The installation has just built them where nothing in csrc/ is newer.
 build/.kernels: .venv/.installed $(CSRC) setup.py
-	$(BIN)/python setup.py --quiet build_ext --inplace
-	touch $@
+	@[ -e $@ ] && [ -z "$$(find csrc setup.py -newer $@)" ] || \
+		$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@

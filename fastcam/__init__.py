@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastcam.methods import (
-    CAM,
-    METHODS,
-    Explanation,
-    GradCAM,
-    GradCAMElementWise,
-    GradCAMPlusPlus,
-    GuidedBackprop,
-    GuidedGradCAM,
-    HiResCAM,
-    LayerCAM,
-    XGradCAM,
-    explain,
-)
-
 if TYPE_CHECKING:
+    from fastcam.methods import (
+        CAM,
+        METHODS,
+        Explanation,
+        GradCAM,
+        GradCAMElementWise,
+        GradCAMPlusPlus,
+        GuidedBackprop,
+        GuidedGradCAM,
+        HiResCAM,
+        LayerCAM,
+        XGradCAM,
+        explain,
+    )
     from fastcam.render import overlay
+    from fastcam.targets import TopClasses
 
 __all__ = [
     "CAM",
@@ -33,15 +34,23 @@ __all__ = [
     "GuidedGradCAM",
     "HiResCAM",
     "LayerCAM",
+    "TopClasses",
     "XGradCAM",
     "explain",
     "overlay",
 ]
 
+_ELSEWHERE = {"TopClasses": "fastcam.targets", "overlay": "fastcam.render"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "overlay":  # its module needs more than torch and numpy
-        from fastcam.render import overlay
+    """Imports a public name when it is first used: `fastcam --help` need not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'fastcam' has no attribute '{name}'")
+    module = importlib.import_module(_ELSEWHERE.get(name, "fastcam.methods"))
+    globals()[name] = getattr(module, name)
+    return globals()[name]
 
-        return overlay
-    raise AttributeError(f"module 'fastcam' has no attribute '{name}'")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

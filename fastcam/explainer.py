@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from fastcam.capture import logits_of
 from fastcam.errors import FastcamError, UsageError, first_line, near
 from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM
-from fastcam.models import LoadedModel, check_class
+from fastcam.models import LoadedModel
+from fastcam.targets import TopClasses
 
 TOP_CLASS = "top1"
 
@@ -64,11 +63,9 @@ class Explainer:
             raise UsageError(f"unknown method {method}{hint}")
         self.model = model
         first = None if target == TOP_CLASS else model.class_id(target)
-        self._ranking = _Ranking(first, top_k)
+        self._targets = TopClasses(top_k, first)
         options: dict[str, Any] = {} if layer == "auto" else {"target_layers": layer}
-        self._method: Any = _named(
-            lambda: METHODS[method](model.module, output=self._ranking.read, **options)
-        )
+        self._method: Any = _named(lambda: METHODS[method](model.module, **options))
         guided = isinstance(self._method, (GuidedBackprop, GuidedGradCAM))
         self._raw: dict[str, Any] = {} if guided else {"size": "layer", "normalize": False}
 
@@ -87,44 +84,17 @@ class Explainer:
         device = next((each.device for each in self.model.module.parameters()), pictures.device)
         images = self.model.preprocessing(pictures).to(device)
         try:
-            maps = _named(lambda: self._method(images, self._ranking, **self._raw))
+            maps = _named(lambda: self._method(images, self._targets, **self._raw))
         except (RuntimeError, AssertionError) as error:
             height, width = images.shape[2:]
             raise FastcamError(
                 f"the model fails on an input of {width}x{height} pixels: {first_line(error)}"
             ) from error
         ids = self._method.class_ids
-        probabilities = self.model.probabilities(self._ranking.logits).gather(1, ids)
+        logits = logits_of(self._method.outputs).reshape(len(ids), -1).float()
+        probabilities = self.model.probabilities(logits).gather(1, ids)
         scores = self._method.scores
         return Explained(maps.float().cpu(), ids.cpu(), scores.float().cpu(), probabilities.cpu())
-
-
-class _Ranking:
-    """The classes to explain, chosen from the logits of the very forward that explains them.
-
-    A method reads the logits through :meth:`read`, its ``output``, before it turns this object, its
-    ``targets``, into an array of ids.
-    """
-
-    def __init__(self, first: int | None, count: int) -> None:
-        self.logits = torch.empty(0, 0)
-        self._first = first
-        self._count = count
-
-    def read(self, outputs: Any) -> Tensor:
-        logits = logits_of(outputs)
-        self.logits = logits.detach().reshape(logits.shape[0], -1).float()
-        return logits
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        """Class ids (N, K), the most probable first behind the one that was asked for."""
-        logits, classes = self.logits, self.logits.shape[1]
-        if self._first is not None:
-            check_class(self._first, classes)
-            logits = logits.clone()
-            logits[:, self._first] = torch.inf
-        ids = logits.topk(min(self._count, classes)).indices
-        return np.asarray(ids.cpu().numpy(), dtype)
 
 
 def _named(call: Callable[[], Any]) -> Any:

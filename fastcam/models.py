@@ -127,8 +127,9 @@ class LoadedModel:
             UsageError: the number is out of range, the name unknown or that of several classes.
         """
         if text.isdecimal():
-            if self.classes:
-                check_class(int(text), len(self.classes))
+            if self.classes and int(text) >= len(self.classes):
+                ids = f"the ids are 0 to {len(self.classes) - 1}"
+                raise UsageError(f"class {text} is out of range: {ids}")
             return int(text)
         names = [name.casefold() for name in self.classes]
         found = [index for index, name in enumerate(names) if name == text.casefold()]
@@ -140,12 +141,6 @@ class LoadedModel:
             )
             raise UsageError(f"unknown class {text}{hint}")
         return found[0]
-
-
-def check_class(class_id: int, count: int) -> None:
-    """Raises UsageError where a model with ``count`` classes has no such id."""
-    if class_id >= count:
-        raise UsageError(f"class {class_id} is out of range: the ids are 0 to {count - 1}")
 
 
 def load(name: str, weights: str = "DEFAULT", device: torch.device | str = "cpu") -> LoadedModel:

@@ -8,6 +8,7 @@ dimensions, ``positions`` for their product.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,8 @@ def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 def _enlarge_normalized(maps: Tensor, size: Sequence[int], eps: float) -> Tensor:
     # a shift does not change the result, but keeps a constant map exactly constant when enlarged
-    corner = maps[(..., *[slice(0, 1)] * len(size))].nan_to_num(0, 0, 0)
+    corner = maps.flatten(-len(size))[..., :1].nan_to_num(0, 0, 0)
+    corner = corner.reshape(*corner.shape[:-1], *[1] * len(size))
     return _min_max(_enlarge(maps - corner, size), len(size), eps)
 
 
@@ -132,12 +134,12 @@ def upsample(maps: Tensor, size: Sequence[int], normalize: bool = True, eps: flo
 
 class _GuidedReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input: Tensor) -> Tensor:
+    def forward(ctx: Any, input: Tensor) -> Tensor:
         ctx.save_for_backward(input)
         return input.relu()
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         return guided_relu_backward(grad_output, *ctx.saved_tensors)
 
 

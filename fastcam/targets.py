@@ -11,8 +11,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
+
+@dataclass(frozen=True)
+class TopClasses:
+    """As targets: each image's classes of the highest scores, ranked by the forward that explains.
+
+    Args:
+        count: K, how many classes an image; all where the model has fewer.
+        first: a class to put in front of the others, whatever its score.
+    """
+
+    count: int
+    first: int | None = None
+
+    def ids(self, logits: Tensor) -> Tensor:
+        """(N, K), for logits (N, classes)."""
+        classes = logits.shape[1]
+        if self.first is not None:
+            if not 0 <= self.first < classes:
+                raise ValueError(f"targets: got class {self.first}, expected 0 to {classes - 1}")
+            front = torch.tensor([self.first], device=logits.device)
+            logits = logits.index_fill(1, front, torch.inf)
+        return logits.topk(min(self.count, classes)).indices
+
+
 Target = Callable[[Tensor], Tensor]
-Targets = int | Sequence[int] | Tensor | np.ndarray[Any, Any] | Target | Sequence[Target] | None
+Targets = (
+    int
+    | Sequence[int]
+    | Tensor
+    | np.ndarray[Any, Any]
+    | TopClasses
+    | Target
+    | Sequence[Target]
+    | None
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +70,9 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
         logits: (N, classes), or (N,) or (N, 1) for a single logit, which is class 0. Other shapes
             need a function.
         targets: an int for every image; a list, array or 1-D tensor of N ints; (N, K) for K classes
-            an image; a function from one image's logits to a scalar, or N of them; None for the top
-            class. Ids on a GPU are not checked against the range, for that would wait for it.
+            an image, or :class:`TopClasses`; a function from one image's logits to a scalar, or N
+            of them; None for the top class. Ids on a GPU are not checked against the range, for
+            that would wait for it.
 
     Raises:
         ValueError, TypeError: if the targets do not fit the logits.
@@ -53,7 +87,12 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
                 "score; give a function from one image's output to a scalar"
             )
         rows = logits if logits.dim() == 2 else logits.unsqueeze(1)
-        ids = rows.argmax(1) if targets is None else _class_ids(targets, rows)
+        if targets is None:
+            ids = rows.argmax(1)
+        elif isinstance(targets, TopClasses):
+            ids = targets.ids(rows.detach())
+        else:
+            ids = _class_ids(targets, rows)
         scores = rows.gather(1, ids if ids.dim() == 2 else ids.unsqueeze(1))
         return Selection(scores.reshape(ids.shape), ids)
 

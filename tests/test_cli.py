@@ -130,7 +130,7 @@ def test_a_broken_picture_does_not_stop_the_others(picture: Path, tmp_path: Path
         (("--layer", "feature"), "'feature'.*near names: features"),
         (("--target", "purple"), "unknown class purple"),
         (("--target", "3"), "class 3 is out of range: the ids are 0 to 2"),
-        (("--model", "tiny_models:module", "--target", "3"), "the ids are 0 to 2"),
+        (("--model", "tiny_models:module", "--target", "3"), "got class 3, expected 0 to 2"),
         (("--method", "gradcam+++"), "unknown method gradcam.*near names: .*gradcam"),
         (("--colormap", "turbine"), "unknown colormap turbine; there are: .*turbo"),
         (("--device", "gpu"), "device gpu cannot be used"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcam.targets import look_like_probabilities, select
+from fastcam.targets import TopClasses, look_like_probabilities, select
 
 LOGITS = torch.tensor([[1.0, 5.0, 2.0, 0.0], [7.0, 4.0, 6.0, -1.0], [0.0, 1.0, 3.0, 2.0]])
 
@@ -100,3 +100,14 @@ def test_probabilities() -> None:
     assert not look_like_probabilities(LOGITS)
     assert not look_like_probabilities(LOGITS.requires_grad_())
     assert not look_like_probabilities(torch.ones(3, 1))
+
+
+def test_top_classes_are_ranked_by_the_forward_itself():
+    logits = torch.tensor([[0.1, 3.0, 2.0, -1.0], [5.0, 1.0, 4.0, 0.0]])
+    assert select(logits, TopClasses(2)).class_ids.tolist() == [[1, 2], [0, 2]]
+    assert select(logits, TopClasses(9)).class_ids.shape == (2, 4)
+    chosen = select(logits, TopClasses(2, first=3))
+    assert chosen.class_ids.tolist() == [[3, 1], [3, 0]]
+    assert chosen.scores.tolist() == [[-1.0, 3.0], [0.0, 5.0]]
+    with pytest.raises(ValueError, match="got class 4, expected 0 to 3"):
+        select(logits, TopClasses(2, first=4))
