@@ -228,6 +228,11 @@ struct GapOperands {
   }
 };
 
+// The tensor itself where its last dimension is contiguous, else a copy.
+inline Tensor rows_contiguous(const Tensor& tensor) {
+  return tensor.stride(tensor.dim() - 1) == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
 // Activations and the weights of their channels, (N, C) or (N, K, C), which come in the maps' precision.
 struct WeightedSumOperands {
   int64_t spatial_dims;
@@ -241,7 +246,11 @@ struct WeightedSumOperands {
         classes(w.dim() == 3 ? std::optional(w.size(1)) : std::nullopt),
         extents{a.size(0), classes.value_or(1), a.size(1), product(a.sizes(), 2, a.dim())},
         activations(a, spatial_dims),
-        weights(torch::stable::contiguous(torch::stable::to(w, arithmetic_type(a)))) {}
+        weights(rows_contiguous(torch::stable::to(w, arithmetic_type(a)))) {}
+
+  // Elements between the weights of two images and of two classes
+  int64_t image_stride() const { return weights.stride(0); }
+  int64_t class_stride() const { return classes ? weights.stride(1) : 0; }
 
  private:
   static int64_t checked(const Tensor& a, const Tensor& w) {
@@ -257,6 +266,23 @@ struct WeightedSumOperands {
     return spatial_dims;
   }
 };
+
+inline Tensor call(const char* name, const Tensor& tensor) {
+  StableIValue stack[] = {torch::stable::detail::from(tensor)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// For so many classes weighted_sum is a matrix product, and BLAS the better one.
+constexpr int64_t kManyClasses = 16;
+
+// maps (N, K, *S) = weights (N, K, C) x activations (N, C, positions)
+inline Tensor class_product(const WeightedSumOperands& o, const Tensor& activations, bool relu) {
+  const Tensor a = torch::stable::to(activations, o.weights.scalar_type());
+  const Tensor maps = torch::stable::matmul(o.weights, torch::stable::flatten(a, 2));
+  return torch::stable::view(
+      relu ? call("aten::relu_", maps) : maps, map_shape(activations, o.classes));
+}
 
 // (depth, height, width) from the last dimensions of a shape
 inline Size spatial_size(IntHeaderOnlyArrayRef shape, int64_t spatial_dims) {

@@ -20,6 +20,17 @@ from fastcam import reference
 
 _HERE = Path(__file__).parent
 _REFERENCE_BY_CHOICE = "FASTCAM_KERNELS=reference"
+_WITHOUT_BACKWARD = (
+    "gap",
+    "gradcam_plus_plus_weights",
+    "weighted_sum",
+    "cam",
+    "normalize",
+    "upsample",
+    "guided_relu_backward",
+    "guided_product",
+    "overlay",
+)
 
 
 def build_info() -> dict[str, str]:
@@ -62,7 +73,7 @@ def _load_all() -> dict[str, str | None]:
     cpu = _load("_ops")
     if cpu is None:
         _register_fakes()
-        _register_guided_relu()
+        _register_backwards()
     return {"cpu": cpu, "cuda": cpu or _cuda_problem() or _load("_ops_cuda")}
 
 
@@ -123,17 +134,28 @@ def _register_fakes() -> None:
         return images.new_empty(images.shape, dtype=torch.uint8)
 
 
-def _register_guided_relu() -> None:
-    """The backward of guided_relu is the guided one."""
+def _register_backwards() -> None:
+    """The guided backward of guided_relu; a clear refusal for the operators that have none."""
 
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+    def guided(ctx: Any, grad_output: Tensor) -> Tensor:
         (input,) = ctx.saved_tensors
         return torch.ops.fastcam.guided_relu_backward(grad_output, input)
 
-    torch.library.register_autograd("fastcam::guided_relu", backward, setup_context=setup_context)
+    def refused(name: str) -> Callable[..., Tensor]:
+        def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+            raise NotImplementedError(
+                f"fastcam.ops.{name} has no backward; fastcam.reference.{name} can be derived"
+            )
+
+        return backward
+
+    register = torch.library.register_autograd
+    register("fastcam::guided_relu", guided, setup_context=setup_context)
+    for name in _WITHOUT_BACKWARD:
+        register(f"fastcam::{name}", refused(name))
 
 
 _PROBLEMS = _load_all()

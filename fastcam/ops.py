@@ -6,8 +6,8 @@ GPU, or :mod:`fastcam.reference` where no kernel serves the device.
 Shapes: activations A (N, C, *S) with one to three spatial dimensions S; gradients g = dS/dA
 (N, C, *S), or (N, K, C, *S) for K classes; weights (N, C) or (N, K, C); maps (N, *S) or (N, K, *S).
 Any strides. float32, float16 and bfloat16 are computed in float32 and give float32 maps and
-weights; float64 stays float64. NaN in an image gives NaN in its map and in no other. Maps carry no
-graph.
+weights; float64 stays float64. NaN in an image gives NaN in its map and in no other. Only
+guided_relu has a backward; :mod:`fastcam.reference` can be derived.
 """
 
 from __future__ import annotations

@@ -179,6 +179,18 @@ def test_weighted_sum(case, relu, device):
     assert_close(got, want, scale, is_inf(case))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weighted_sum_of_many_classes(layout, dtype, device):
+    """Shared weights, expanded over the images, and weights of each image's own."""
+    torch.manual_seed(8)
+    a = laid_out(torch.rand(3, 37, 5, 4, device=device).to(dtype), layout)
+    shared = torch.randn(100, 37, device=device).expand(3, -1, -1)
+    for w in (shared, torch.randn(3, 16, 37, device=device)):
+        got, want = ops.weighted_sum(a, w), reference.weighted_sum(*double(a, w))
+        assert_close(got, want, reference.weighted_sum(*double(a, w.abs())))
+
+
 @cases
 @pytest.mark.parametrize("method", METHODS)
 def test_cam(case, method, device):
@@ -319,6 +331,13 @@ def test_guided_relu_has_the_guided_backward(device):
     ops.guided_relu(x).backward(torch.tensor([3.0, 3.0, 3.0, -3.0], device=device))
     assert x.grad is not None
     assert x.grad.tolist() == [0, 0, 3, 0]
+
+
+def test_an_operator_without_backward_says_so(device):
+    w = torch.rand(2, 20, 5, device=device, requires_grad=True)
+    maps = ops.weighted_sum(torch.rand(2, 5, 3, 3, device=device), w)
+    with pytest.raises(NotImplementedError, match=r"fastcam.reference.weighted_sum can be derived"):
+        maps.sum().backward()
 
 
 def samples(device: torch.device) -> dict[str, tuple[Any, ...]]:

@@ -5,6 +5,7 @@ namespace fastcam::cpu {
 
 Tensor weighted_sum(const Tensor& activations, const Tensor& weights, bool relu) {
   const WeightedSumOperands o(activations, weights);
+  if (o.extents.classes >= kManyClasses) return class_product(o, activations, relu);
   Tensor maps = empty(map_shape(activations, o.classes), arithmetic_type(activations), activations);
   if (maps.numel() == 0) return maps;
 
@@ -13,15 +14,14 @@ Tensor weighted_sum(const Tensor& activations, const Tensor& weights, bool relu)
     using F = arithmetic_t<T>;
     const Features<T> a = o.activations.features<T>();
     const F* w = data<F>(o.weights);
-    const auto [images, classes, channels, positions] = o.extents;
+    const int64_t positions = o.extents.positions;
     sum_tiles(
         o.extents, tile_channels(a, positions, false), relu, mutable_data<F>(maps),
-        [&, classes = classes, channels = channels, positions = positions](
-            const Tile& tile, int64_t first, int64_t last, F* rows) {
+        [&](const Tile& tile, int64_t first, int64_t last, F* rows) {
+          const F* image_weights = w + tile.image * o.image_stride() + tile.begin;
           for (int64_t k = first; k < last; ++k)
             add_weighted(
-                a, tile, positions, w + (tile.image * classes + k) * channels + tile.begin,
-                rows + k * positions);
+                a, tile, positions, image_weights + k * o.class_stride(), rows + k * positions);
         });
   });
   return maps;

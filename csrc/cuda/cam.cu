@@ -12,7 +12,8 @@ void run(
   if constexpr (has_channel_weights<Method>) {
     Tensor weights = empty(o.weights_shape(), maps.scalar_type(), maps);
     launch_channel_weights(launch, a, g, o.extents, method, mutable_data<F>(weights));
-    const WeightedPixel<F> pixel{data<F>(weights)};
+    const int64_t channels = o.extents.channels;
+    const WeightedPixel<F> pixel{data<F>(weights), o.extents.classes * channels, channels};
     launch_sum_channels(launch, a, a, o.extents, pixel, relu, result);
   } else {
     const ElementwisePixel<F, Method> pixel{method};

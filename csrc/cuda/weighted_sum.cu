@@ -5,6 +5,7 @@ namespace fastcam::cuda {
 Tensor weighted_sum(const Tensor& activations, const Tensor& weights, bool relu) {
   const WeightedSumOperands o(activations, weights);
   const Launch launch(activations);
+  if (o.extents.classes >= kManyClasses) return class_product(o, activations, relu);
   Tensor maps = empty(map_shape(activations, o.classes), arithmetic_type(activations), activations);
   if (maps.numel() == 0) return maps;
 
@@ -12,8 +13,8 @@ Tensor weighted_sum(const Tensor& activations, const Tensor& weights, bool relu)
     using T = decltype(element);
     using F = arithmetic_t<T>;
     const Features<T> a = o.activations.features<T>();
-    launch_sum_channels(
-        launch, a, a, o.extents, WeightedPixel<F>{data<F>(o.weights)}, relu, mutable_data<F>(maps));
+    const WeightedPixel<F> pixel{data<F>(o.weights), o.image_stride(), o.class_stride()};
+    launch_sum_channels(launch, a, a, o.extents, pixel, relu, mutable_data<F>(maps));
   });
   return maps;
 }

@@ -53,9 +53,10 @@ template <class F>
 struct WeightedPixel {
   static constexpr bool kUsesGradients = false;
   const F* weights;
+  int64_t image_stride, class_stride;
 
-  FASTCAM_HOST_DEVICE F operator()(int64_t map_channel, F a, F) const {
-    return weights[map_channel] * a;
+  FASTCAM_HOST_DEVICE F operator()(int64_t image, int64_t klass, int64_t channel, F a, F) const {
+    return weights[image * image_stride + klass * class_stride + channel] * a;
   }
 };
 
@@ -65,7 +66,9 @@ struct ElementwisePixel {
   static constexpr bool kUsesGradients = true;
   Method method;
 
-  FASTCAM_HOST_DEVICE F operator()(int64_t, F a, F g) const { return method.pixel(a, g); }
+  FASTCAM_HOST_DEVICE F operator()(int64_t, int64_t, int64_t, F a, F g) const {
+    return method.pixel(a, g);
+  }
 };
 
 // maps[n, k, p] = ReLU(sum_c pixel(A, g)). A block takes kPositionsPerBlock positions of one (n, k).
@@ -87,7 +90,7 @@ __global__ void sum_channels_kernel(
   F sum = 0;
   for (int64_t c = first; c < extents.channels; c += step) {
     const F gradient = Pixel::kUsesGradients ? load(g_position[c * g.strides.channel]) : F(0);
-    sum += pixel(map * extents.channels + c, load(a_position[c * a.strides.channel]), gradient);
+    sum += pixel(image, klass, c, load(a_position[c * a.strides.channel]), gradient);
   }
   sum = kAcross ? sum_lanes(sum) : sum_rows(sum);
   if (inside && first == 0) maps[map * extents.positions + p] = rectify ? relu(sum) : sum;

@@ -215,7 +215,8 @@ void test_channels(const Extents& e, const std::string& layout) {
   const auto gap = run_channel_weights(a, g, e, GradCAM<F>{}, across);
   const auto pp = run_channel_weights(a, g, e, GradCAMPlusPlus<F>{F(1)}, across);
   const auto x = run_channel_weights(a, g, e, XGradCAM<F>{F(100)}, across);
-  const auto gradcam = run_sum_channels(a, a, e, WeightedPixel<F>{gap.data()}, across);
+  const auto gradcam = run_sum_channels(
+      a, a, e, WeightedPixel<F>{gap.data(), e.classes * e.channels, e.channels}, across);
   const auto hires = run_sum_channels(a, g, e, ElementwisePixel<F, HiResCAM<F>>{}, across);
   const auto layer = run_sum_channels(a, g, e, ElementwisePixel<F, LayerCAM<F>>{}, across);
   const auto element =
