@@ -101,18 +101,17 @@ inline Tensor empty(const std::vector<int64_t>& shape, ScalarType type, const Te
 
 // The stride that walks the last `spatial_dims` dimensions in order, where a single one does.
 inline std::optional<int64_t> position_stride(const Tensor& tensor, int64_t spatial_dims) {
-  int64_t stride = 0, expected = 0;
+  std::optional<int64_t> stride;
+  int64_t expected = 0;
   for (int64_t d = tensor.dim() - 1; d >= tensor.dim() - spatial_dims; --d) {
     if (tensor.size(d) == 1) continue;
-    if (stride == 0 && expected == 0) {
+    if (!stride)
       stride = tensor.stride(d);
-    } else if (tensor.stride(d) != expected) {
+    else if (tensor.stride(d) != expected)
       return std::nullopt;
-    }
     expected = tensor.stride(d) * tensor.size(d);
-    if (tensor.stride(d) == 0) expected = 0;
   }
-  return stride;
+  return stride.value_or(0);
 }
 
 // A tensor (N, C, *S) or (N, K, C, *S) whose positions are walked by one stride: itself for contiguous,

@@ -30,7 +30,7 @@ SHAPES = (
     (1, 33, 2, 3, 5),
     (0, 3, 7, 7),
 )
-LAYOUTS = ("contiguous", "channels_last", "permuted", "sliced", "expanded")
+LAYOUTS = ("contiguous", "channels_last", "permuted", "sliced", "expanded", "row expanded")
 VALUES = ("random", "zero", "constant", "nan", "inf", "huge a", "tiny a", "huge g", "tiny g")
 HUGE = {torch.float64: 1e200, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 6e4}
 TINY = {torch.float64: 1e-200, torch.float32: 1e-30, torch.bfloat16: 1e-30, torch.float16: 1e-7}
@@ -88,13 +88,11 @@ def operands(case: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor
     a = torch.rand(shape, dtype=torch.float64)
     a = a * (torch.rand(shape) > 0.3)
     g = torch.randn((shape[0], *classes, *shape[1:]), dtype=torch.float64).clamp(-4, 4) / 4
-    if case["layout"] == "expanded":
-        g = g[(..., *[slice(0, 1)] * (len(shape) - 2))].expand_as(g).contiguous()
     a, g = with_values(case["values"], a, g, dtype)
     a, g = a.to(device, dtype), g.to(device, dtype)
-    if case["layout"] == "expanded":
-        spatial = len(shape) - 2
-        return a, g[(..., *[slice(0, 1)] * spatial)].expand_as(g)
+    if case["layout"].endswith("expanded"):  # over all positions, or along the last dimension
+        expanded = 1 if case["layout"].startswith("row") else len(shape) - 2
+        return a, g[(..., *[slice(0, 1)] * expanded)].expand_as(g)
     return laid_out(a, case["layout"]), laid_out(g, case["layout"], channel=1 + len(classes))
 
 
