@@ -95,6 +95,14 @@ def test_the_top_classes_are_those_in_the_scene(
     assert set(top.tolist()) == set(scene_boxes)
 
 
+def test_the_network_is_sure_of_what_is_in_the_scene_and_what_is_not(
+    model: demo.DigitsNet, scene: Tensor, scene_boxes: dict[int, Sequence[int]]
+) -> None:
+    probabilities = model(scene)[0].sigmoid()
+    for label, probability in enumerate(probabilities.tolist()):
+        assert probability > 0.8 if label in scene_boxes else probability < 0.2, label
+
+
 def test_the_chosen_digit_is_hot_and_the_others_are_cold(
     model: demo.DigitsNet, scene: Tensor, scene_boxes: dict[int, Sequence[int]]
 ) -> None:

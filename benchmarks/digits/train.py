@@ -18,11 +18,12 @@ import cv2
 import numpy as np
 import torch
 from safetensors.torch import save
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.digits.scenes import Box, Floats, Scene, handwriting, scene
+from benchmarks.digits.scenes import Box, Floats, Handwriting, Scene, Size, handwriting, scene
 from fastcam.demo.network import DigitsNet
 
 WEIGHTS = Path(__file__).parents[2] / "fastcam" / "demo" / "assets" / "digits.safetensors"
@@ -34,6 +35,9 @@ RATE = 2e-3
 # A price on the activity of the last map keeps it quiet where no digit is and narrow where one is.
 # The labels stay what they were: the network is never told where a digit lies.
 SPARSITY = 0.2
+# From a training scene to the largest picture the network is shown with.
+CALIBRATION_SIZES: tuple[Size, ...] = ((96, 96), (120, 160), (160, 224), (192, 256))
+CALIBRATION_SEED = 2_000_003
 HELD_OUT_SEED = 1_000_003
 
 
@@ -97,6 +101,30 @@ def fit(
             schedule.step()
             losses.append(loss.item())
         report(f"epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.3f}")
+
+
+@torch.inference_mode()
+def calibrate(model: DigitsNet, writing: Handwriting, count: int) -> None:
+    """Makes the probabilities sure on pictures of any of the sizes, in place.
+
+    Average pooling dilutes what a digit adds to its logit with the area of the picture, so a
+    network trained on small scenes doubts what it sees in large ones. Two numbers for all classes,
+    a factor on the weights of the head and its bias, are fitted to `count` scenes of each size
+    (Platt scaling). They change neither how a class ranks pictures nor, but for scale, the maps.
+    """
+    model.eval()
+    rng = np.random.default_rng(CALIBRATION_SEED)
+    evidence, truth = [], []
+    for size in CALIBRATION_SIZES:
+        for _ in range(count):
+            image, present = stack([scene(rng, writing, size)])
+            features = model.features(image.float() / 255)
+            evidence.append(features.mean(dim=(2, 3)) @ model.head.weight.T)
+            truth.append(present)
+    fitted = LogisticRegression(C=1e6)  # in effect without a penalty
+    fitted.fit(torch.cat(evidence).reshape(-1, 1).numpy(), torch.cat(truth).flatten().numpy())
+    model.head.weight *= float(fitted.coef_[0, 0])
+    model.head.bias.fill_(float(fitted.intercept_[0]))
 
 
 def gradcam(features: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
@@ -166,6 +194,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=10_000, help="96x96, one to five digits")
     parser.add_argument("--crop-epochs", type=int, default=3)
     parser.add_argument("--scene-epochs", type=int, default=8)
+    parser.add_argument("--calibration", type=int, default=200, help="scenes of each size")
     parser.add_argument("--held-out", type=int, default=2_000, help="scenes for the score")
     args = parser.parse_args()
 
@@ -192,8 +221,10 @@ def main() -> None:
     report(f"{args.scenes} scenes drawn")
     fit(model, *stack(scenes), args.scene_epochs, SPARSITY, generator, report)
 
-    weights = in_half(model)
     shipped = DigitsNet()
+    shipped.load_state_dict(in_half(model))
+    calibrate(shipped, train, args.calibration)
+    weights = in_half(shipped)
     shipped.load_state_dict(weights)
     score = evaluate(shipped, held_out(args.held_out))
     report(", ".join(f"{name} {value:.4f}" for name, value in score.items()))
