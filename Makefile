@@ -5,6 +5,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CSRC := $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests/kernels -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
+# A file that is newer than the kernels where FASTCAM_CUDA has changed since they were built.
+CHOICE := build/.cuda-$(or $(FASTCAM_CUDA),auto)
+
 .PHONY: help demo test lint kernels-test bench build format clean
 .DEFAULT_GOAL := help
 
@@ -59,7 +62,12 @@ clean:  ## remove what was built; .venv stays
 	@touch $@ build/.kernels
 
 # The installation has just built them where nothing in csrc/ is newer.
-build/.kernels: .venv/.installed $(CSRC) setup.py
-	@[ -e $@ ] && [ -z "$$(find csrc setup.py -newer $@)" ] || \
+build/.kernels: $(CHOICE) .venv/.installed $(CSRC) setup.py
+	@[ -e $@ ] && [ -z "$$(find csrc setup.py $(CHOICE) -newer $@)" ] || \
 		$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(CHOICE):
+	@mkdir -p build
+	@rm -f build/.cuda-*
 	@touch $@

@@ -266,23 +266,6 @@ struct WeightedSumOperands {
   }
 };
 
-inline Tensor call(const char* name, const Tensor& tensor) {
-  StableIValue stack[] = {torch::stable::detail::from(tensor)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-// For so many classes weighted_sum is a matrix product, and BLAS the better one.
-constexpr int64_t kManyClasses = 16;
-
-// maps (N, K, *S) = weights (N, K, C) x activations (N, C, positions)
-inline Tensor class_product(const WeightedSumOperands& o, const Tensor& activations, bool relu) {
-  const Tensor a = torch::stable::to(activations, o.weights.scalar_type());
-  const Tensor maps = torch::stable::matmul(o.weights, torch::stable::flatten(a, 2));
-  return torch::stable::view(
-      relu ? call("aten::relu_", maps) : maps, map_shape(activations, o.classes));
-}
-
 // (depth, height, width) from the last dimensions of a shape
 inline Size spatial_size(IntHeaderOnlyArrayRef shape, int64_t spatial_dims) {
   const int64_t* last = shape.data() + shape.size() - 1;

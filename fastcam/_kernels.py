@@ -58,7 +58,10 @@ def _cuda_problem() -> str | None:
     """Why the CUDA kernels cannot be used with this torch."""
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
-    built = build_info().get("cuda", "")
+    info = build_info()
+    if not info:
+        return "how fastcam was built is not known: its module _C does not import"
+    built = info["cuda"]
     if not built:
         return "fastcam was built without CUDA kernels"
     if built.split(".")[0] != torch.version.cuda.split(".")[0]:

@@ -60,6 +60,13 @@ def _enlarge_normalized(maps: Tensor, size: Sequence[int], eps: float) -> Tensor
     return _min_max(_enlarge(maps - corner, size), len(size), eps)
 
 
+def _channel_sum(weights: Tensor, activations: Tensor) -> Tensor:
+    """weights (N, C) or (N, K, C), activations (N, C, ...) -> (N, ...) or (N, K, ...)."""
+    classes = "k" if weights.dim() == 3 else ""
+    with torch.autocast(weights.device.type, enabled=False):
+        return torch.einsum(f"n{classes}c,nc...->n{classes}...", weights, activations)
+
+
 def _gradcam_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
     return gradients.mean(-1)
 
@@ -100,10 +107,7 @@ def gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float
 
 
 def weighted_sum(activations: Tensor, weights: Tensor, relu: bool = True) -> Tensor:
-    classes = "k" if weights.dim() == 3 else ""
-    maps = torch.einsum(
-        f"n{classes}c,nc...->n{classes}...", _arithmetic(weights), _arithmetic(activations)
-    )
+    maps = _channel_sum(_arithmetic(weights), _arithmetic(activations))
     return maps.relu() if relu else maps
 
 
@@ -112,7 +116,7 @@ def cam(
 ) -> Tensor:
     a, g = _operands(activations, gradients)
     if method in _CHANNEL_WEIGHTS:
-        maps = torch.einsum("nkc,ncp->nkp", _CHANNEL_WEIGHTS[method](a, g, eps), a.squeeze(1))
+        maps = _channel_sum(_CHANNEL_WEIGHTS[method](a, g, eps), a.squeeze(1))
     elif method in _ELEMENTWISE:
         maps = _ELEMENTWISE[method](a, g).sum(2)
     else:

@@ -14,4 +14,5 @@ import torch
 def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device: the same test ran on the CPU alone")
+    torch.backends.cudnn.allow_tf32 = False  # convolutions that are compared to 1e-5
     return torch.device(request.param)

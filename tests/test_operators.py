@@ -44,11 +44,13 @@ def poisoned_outputs():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(autouse=True)
-def kernels_serve(request: pytest.FixtureRequest):
-    """The compiled kernels are what is tested, not the reference against itself."""
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        assert _kernels.report()[device] == "kernels"
+@pytest.fixture
+def device(device: torch.device) -> torch.device:
+    """A device that compiled kernels serve: the reference is not tested against itself."""
+    if device.type == "cuda" and not _kernels.build_info()["cuda"]:
+        pytest.skip("there is a GPU, but fastcam was built without CUDA kernels")
+    assert _kernels.report()[device.type] == "kernels"
+    return device
 
 
 def laid_out(tensor: Tensor, layout: str, channel: int = 1) -> Tensor:
@@ -315,13 +317,44 @@ def test_same_bits_on_every_run_and_thread_count(method, device):
     torch.manual_seed(4)
     a, g = torch.rand(2, 300, 14, 14, device=device), torch.randn(2, 300, 14, 14, device=device)
     first = ops.upsample(ops.cam(a, g, method), (50, 50))
+    w = torch.randn(2, 20, 300, device=device)
+    many = ops.weighted_sum(a, w)
     threads = torch.get_num_threads()
     try:
         for count in (1, 3, threads):
             torch.set_num_threads(count)
             assert torch.equal(ops.upsample(ops.cam(a, g, method), (50, 50)), first)
+            assert torch.equal(ops.weighted_sum(a, w), many)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_long_sums_keep_their_digits(layout, device):
+    a = laid_out(torch.full((1, 2, 1000, 1000), 0.1, device=device), layout)
+    torch.testing.assert_close(ops.gap(a), a[:, :, 0, 0], rtol=1e-6, atol=0)
+    want = reference.gradcam_plus_plus_weights(a.double(), a.double())
+    torch.testing.assert_close(ops.gradcam_plus_plus_weights(a, a), want.float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+def test_autocast_does_not_round_maps(classes, device):
+    torch.manual_seed(9)
+    a, w = torch.rand(2, 50, 5, 5, device=device), torch.randn(2, classes, 50, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        got = ops.weighted_sum(a, w), reference.weighted_sum(a, w)
+    for maps in got:
+        torch.testing.assert_close(maps, reference.weighted_sum(a, w))
+
+
+def test_operands_on_two_devices(device):
+    here, there = torch.rand(1, 3, 4, 4, device=device), torch.rand(1, 3, 4, 4)
+    if device.type == "cpu":
+        pytest.skip("it takes a second device")
+    with pytest.raises(RuntimeError, match="gradients: is on another device than activations"):
+        ops.cam(here, there, "gradcam")
+    with pytest.raises(RuntimeError, match="maps: is on another device than guided"):
+        ops.guided_product(there[:, 0], here)
 
 
 def test_guided_relu_has_the_guided_backward(device):
@@ -400,6 +433,19 @@ def test_any_shape(data, device):
     assert_close(maps, reference.cam(*double(a, g), method), scale)
     want = reference.upsample(maps.double(), size, False)
     assert_close(ops.upsample(maps, size, False), want)
+    dims = len(spatial)
+    assert_close(ops.normalize(maps, dims), reference.normalize(maps.double(), dims))
+    w = g.flatten(-dims)[..., 0]
+    scale = reference.weighted_sum(*double(a, w.abs()))
+    assert_close(ops.weighted_sum(a, w), reference.weighted_sum(*double(a, w)), scale)
+    guided = laid_out(torch.randn(n, *classes, 2, *size, device=device).to(dtype), layout)
+    got, want = (
+        ops.guided_product(maps, guided, dims),
+        reference.guided_product(*double(maps, guided), dims),
+    )
+    assert_close(got, want, guided.double())
+    rectified = ops.guided_relu_backward(guided.flip(0), guided)
+    assert torch.equal(rectified, reference.guided_relu_backward(guided.flip(0), guided))
 
 
 WRONG = {

@@ -52,7 +52,8 @@ FASTCAM_HOST_DEVICE void with_strides(int64_t s, int64_t t, const Loop& loop) {
   }
 }
 
-// sums[c] = sum over positions of term(A, g, c), for the channels c of a tile, counted from its first
+// sums[c] = sum over positions of term(A, g, c), for the channels c of a tile, counted from its first.
+// Blocks of positions are added up in double: long sums lose nothing, short ones pay nothing.
 template <class T, class F, class Term>
 FASTCAM_HOST_DEVICE void sum_positions(
     const Features<T>& a, const Features<T>& g, const Tile& tile, int64_t klass, int64_t positions,
@@ -61,28 +62,32 @@ FASTCAM_HOST_DEVICE void sum_positions(
   const T* a_data = a.at(tile.image, 0, tile.begin);
   const T* g_data = g.at(tile.image, klass, tile.begin);
   const Strides &as = a.strides, &gs = g.strides;
+  constexpr int64_t kBlock = 256, kRowBlock = 64;
 
   if (!channels_contiguous(a)) {
     with_strides(as.position, gs.position, [&](auto a_step, auto g_step) {
       for (int64_t c = 0; c < channels; ++c) {
         const T* a_channel = a_data + c * as.channel;
         const T* g_channel = g_data + c * gs.channel;
-        F sum = 0;
+        double total = 0;
+        for (int64_t first = 0; first < positions; first += kBlock) {
+          const int64_t last = std::min(first + kBlock, positions);
+          F sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t p = 0; p < positions; ++p)
-          sum += term(load(a_channel[p * a_step]), load(g_channel[p * g_step]), c);
-        sums[c] = sum;
+          for (int64_t p = first; p < last; ++p)
+            sum += term(load(a_channel[p * a_step]), load(g_channel[p * g_step]), c);
+          total += sum;
+        }
+        sums[c] = static_cast<F>(total);
       }
     });
     return;
   }
-  // blocks of positions keep the rounding of long sums small
-  constexpr int64_t kBlock = 256;
+  double totals[kMaxTile] = {};
   F block[kMaxTile];
-  std::fill_n(sums, channels, F(0));
   with_strides(as.channel, gs.channel, [&](auto a_step, auto g_step) {
-    for (int64_t first = 0; first < positions; first += kBlock) {
-      const int64_t last = std::min(first + kBlock, positions);
+    for (int64_t first = 0; first < positions; first += kRowBlock) {
+      const int64_t last = std::min(first + kRowBlock, positions);
       std::fill_n(block, channels, F(0));
       for (int64_t p = first; p < last; ++p) {
         const T* a_row = a_data + p * as.position;
@@ -91,9 +96,10 @@ FASTCAM_HOST_DEVICE void sum_positions(
         for (int64_t c = 0; c < channels; ++c)
           block[c] += term(load(a_row[c * a_step]), load(g_row[c * g_step]), c);
       }
-      for (int64_t c = 0; c < channels; ++c) sums[c] += block[c];
+      for (int64_t c = 0; c < channels; ++c) totals[c] += block[c];
     }
   });
+  for (int64_t c = 0; c < channels; ++c) sums[c] = static_cast<F>(totals[c]);
 }
 
 // map[p] += sum over the tile's channels of pixel(A, g, c)

@@ -1,3 +1,4 @@
+#include "class_product.h"
 #include "cpu/channels.h"
 #include "operands.h"
 

@@ -4,8 +4,8 @@
 namespace fastcam::cuda {
 
 Tensor guided_product(const Tensor& maps, const Tensor& guided, int64_t spatial_dims, double eps) {
-  const Launch launch(guided);
   const GuidedProductOperands o(maps, guided, spatial_dims);
+  const Launch launch(guided);
   if (o.product.numel() == 0) return o.product;
 
   const int64_t bounds = bound_count(o.size, o.enlarged);

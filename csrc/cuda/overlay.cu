@@ -14,8 +14,8 @@ void run(const Launch& launch, const OverlayOperands& o, const Tensor& images, d
 }
 
 Tensor overlay(const Tensor& images, const Tensor& maps, const Tensor& colormap, double alpha) {
-  const Launch launch(images);
   const OverlayOperands o(images, maps, colormap, alpha);
+  const Launch launch(images);
   if (o.pictures.numel() == 0) return o.pictures;
   if (o.is_uint8) {
     run<uint8_t>(launch, o, images, alpha);

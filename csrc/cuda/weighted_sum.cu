@@ -1,3 +1,4 @@
+#include "class_product.h"
 #include "cuda/channels.h"
 
 namespace fastcam::cuda {

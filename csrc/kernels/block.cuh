@@ -10,6 +10,20 @@ namespace fastcam {
 
 constexpr int kLanes = 32, kRows = 8, kThreads = kLanes * kRows;
 
+// This thread's share of a sum: value(first) + value(first + step) + ... up to `count`. Runs of it are
+// added up in double: long sums lose nothing, short ones pay nothing.
+template <class F, class Value>
+__device__ F strided_sum(int64_t first, int64_t step, int64_t count, const Value& value) {
+  constexpr int kRun = 32;
+  double total = 0;
+  for (int64_t i = first; i < count;) {
+    F sum = 0;
+    for (int n = 0; n < kRun && i < count; ++n, i += step) sum += value(i);
+    total += sum;
+  }
+  return static_cast<F>(total);
+}
+
 // The sum over the lanes of a row, in every lane.
 template <class F>
 __device__ F sum_lanes(F value) {

@@ -33,17 +33,15 @@ __global__ void channel_weights_kernel(
 
   const T* a_channel = a.at(image, 0, inside ? c : 0);
   const T* g_channel = g.at(image, klass, inside ? c : 0);
-  F total = 0, sum = 0;
-  if (Method::kUsesActivations) {
-    for (int64_t p = first; p < extents.positions; p += step)
-      total += load(a_channel[p * a.strides.position]);
-    total = reduce(total);
-  }
-  for (int64_t p = first; p < extents.positions; p += step) {
-    const F activation = Method::kUsesActivations ? load(a_channel[p * a.strides.position]) : F(0);
-    sum += method.term(activation, load(g_channel[p * g.strides.position]), total);
-  }
-  sum = reduce(sum);
+  const auto activation = [&](int64_t p) {
+    return Method::kUsesActivations ? load(a_channel[p * a.strides.position]) : F(0);
+  };
+  F total = 0;
+  if (Method::kUsesActivations)
+    total = reduce(strided_sum<F>(first, step, extents.positions, activation));
+  const F sum = reduce(strided_sum<F>(first, step, extents.positions, [&](int64_t p) {
+    return method.term(activation(p), load(g_channel[p * g.strides.position]), total);
+  }));
   if (inside && first == 0)
     weights[map * extents.channels + c] = method.weight(sum, total, extents.positions);
 }
@@ -87,11 +85,10 @@ __global__ void sum_channels_kernel(
 
   const T* a_position = a.at(image, 0, 0) + (inside ? p : 0) * a.strides.position;
   const T* g_position = g.at(image, klass, 0) + (inside ? p : 0) * g.strides.position;
-  F sum = 0;
-  for (int64_t c = first; c < extents.channels; c += step) {
+  F sum = strided_sum<F>(first, step, extents.channels, [&](int64_t c) {
     const F gradient = Pixel::kUsesGradients ? load(g_position[c * g.strides.channel]) : F(0);
-    sum += pixel(image, klass, c, load(a_position[c * a.strides.channel]), gradient);
-  }
+    return pixel(image, klass, c, load(a_position[c * a.strides.channel]), gradient);
+  });
   sum = kAcross ? sum_lanes(sum) : sum_rows(sum);
   if (inside && first == 0) maps[map * extents.positions + p] = rectify ? relu(sum) : sum;
 }
