@@ -2,13 +2,15 @@
 
 Below the first target layer the network runs as in inference; from there up autograd records, and
 :meth:`Capture.gradients` asks for dS/dA alone. The network runs in evaluation mode and is left as
-it was found: hooks and modes are put back on every way out; parameters, ``.grad`` and buffers are
-never written.
+it was found: hooks and modes are put back on every way out; fastcam never writes to parameters,
+``.grad`` and buffers.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -182,7 +184,7 @@ def capture(
 
     hooks = [(model.get_submodule(name), record(name)) for name in layers]
     heads = [(module, remember) for module in model.modules() if isinstance(module, nn.Linear)]
-    outputs = run(model, inputs, [*hooks, *heads], grad=from_inputs)
+    outputs = run(model, inputs, [*hooks, *heads], guided=from_inputs)
     logits = logits_of(outputs, output)
 
     readings = []
@@ -226,14 +228,20 @@ def run(
     inputs: Inputs,
     hooks: Sequence[tuple[nn.Module, Callable[..., Any]]],
     *,
-    grad: bool = False,
+    guided: bool = False,
 ) -> Any:
-    """What the model returns in evaluation mode, with forward hooks; both end with the call."""
+    """What the model returns in evaluation mode, with forward hooks; both end with the call.
+
+    Args:
+        guided: whether the graph starts at the inputs, and guided backpropagation's ReLU must run.
+    """
     with ExitStack() as undo:
-        undo.enter_context(torch.set_grad_enabled(grad))
+        undo.enter_context(torch.set_grad_enabled(guided))
         undo.enter_context(_evaluation(model))
-        if any(map(_is_compiled, model.modules())):  # compiled code would not see the hooks
-            undo.enter_context(torch.compiler.set_stance("force_eager"))
+        # compiled code would not see the hooks, nor the guided ReLU; a compiled function cannot be
+        # told from outside, but without torch._dynamo there is none
+        if any(map(_is_compiled, model.modules())) or (guided and "torch._dynamo" in sys.modules):
+            undo.enter_context(_eager())
         for module, hook in hooks:
             undo.callback(module.register_forward_hook(hook).remove)
         if isinstance(inputs, Mapping):
@@ -255,8 +263,34 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    compiled = getattr(module, "_compiled_call_impl", None)
-    return compiled is not None or "_orig_mod" in module._modules
+    if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
+        return True
+    return hasattr(getattr(module, "forward", None), "_torchdynamo_orig_callable")
+
+
+_eager_lock = threading.Lock()
+_eager_runs = 0
+_eager_undo = ExitStack()
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Runs compiled code eagerly.
+
+    The stance is one for all threads: the first run sets it and the last one puts it back.
+    """
+    global _eager_runs
+    with _eager_lock:
+        if _eager_runs == 0:
+            _eager_undo.enter_context(torch.compiler.set_stance("force_eager"))
+        _eager_runs += 1
+    try:
+        yield
+    finally:
+        with _eager_lock:
+            _eager_runs -= 1
+            if _eager_runs == 0:
+                _eager_undo.close()
 
 
 def unwrap(model: nn.Module) -> nn.Module:

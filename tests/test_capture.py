@@ -270,6 +270,57 @@ def test_compiled_models(where: str) -> None:
         assert fastcam.GradCAM(wrapped, "_orig_mod.features")(images).equal(expected["gradcam"])
 
 
+@pytest.mark.parametrize("where", ["forward", "submodule's forward", "function"])
+def test_compiled_functions(where: str) -> None:
+    images = small_images()
+    methods = ("gradcam", "guided-backprop", "guided-gradcam")
+    expected = {name: fastcam.METHODS[name](small())(images) for name in methods}
+    model: Any = small()
+    if where == "function":
+        model = small(relu=torch.compile(F.relu, backend="aot_eager"))
+    else:
+        module = model if where == "forward" else model.features
+        module.forward = torch.compile(module.forward, backend="aot_eager")
+    model(images)
+    for name, maps in expected.items():
+        torch.testing.assert_close(fastcam.METHODS[name](model, *_layer(name))(images), maps)
+
+
+def _layer(method: str) -> list[str]:
+    return [] if method == "guided-backprop" else ["features"]
+
+
+def test_two_threads_leave_the_compiler_as_it_was() -> None:
+    """The first to begin ends first."""
+    began, ended = threading.Event(), threading.Event()
+
+    def explain(before: Callable[[], object]) -> None:
+        model = small(relu=lambda x: before() and F.relu(x))
+        model.features.compile(backend="eager")
+        fastcam.GradCAM(model, "features")(small_images())
+
+    first = threading.Thread(target=explain, args=(lambda: began.set() or ended.wait(10),))
+    second = threading.Thread(target=explain, args=(lambda: ended.is_set() or wait(),))
+
+    def wait() -> bool:
+        ended.set()
+        first.join(10)
+        return True
+
+    first.start()
+    assert began.wait(10)
+    second.start()
+    second.join(10)
+    compiled: list[int] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(1)
+        return graph.forward
+
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    assert compiled
+
+
 def test_data_parallel_is_looked_through() -> None:
     model, images = small(), small_images()
     expected = fastcam.GradCAM(model)(images)
