@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from fastcam import ops
 
 class GuidedReLU(TorchFunctionMode):
     """While entered, ReLU and ReLU6 record a backward that :attr:`guided` switches.
+
+    So do hardtanh, threshold and clamp where they come to the same: zero for what is below zero.
 
     The same graph gives the plain gradient with ``guided`` off and that of guided backpropagation
     with it on; the switch works after leaving the mode too. Nothing in the network is touched.
@@ -34,39 +36,72 @@ class GuidedReLU(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        call = _CALLS.get(func)
-        if call is None:
+        read = _CALLS.get(func)
+        if read is None or "out" in kwargs:
             return func(*args, **kwargs)
-        input, inplace, low, high = call(*args, **kwargs)
-        if low != 0 or not (torch.is_grad_enabled() and input.requires_grad):
+        call = read(*args, **kwargs)
+        if call.low != 0 or not (torch.is_grad_enabled() and call.input.requires_grad):
             return func(*args, **kwargs)
         self.met += 1
-        return _ReLU.apply(input, high, inplace, self)
+        return _ReLU.apply(call.input, call.high, call.inplace, call.keeps_input, self)
 
 
-Call = tuple[Tensor, bool, float, float | None]  # input, in place, lower and upper bound
+class Call(NamedTuple):
+    """What a call of one of the functions amounts to."""
+
+    input: Tensor
+    inplace: bool = False
+    low: float | None = 0
+    high: float | None = None
+    keeps_input: bool = False
+    """Whether the backward must not need the output, for PyTorch's own does not."""
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Call:
-    return input, inplace, 0, None
+    return Call(input, inplace)
 
 
 def _relu_(input: Tensor) -> Call:
-    return input, True, 0, None
+    return Call(input, True)
 
 
 def _relu6(input: Tensor, inplace: bool = False) -> Call:
-    return input, inplace, 0, 6
+    return Call(input, inplace, high=6, keeps_input=not inplace)
 
 
 def _hardtanh(
     input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Call:
-    return input, inplace, min_val, max_val
+    return Call(input, inplace, min_val, max_val, keeps_input=not inplace)
 
 
 def _hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Call:
-    return input, True, min_val, max_val
+    return Call(input, True, min_val, max_val)
+
+
+def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Call:
+    return Call(input, inplace, 0 if threshold == value == 0 else None, keeps_input=True)
+
+
+def _threshold_(input: Tensor, threshold: float, value: float) -> Call:
+    return _threshold(input, threshold, value, True)
+
+
+def _clamp(
+    input: Tensor,
+    min: float | Tensor | None = None,
+    max: float | Tensor | None = None,
+    inplace: bool = False,
+) -> Call:
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        return Call(input, low=None)
+    return Call(input, inplace, min, max, keeps_input=True)
+
+
+def _clamp_(
+    input: Tensor, min: float | Tensor | None = None, max: float | Tensor | None = None
+) -> Call:
+    return _clamp(input, min, max, True)
 
 
 _CALLS: dict[Any, Callable[..., Call]] = {
@@ -78,6 +113,13 @@ _CALLS: dict[Any, Callable[..., Call]] = {
     F.relu6: _relu6,
     F.hardtanh: _hardtanh,
     F.hardtanh_: _hardtanh_,
+    F.threshold: _threshold,
+    torch.threshold: _threshold,
+    torch.threshold_: _threshold_,
+    **dict.fromkeys((torch.clamp, torch.clip, torch.clamp_min), _clamp),
+    **dict.fromkeys((Tensor.clamp, Tensor.clip, Tensor.clamp_min), _clamp),
+    **dict.fromkeys((torch.clamp_, torch.clip_, torch.clamp_min_), _clamp_),
+    **dict.fromkeys((Tensor.clamp_, Tensor.clip_, Tensor.clamp_min_), _clamp_),
 }
 
 
@@ -86,21 +128,29 @@ class _ReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, high: float | None, inplace: bool, mode: GuidedReLU
+        ctx: Any,
+        input: Tensor,
+        high: float | None,
+        inplace: bool,
+        keeps_input: bool,
+        mode: GuidedReLU,
     ) -> Tensor:
+        if keeps_input:
+            ctx.save_for_backward(input.clone() if inplace else input)
         output = input.clamp_(0, high) if inplace else input.clamp(0, high)
         if inplace:
             ctx.mark_dirty(output)
-        # 0 < y < high exactly where 0 < x < high, and y lives on for the next layer anyway
-        ctx.save_for_backward(output)
+        if not keeps_input:
+            # 0 < y < high exactly where 0 < x < high, and y lives on for the next layer anyway
+            ctx.save_for_backward(output)
         ctx.high, ctx.mode = high, mode
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (output,) = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (kept,) = ctx.saved_tensors
         if ctx.high is not None:
-            gradient = gradient.masked_fill(output >= ctx.high, 0)
+            gradient = gradient.masked_fill(kept >= ctx.high, 0)
         if ctx.mode.guided:
-            return ops.guided_relu_backward(gradient, output), None, None, None
-        return gradient.masked_fill(output <= 0, 0), None, None, None
+            return ops.guided_relu_backward(gradient, kept), None, None, None, None
+        return gradient.masked_fill(kept <= 0, 0), None, None, None, None

@@ -273,7 +273,8 @@ class GuidedBackprop(_Method):
     """dS/dx with a ReLU that passes positive gradients at positive inputs only.
 
     Springenberg et al. 2015, arXiv 1412.6806, section 3.4. Acts on ReLU and ReLU6, modules and
-    functions alike; other activations keep their gradient, a network without ReLU gets a warning.
+    functions alike, also as hardtanh, threshold or clamp; other activations keep their gradient, a
+    network without ReLU, or with TorchScript modules, gets a warning.
     """
 
     name = "guided-backprop"
@@ -304,6 +305,7 @@ class GuidedBackprop(_Method):
             relu = GuidedReLU()
             with relu:
                 record, selection = self._run(images, targets, from_inputs=True)
+            _warn_of_missed_relus(self.model, relu)
             return _image_gradients(relu, record, selection)
 
 
@@ -327,6 +329,7 @@ class GuidedGradCAM(_Method):
             relu = GuidedReLU()
             with relu:
                 record, selection = self._run(images, targets, from_inputs=True)
+            _warn_of_missed_relus(self.model, relu)
             with torch.autocast(record.logits.device.type, enabled=False):
                 maps = _gradient_maps(record, selection, "gradcam", relu=True, retain=True)
                 if len(maps) > 1:
@@ -349,13 +352,22 @@ def _gradient_maps(
     return [torch.stack(layer, 1) if several else layer[0] for layer in maps]
 
 
-def _image_gradients(relu: GuidedReLU, record: Capture, selection: Selection) -> Tensor:
-    """The guided gradient, (N, C, *S) or (N, K, C, *S); the last use of the graph."""
-    if not relu.met:
+def _warn_of_missed_relus(model: nn.Module, relu: GuidedReLU) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        warnings.warn(
+            "guided backpropagation does not meet the ReLUs of TorchScript modules: there this is "
+            "the plain gradient",
+            stacklevel=3,
+        )
+    elif not relu.met:
         warnings.warn(
             "guided backpropagation met no ReLU in this network: this is the plain gradient",
             stacklevel=3,
         )
+
+
+def _image_gradients(relu: GuidedReLU, record: Capture, selection: Selection) -> Tensor:
+    """The guided gradient, (N, C, *S) or (N, K, C, *S); the last use of the graph."""
     relu.guided = True
     columns = selection.columns()
     gradients = [

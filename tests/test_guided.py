@@ -42,6 +42,24 @@ RELUS = {
     "F.relu6": F.relu6,
     "F.hardtanh": lambda x: F.hardtanh(x, 0, 6),
     "F.hardtanh_": lambda x: F.hardtanh_(x, 0.0, 6.0),
+    "module threshold": nn.Threshold(0, 0),
+    "F.threshold in place": lambda x: F.threshold(x, 0.0, 0.0, inplace=True),
+    "F.threshold_": lambda x: F.threshold_(x, 0, 0),
+    "torch.threshold": lambda x: torch.threshold(x, 0, 0),
+    "torch.clamp": lambda x: torch.clamp(x, 0),
+    "torch.clamp_": lambda x: torch.clamp_(x, min=0),
+    "torch.clip": lambda x: torch.clip(x, 0),
+    "torch.clamp_min": lambda x: torch.clamp_min(x, 0),
+    "torch.clamp_min_": lambda x: torch.clamp_min_(x, 0),
+    "Tensor.clamp": lambda x: x.clamp(min=0),
+    "Tensor.clamp_": lambda x: x.clamp_(min=0),
+    "Tensor.clamp_min": lambda x: x.clamp_min(0.0),
+    "Tensor.clamp_min_": lambda x: x.clamp_min_(min=0),
+    "Tensor.clip_": lambda x: x.clip_(0),
+    "Tensor.clamp 6": lambda x: x.clamp(0, 6),
+    "F.relu6 written to": lambda x: F.relu6(x).add_(0),
+    "Tensor.clamp_ written to": lambda x: x.clamp_(0).add_(0),
+    "F.threshold_ written to": lambda x: F.threshold_(x, 0, 0).add_(0),
 }
 
 
@@ -98,9 +116,27 @@ def test_a_network_without_relu_is_warned_about() -> None:
     torch.testing.assert_close(guided, leaf.grad)
 
 
-def test_a_symmetric_hardtanh_is_no_relu() -> None:
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.hardtanh,
+        lambda x: x.clamp(max=6),
+        lambda x: x.clamp(min=torch.zeros(())),
+        lambda x: F.threshold(x, 0, 1),
+        lambda x: F.threshold(x, 0.5, 0),
+    ],
+)
+def test_what_is_no_relu(function) -> None:
     with pytest.warns(UserWarning, match="no ReLU"):
-        fastcam.GuidedBackprop(small(relu=F.hardtanh))(small_images())
+        fastcam.GuidedBackprop(small(relu=function))(small_images())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_torchscript_is_warned_about() -> None:
+    model = nn.Sequential(torch.jit.script(nn.ReLU()), small()).eval()
+    for method in (fastcam.GuidedBackprop(model), fastcam.GuidedGradCAM(model, "1.features")):
+        with pytest.warns(UserWarning, match="TorchScript"):
+            method(small_images(), CLASSES)
 
 
 @pytest.mark.parametrize("layers", ["features", ["norm", "features"]])
