@@ -41,10 +41,13 @@ __all__ = [
 ]
 
 _ELSEWHERE = {"TopClasses": "fastcam.targets", "overlay": "fastcam.render"}
+_MODULES = ("demo", "models", "ops", "pictures", "reference", "render", "video")
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: `fastcam --help` need not wait for torch."""
+    if name in _MODULES:
+        return importlib.import_module(f"fastcam.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'fastcam' has no attribute '{name}'")
     module = importlib.import_module(_ELSEWHERE.get(name, "fastcam.methods"))
@@ -53,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})
