@@ -124,8 +124,9 @@ class _Map(_Method):
 
         Returns:
             (N, *size) float32 on the images' device (float64 for a float64 model), or (N, K, *size)
-            for targets (N, K). Several layers: each map normalized and enlarged, their mean
-            normalized; a list with one tensor a layer where ``size="layer"`` or not ``normalize``.
+            for targets (N, K). Several layers: each map normalized at its layer's resolution, then
+            enlarged, and their mean normalized again; a list with one tensor a layer where
+            ``size="layer"`` or not ``normalize``.
 
         Raises:
             ValueError, TypeError: if layers, targets or sizes do not fit the model and the images.
@@ -170,12 +171,12 @@ class CAM(_Map):
 class _GradientMap(_Map):
     """A method of :func:`fastcam.ops.cam`."""
 
-    channel_weights: ClassVar[bool] = True
-    """Whether M = sum_k w_k A^k with w a function of g and sum(A) where g is constant."""
+    pooled_shortcut: ClassVar[bool] = True
+    """Whether, where g is constant, M = sum_k w_k A^k with w a function of g and sum(A)."""
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         ids = selection.class_ids
-        if self.channel_weights and len(record.layers) == 1 and ids is not None and ids.dim() == 2:
+        if self.pooled_shortcut and len(record.layers) == 1 and ids is not None and ids.dim() == 2:
             head = record.pooled_head(0, selection) if ids.shape[1] > 1 else None
             if head is not None and not head.rectified:
                 return [self._pooled_maps(head, ids, relu)]
@@ -266,7 +267,7 @@ class GradCAMElementWise(_GradientMap):
     """M = sum_k ReLU(g^k A^k), elementwise."""
 
     name = "gradcam-elementwise"
-    channel_weights = False
+    pooled_shortcut = False
 
 
 class GuidedBackprop(_Method):
@@ -378,7 +379,7 @@ def _image_gradients(relu: GuidedReLU, record: Capture, selection: Selection) ->
 
 
 def _finish(maps: list[Tensor], record: Capture, size: Size, normalize: bool) -> Any:
-    """Enlargement, then min-max, then the mean over layers."""
+    """Enlargement, then min-max; of several layers the mean (:func:`_mean`)."""
     if size == "layer":
         dims = [activations.dim() - 2 for activations in record.activations]
         maps = [ops.normalize(m, d) for m, d in zip(maps, dims, strict=True)] if normalize else maps
@@ -391,7 +392,7 @@ def _finish(maps: list[Tensor], record: Capture, size: Size, normalize: bool) ->
 
 
 def _mean(maps: list[Tensor], extents: tuple[int, ...]) -> Tensor:
-    """Several layers' maps, each normalized and enlarged, their mean normalized."""
+    """The mean of several layers' maps, normalized: each was so before its enlargement too."""
     dims = len(extents)
     enlarged = [ops.upsample(ops.normalize(m, dims), extents, normalize=False) for m in maps]
     return ops.normalize(torch.stack(enlarged).mean(0), dims)
@@ -400,6 +401,8 @@ def _mean(maps: list[Tensor], extents: tuple[int, ...]) -> Tensor:
 def _extents(record: Capture, size: Size) -> tuple[int, ...]:
     """The extents to enlarge to, as many as the layers have."""
     extents = record.extents if size is None else size
+    if not (extents is None or isinstance(extents, Sequence)):
+        raise TypeError(f'size: got {extents!r}, expected a list of integers or "layer"')
     for name, activations in zip(record.layers, record.activations, strict=True):
         dims = activations.dim() - 2
         if extents is None or isinstance(extents, str) or len(extents) != dims or min(extents) < 1:

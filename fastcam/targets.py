@@ -24,6 +24,10 @@ class TopClasses:
     count: int
     first: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"targets: got a count of {self.count}, expected at least 1")
+
     def ids(self, logits: Tensor) -> Tensor:
         """(N, K), for logits (N, classes)."""
         classes = logits.shape[1]

@@ -281,6 +281,8 @@ def test_inputs_as_tuple_and_mapping() -> None:
     assert fastcam.GradCAM(model)({"x": images}).equal(expected)
     with pytest.raises(ValueError, match="size"):
         fastcam.GradCAM(model, "features")(images, size=(3,))
+    with pytest.raises(TypeError, match='size: got 32, expected a list of integers or "layer"'):
+        fastcam.GradCAM(model, "features")(images, size=32)
     assert fastcam.GradCAM(model)(images, size=(5, 7)).shape == (3, 5, 7)
 
 
@@ -347,4 +349,10 @@ def test_probabilities_are_warned_about_once() -> None:
 def test_importing_needs_torch_and_numpy_alone() -> None:
     heavy = "{'cv2', 'PIL', 'av', 'typer', 'rich', 'torchvision', 'safetensors'}"
     code = f"import sys, fastcam; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_modules_are_found_without_importing_them() -> None:
+    names = "ops", "reference", "render", "demo", "pictures", "models", "video"
+    code = "import fastcam; " + "; ".join(f"fastcam.{name}.__doc__" for name in names)
     subprocess.run([sys.executable, "-c", code], check=True)

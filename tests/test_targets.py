@@ -111,3 +111,9 @@ def test_top_classes_are_ranked_by_the_forward_itself():
     assert chosen.scores.tolist() == [[-1.0, 3.0], [0.0, 5.0]]
     with pytest.raises(ValueError, match="got class 4, expected 0 to 3"):
         select(logits, TopClasses(2, first=4))
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_top_classes_are_at_least_one(count: int) -> None:
+    with pytest.raises(ValueError, match=f"count of {count}, expected at least 1"):
+        TopClasses(count)
