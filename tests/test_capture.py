@@ -272,6 +272,7 @@ def test_compiled_models(where: str) -> None:
 
 @pytest.mark.parametrize("where", ["forward", "submodule's forward", "function"])
 def test_compiled_functions(where: str) -> None:
+    torch.compiler.reset()  # what other tests compiled
     images = small_images()
     methods = ("gradcam", "guided-backprop", "guided-gradcam")
     expected = {name: fastcam.METHODS[name](small())(images) for name in methods}
