@@ -1,4 +1,4 @@
-"""Clips made for the tests."""
+"""Clips made for the tests. What imports this is skipped where PyAV is missing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+
+av = pytest.importorskip("av", reason="PyAV is missing: nothing that needs clips is tested")
 
 Picture = NDArray[np.uint8]
 MILLISECONDS = Fraction(1, 1000)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 
-import timm
+import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 # network -> the layer that is found automatically
@@ -39,15 +39,19 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
         model: nn.Module = Signal()
     elif name == "r3d_18":
         images = torch.randn(3, 3, 4, 32, 32)
-        model = torchvision.models.video.r3d_18()
+        model = _library("torchvision").models.video.r3d_18()
     elif name.startswith("timm/"):
         size = {"img_size": 64} if "vit" in name else {}
-        model = timm.create_model(name.removeprefix("timm/"), num_classes=20, **size)
+        model = _library("timm").create_model(name.removeprefix("timm/"), num_classes=20, **size)
     else:
         options = {"vit_b_16": {"image_size": 64}, "googlenet": {"init_weights": False}}
-        create = getattr(torchvision.models, name)
+        create = getattr(_library("torchvision").models, name)
         model = create(num_classes=20, **options.get(name, {}))
     return condition(model, images), images
+
+
+def _library(name: str) -> ModuleType:
+    return pytest.importorskip(name, reason=f"{name} is missing: its networks are not tested")
 
 
 def condition(model: nn.Module, images: Tensor) -> nn.Module:

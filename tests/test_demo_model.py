@@ -116,7 +116,7 @@ def test_the_chosen_digit_is_hot_and_the_others_are_cold(
 
 
 def test_the_clip_matches_its_description(model: demo.DigitsNet) -> None:
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="PyAV is missing")
     about = json.loads(demo.asset("clip.json").read_text())
     with av.open(str(demo.asset("clip.mp4"))) as container:
         rate = container.streams.video[0].average_rate
@@ -136,7 +136,7 @@ def test_the_clip_matches_its_description(model: demo.DigitsNet) -> None:
 
 
 def test_the_weights_reach_the_recorded_score(model: demo.DigitsNet) -> None:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="scikit-learn is missing")
     from benchmarks.digits.train import evaluate, held_out
 
     recorded = json.loads(SCORE.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,11 @@ from pathlib import Path
 import pytest
 
 from fastcam import demo
+
+try:
+    import av
+except ImportError:
+    av = None
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,7 +40,13 @@ def run_line(line: str) -> None:
         return
     assert words[0] in ("fastcam", "python"), f"a block has a line that no test can run: {line}"
     words = ["-m", *words] if words[0] == "fastcam" else words[1:]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    path = os.pathsep.join([str(ROOT), *sys.path])  # as an in-place build is not installed
+    done = subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -42,14 +54,19 @@ def run_line(line: str) -> None:
 def test_every_code_block_runs(document, shipped):
     blocks = BLOCK.findall(document.read_text())
     names: dict[str, object] = {}
+    left_out = []
     for language, text in blocks:
         assert language in ("python", "sh", "text"), f"a block without a language: {text[:60]}"
         if language == "python":
             exec(compile(text, str(document), "exec"), names)
         elif language == "sh":
             for line in filter(None, map(str.strip, text.splitlines())):
-                if not line.startswith("#"):
+                if av is None and line.startswith("fastcam video"):
+                    left_out.append(line)
+                elif not line.startswith("#"):
                     run_line(line)
+    if left_out:
+        pytest.skip(f"PyAV is missing: all blocks ran but for {left_out}")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -7,18 +7,17 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
-import timm
 import torch
-import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from fastcam import models
 from fastcam.errors import FastcamError, UsageError
 from fastcam.models import LoadedModel, Preprocessing
+
+torchvision = pytest.importorskip("torchvision", reason="torchvision is missing")
 
 SIZES = [(300, 451), (512, 512), (640, 427), (100, 90)]
 
@@ -46,11 +45,13 @@ def test_preprocessing_is_that_of_the_weights(resnet: LoadedModel, height: int, 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_preprocessing_is_that_of_timm(height: int, width: int) -> None:
+    timm = pytest.importorskip("timm", reason="timm is missing")
+    image = pytest.importorskip("PIL.Image", reason="Pillow is missing")
     batch = picture(height, width)
     loaded = models.load("timm:resnet18", "none")
     config = timm.data.resolve_model_data_config(loaded.module)
     transform = timm.data.create_transform(**config, is_training=False)
-    expected = transform(Image.fromarray(batch[0].numpy()))
+    expected = transform(image.fromarray(batch[0].numpy()))
     assert (loaded.preprocessing(batch)[0] - expected).abs().mean() < 2 / 255 / 0.22
     assert loaded.classes[281].startswith("tabby")
 
@@ -171,6 +172,8 @@ def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_unknown_models(name: str, message: str) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is missing")
     with pytest.raises(UsageError, match=message):
         models.load(name, "none")
 

@@ -26,8 +26,9 @@ CLASSES = torch.tensor([1, 4, 2])
 )
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet10t"])
 def test_pytorch_grad_cam(name: str, method: str, peer: str, layers: list[str]) -> None:
-    library = pytest.importorskip("pytorch_grad_cam")
-    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+    library = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is missing")
+    from pytorch_grad_cam.utils import model_targets as targets
+
     model, images = copy.deepcopy(network(name))
     with torch.no_grad():
         model.fc.weight *= 10
@@ -42,7 +43,7 @@ def test_pytorch_grad_cam(name: str, method: str, peer: str, layers: list[str]) 
 
 
 def test_guided_backpropagation_of_pytorch_grad_cam() -> None:
-    library = pytest.importorskip("pytorch_grad_cam")
+    library = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is missing")
     model, images = copy.deepcopy(network("resnet18"))
     guided = fastcam.GuidedBackprop(model)(images, CLASSES)
     peer = library.GuidedBackpropReLUModel(copy.deepcopy(model), device=torch.device("cpu"))
@@ -53,7 +54,7 @@ def test_guided_backpropagation_of_pytorch_grad_cam() -> None:
 
 @pytest.mark.parametrize(("method", "peer"), [("gradcam", "GradCAM"), ("xgradcam", "XGradCAM")])
 def test_torchcam(method: str, peer: str) -> None:
-    library = pytest.importorskip("torchcam.methods")
+    library = pytest.importorskip("torchcam.methods", reason="torchcam is missing")
     model, images = copy.deepcopy(network("resnet18"))
     with getattr(library, peer)(model, "layer4") as cam:
         (expected,) = cam(CLASSES.tolist(), model(images))
