@@ -193,7 +193,7 @@ def video(
     started = time.perf_counter()
     report: dict[str, Any] = {"source": str(source), "model": model, "weights": weights}
     try:
-        with Clip(source) as clip, Writer(sink, clip.rate, source, clip.pixel_aspect) as writer:
+        with Clip(source) as clip, Writer(sink, clip.rate, source) as writer:
             loaded = _load(model, weights, classes, size, crop, mean, std, device)
             explainer = Explainer(loaded, method, layer, target)
             frames = explain_frames(clip, explainer, batch, colormap, alpha)

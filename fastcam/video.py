@@ -35,6 +35,8 @@ class Frame:
     """(H, W, 3), RGB, upright."""
     pts: int
     time_base: Fraction
+    pixel_aspect: Fraction = Fraction(1)
+    """Width over height of one pixel as shown."""
 
     @property
     def time(self) -> float:
@@ -69,11 +71,6 @@ class Clip:
         duration = self._container.duration or 0  # microseconds
         return self._stream.frames or round(duration / 1_000_000 * self.rate) or None
 
-    @property
-    def pixel_aspect(self) -> Fraction:
-        """Width over height of one pixel as shown, before rotation."""
-        return self._stream.sample_aspect_ratio or Fraction(1)
-
     def __iter__(self) -> Iterator[Frame]:
         last: Frame | None = None
         damaged, end = False, 0.0
@@ -82,7 +79,7 @@ class Clip:
                 if packet.size:  # the last one is empty and asks for the frames held back
                     damaged = packet.is_corrupt
                 for decoded in packet.decode():
-                    last = Frame(self._upright(decoded), *self._when(decoded, last))
+                    last = self._upright(decoded, *self._when(decoded, last))
                     end = last.time + float((decoded.duration or 0) * last.time_base)
                     yield last
         except (_av().FFmpegError, OSError) as error:
@@ -92,11 +89,17 @@ class Clip:
         if damaged or self._announced_end() - end > 1.5 / self.rate:
             raise FastcamError(f"{self.path}: cut short {_place(last)}")
 
-    def _upright(self, decoded: av.VideoFrame) -> Picture:
-        """The frame as it is to be seen: (H, W, 3), RGB."""
+    def _upright(self, decoded: av.VideoFrame, pts: int, time_base: Fraction) -> Frame:
+        """The frame as it is to be seen."""
         picture = self._reformatter.reformat(decoded, *self._size, format="rgb24").to_ndarray()
-        # rotation is in degrees, counterclockwise
-        return np.ascontiguousarray(np.rot90(picture, round(decoded.rotation / 90)))
+        turns = round(decoded.rotation / 90)  # degrees, counterclockwise
+        aspect: Fraction = self._stream.sample_aspect_ratio or Fraction(1)
+        return Frame(
+            np.ascontiguousarray(np.rot90(picture, turns)),
+            pts,
+            time_base,
+            1 / aspect if turns % 2 else aspect,
+        )
 
     def _when(self, decoded: av.VideoFrame, last: Frame | None) -> tuple[int, Fraction]:
         """pts and time base; a frame without a time of its own comes one period after the last."""
@@ -111,8 +114,11 @@ class Clip:
         stream = self._stream
         if stream.duration is not None:
             return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-        hours, minutes, seconds = stream.metadata.get("DURATION", "0:0:0").split(":")  # Matroska
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        try:  # Matroska has a tag, which is any text that its writer chose
+            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+            return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        except (KeyError, ValueError):
+            return 0
 
     def close(self) -> None:
         self._container.close()
@@ -135,7 +141,6 @@ class Writer:
         path: .mp4, .m4v, .mov or .mkv.
         rate: frames a second, in the mean.
         sound: a file whose sound is copied as it is.
-        pixel_aspect: width over height of one pixel as shown.
 
     Raises:
         UsageError: another suffix.
@@ -145,13 +150,7 @@ class Writer:
         UserWarning: this kind of file cannot hold this kind of sound, and goes without.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        rate: Fraction,
-        sound: Path | None = None,
-        pixel_aspect: Fraction = Fraction(1),
-    ) -> None:
+    def __init__(self, path: Path, rate: Fraction, sound: Path | None = None) -> None:
         if path.suffix.lower() not in _SUFFIXES:
             raise UsageError(f"{path}: the suffix must be one of {', '.join(_SUFFIXES)}")
         self.path = path
@@ -159,7 +158,6 @@ class Writer:
         self.padded: tuple[int, int] | None = None
         """(height, width) in the file where it is not that of the pictures."""
         self._rate = rate
-        self._pixel_aspect = pixel_aspect
         self._temporary = temporary_name(path)
         self._container: Any = None
         self._stream: Any = None
@@ -167,7 +165,7 @@ class Writer:
         self._reformatter = _av().video.reformatter.VideoReformatter()
 
     def write(self, frame: Frame) -> None:
-        """Appends a frame; all have one size, and times grow."""
+        """Appends a frame; all have one size and pixel aspect, and times grow."""
         try:
             if self._container is None:
                 self._start(frame)
@@ -226,7 +224,7 @@ class Writer:
         stream.height, stream.width = even
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = frame.time_base
-        stream.codec_context.sample_aspect_ratio = self._pixel_aspect
+        stream.codec_context.sample_aspect_ratio = frame.pixel_aspect
         # 1 is BT.709 in all three lists, and the limited range
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1

@@ -33,6 +33,7 @@ def write_clip(
     picture: Callable[[int], Picture] = lambda index: quarters(),
     sound: str | None = "aac",
     rotation: int = 0,
+    pixel_aspect: Fraction = Fraction(1),
 ) -> Path:
     """H.264 with frames at these times and a tone as long as they last."""
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
@@ -40,6 +41,7 @@ def write_clip(
         video.height, video.width = picture(0).shape[:2]
         video.pix_fmt = "yuv420p"
         video.codec_context.time_base = time_base
+        video.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation:
             video.set_display_rotation(rotation)
         audio = container.add_stream(sound, rate=8000, layout="mono") if sound else None
@@ -69,6 +71,7 @@ class Contents:
     pictures: list[Picture]
     codec: str
     pix_fmt: str
+    pixel_aspect: Fraction
 
 
 def contents(path: Path) -> Contents:
@@ -76,6 +79,7 @@ def contents(path: Path) -> Contents:
         video = container.streams.video[0]
         frames = list(container.decode(video))
         codec, pix_fmt = video.codec_context.name, video.codec_context.pix_fmt
+        pixel_aspect = video.sample_aspect_ratio
     with av.open(str(path)) as container:
         packets = container.demux(container.streams.audio) if container.streams.audio else ()
         sound = [(p.pts * p.time_base, bytes(p)) for p in packets if p.pts is not None]
@@ -85,4 +89,5 @@ def contents(path: Path) -> Contents:
         pictures=[frame.to_ndarray(format="rgb24") for frame in frames],
         codec=codec,
         pix_fmt=pix_fmt,
+        pixel_aspect=pixel_aspect,
     )

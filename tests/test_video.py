@@ -19,7 +19,7 @@ UNEVEN = np.cumsum(np.random.default_rng(0).integers(15, 80, 40)).tolist()
 
 
 def copy(source: Path, target: Path) -> Writer:
-    with Clip(source) as clip, Writer(target, clip.rate, source, clip.pixel_aspect) as writer:
+    with Clip(source) as clip, Writer(target, clip.rate, source) as writer:
         for frame in clip:
             writer.write(frame)
     return writer
@@ -61,6 +61,26 @@ def test_rotation_is_applied(tmp_path: Path, rotation: int) -> None:
             picture = next(iter(clip)).picture
         assert picture.shape == expected.shape
         assert np.abs(picture.astype(int) - expected[..., ::-1]).mean() < 4
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
+def test_pixels_that_are_not_square_turn_with_the_picture(tmp_path: Path, rotation: int) -> None:
+    wide = Fraction(4, 3)
+    path = write_clip(tmp_path / "in.mp4", [0, 40], rotation=rotation, pixel_aspect=wide)
+    copy(path, tmp_path / "out.mp4")
+    assert contents(path).pixel_aspect == wide
+    turned = 1 / wide if rotation % 180 else wide
+    assert contents(tmp_path / "out.mp4").pixel_aspect == turned
+
+
+@pytest.mark.parametrize("duration", ["", "soon", "0:03", "a:b:c"])
+def test_a_duration_of_any_format_is_read(tmp_path: Path, duration: str) -> None:
+    path = write_clip(tmp_path / "in.mkv", [0, 40], sound=None)
+    data = path.read_bytes()
+    place = data.rindex(b"00:00:00.0")
+    tag = duration.encode().ljust(10, b"\0")
+    path.write_bytes(data[:place] + tag + data[place + 10 :])
+    assert copy(path, tmp_path / "out.mp4").frames == 2
 
 
 def test_colours_are_kept(tmp_path: Path) -> None:
