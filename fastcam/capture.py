@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -118,6 +119,8 @@ class Capture:
         slope = weight[class_ids] / activations.shape[2:].numel()  # (N, C)
         slope = slope.reshape(slope.shape + (1,) * (activations.dim() - 2))
         finite = activations.flatten(1).isfinite().all(1)  # NaN says nothing about the head
+        if finite.numel() and not finite.any():
+            return None
         for rectified in (False, True):
             pooled = activations.relu() if rectified else activations
             if not _close(features[finite], pooled.flatten(2).mean(-1)[finite]):
@@ -165,6 +168,7 @@ def capture(
         inputs = rebuild(inputs, lambda tensor: copied if tensor is given else tensor)
     extents = None if images is None else tuple(images.shape[2:])
     nodes: dict[str, Tensor] = {}
+    shared: list[tuple[str, Tensor, int]] = []  # returned tensors that are the layer's input too
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def record(name: str) -> Callable[..., Any]:
@@ -172,6 +176,12 @@ def capture(
             def node(tensor: Tensor) -> Tensor:
                 nodes[name] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
                 torch.set_grad_enabled(True)  # undone by the no_grad around the model
+                if any(storage(tensor) == storage(given) for given in _items(args)):
+                    # what was written to its input may be read from there: record that very tensor
+                    if _in_place(module) and not (tensor.requires_grad or tensor._is_view()):
+                        nodes[name] = nodes[name].detach().clone().requires_grad_()
+                        return tensor.copy_(nodes[name])
+                    shared.append((name, tensor, tensor._version))
                 return nodes[name].clone()  # what comes next may write into it
 
             return replace_first(returned, node)
@@ -184,7 +194,21 @@ def capture(
 
     hooks = [(model.get_submodule(name), record(name)) for name in layers]
     heads = [(module, remember) for module in model.modules() if isinstance(module, nn.Linear)]
-    outputs = run(model, inputs, [*hooks, *heads], guided=from_inputs)
+    try:
+        outputs = run(model, inputs, [*hooks, *heads], guided=from_inputs)
+    except RuntimeError as error:
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise ValueError(
+                "model: its parameters cannot be recorded; create or load it outside of "
+                "torch.inference_mode()"
+            ) from error
+        raise
+    for name, tensor, version in shared:
+        if tensor._version != version:  # the clone that was handed on has missed that
+            raise ValueError(
+                f"target_layers: '{name}' returns its input, which the model overwrites later; "
+                "name the layer before it"
+            )
     logits = logits_of(outputs, output)
 
     readings = []
@@ -342,23 +366,41 @@ def _items(value: Any) -> list[Tensor]:
     return [item for item in value if isinstance(item, Tensor)]
 
 
-def rebuild(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same containers, with every tensor in them changed."""
+def rebuild(
+    value: Any, change: Callable[[Tensor], Tensor], objects: dict[int, Any] | None = None
+) -> Any:
+    """The same containers and objects, with every tensor in them changed; those without are kept.
+
+    ``objects`` are those already met, by id: they may refer to each other.
+    """
+    objects = {} if objects is None else objects
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (tuple, list)):
-        items = [rebuild(item, change) for item in value]
+        items = [rebuild(item, change, objects) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, MutableMapping):
-        renewed = copy.copy(value)
-        for key, item in value.items():
-            renewed[key] = rebuild(item, change)
-        return renewed
-    tensors = {k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, Tensor)}
-    if tensors:
-        value = copy.copy(value)
-        value.__dict__.update({name: change(tensor) for name, tensor in tensors.items()})
-    return value
+    mapping = isinstance(value, MutableMapping)
+    # classes, functions, modules of either kind: nothing that a network computes
+    if not mapping and (callable(value) or isinstance(value, ModuleType)):
+        return value
+    if id(value) in objects:
+        return objects[id(value)]
+    parts = value if mapping else getattr(value, "__dict__", {})
+    objects[id(value)] = value
+    changed = {}
+    for key, item in parts.items():
+        renewed = rebuild(item, change, objects)
+        if renewed is not item:
+            changed[key] = renewed
+    if not changed:
+        return value
+    copied = objects[id(value)] = copy.copy(value)
+    parts = copied if mapping else copied.__dict__
+    for key, item in changed.items():
+        parts[key] = item
+    return copied
 
 
 def replace_first(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -373,6 +415,17 @@ def replace_first(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(tensor)
 
     return rebuild(value, once)
+
+
+def storage(tensor: Tensor) -> int:
+    """What tensors that share their memory have in common."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _in_place(module: nn.Module) -> bool:
+    """Whether it writes to its input; dropout in evaluation mode never does."""
+    dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+    return bool(getattr(module, "inplace", False)) and not dropout
 
 
 def _gradients(

@@ -16,6 +16,7 @@ from fastcam.capture import (
     rebuild,
     replace_first,
     run,
+    storage,
 )
 from fastcam.errors import near
 from fastcam.layout import Reshape, reading
@@ -98,8 +99,8 @@ def find_layer(
                     return tensor
                 # a container returns its last module's tensor, a view or an identity its input's;
                 # an operation in place makes the next version of it
-                same = last is not None and (_storage(tensor), tensor._version) == (
-                    _storage(last[0]),
+                same = last is not None and (storage(tensor), tensor._version) == (
+                    storage(last[0]),
                     last[1],
                 )
                 if not same:
@@ -149,7 +150,3 @@ def _first_image(inputs: Inputs) -> Inputs:
         return inputs
     count = images.shape[0]
     return rebuild(inputs, lambda t: (t[:1] if t.dim() and t.shape[0] == count else t).clone())
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

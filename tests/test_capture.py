@@ -6,6 +6,7 @@ import copy
 import gc
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -326,6 +327,79 @@ def test_data_parallel_is_looked_through() -> None:
     model, images = small(), small_images()
     expected = fastcam.GradCAM(model)(images)
     assert fastcam.GradCAM(nn.DataParallel(model), "module.features")(images).equal(expected)
+
+
+class Answer:
+    """No mapping, and with a reference to itself."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.extra, self.itself = logits, [logits * 2, {"more": logits * 3}], self
+        self.cache = SimpleNamespace(layers=[SimpleNamespace(keys=logits * 4)], model=nn.ReLU())
+
+
+def test_outputs_hold_no_graph_wherever_the_tensors_are() -> None:
+    cam = fastcam.GradCAM(Wrapped(small(), Answer), "inner.features")
+    cam(small_images())
+    found = cam.outputs
+    tensors = [found.logits, found.extra[0], found.extra[1]["more"], found.cache.layers[0].keys]
+    assert not any(tensor.requires_grad for tensor in tensors)
+
+
+class Shortcut(nn.Module):
+    """A shortcut that is the input itself, which the other branch then writes to."""
+
+    def __init__(self, short: nn.Module, written: bool) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.short, self.head, self.written = short, nn.Linear(8, 5), written
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        shortcut = self.short(x)
+        x = self.conv(x.relu_() if self.written else x.relu())
+        return self.head((x + shortcut).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["hirescam", "guided-gradcam"])
+@pytest.mark.parametrize("short", [nn.Identity(), nn.Dropout(), nn.Dropout(inplace=True)])
+def test_a_layer_that_returns_its_input(short: nn.Module, method: str) -> None:
+    images = small_images()
+    model = Shortcut(short, written=False).eval()
+    cam = fastcam.METHODS[method](model, "short")
+    assert cam(images).any() and cam.outputs.equal(model(images))
+    with pytest.raises(ValueError, match=r"'short' returns its input, which .* overwrites"):
+        fastcam.METHODS[method](Shortcut(short, written=True), "short")(images)
+
+
+@pytest.mark.parametrize("method", ["hirescam", "guided-gradcam"])
+@pytest.mark.parametrize("used", ["argument", "result", "view"])
+def test_a_layer_that_writes_to_its_input(used: str, method: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            z = self.relu(y[:, :] if used == "view" else y)
+            return self.head(((y if used == "argument" else z) ** 2).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images = Net(), small_images()
+    cam = fastcam.METHODS[method](model)
+    maps = cam(images)
+    assert cam.layers == ("relu",) and cam.outputs.equal(model(images))
+    model.relu.inplace, used = False, "result"
+    assert maps.any() and maps.equal(fastcam.METHODS[method](model, "relu")(images))
+
+
+def test_parameters_made_in_inference_mode_are_named() -> None:
+    with torch.inference_mode():
+        model = small()
+    for method in ("gradcam", "guided-gradcam"):
+        with pytest.raises(ValueError, match=r"outside of torch.inference_mode"):
+            fastcam.METHODS[method](model)(small_images())
 
 
 class Detached(nn.Module):
