@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import sys
 import time
 import warnings
@@ -24,8 +23,9 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand
 
+from fastcam import _json
 from fastcam.errors import FastcamError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -35,14 +35,19 @@ if TYPE_CHECKING:
     from fastcam.video import Frame
 
 
-class _Commands(TyperGroup):
-    """Turns what a person can do something about into one line on stderr and an exit code."""
+class _Command(TyperCommand):
+    """Turns what a person can do something about into one line on stderr and an exit code.
+
+    With --json there is a line on stdout too.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except FastcamError as error:
             _say(str(error))
+            if ctx.params["as_json"]:
+                _print_json({"error": str(error)})
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             _say("interrupted; what was finished is kept")
@@ -50,7 +55,6 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -64,7 +68,10 @@ ModelName = Annotated[
     ),
 ]
 Weights = Annotated[
-    str, typer.Option(help="DEFAULT, none (random), or a .safetensors or .pth file.")
+    str,
+    typer.Option(
+        help="DEFAULT, none (random; not for a function), or a .safetensors or .pth file."
+    ),
 ]
 Classes = Annotated[Path | None, typer.Option(help="A text file with one class name a line.")]
 Method = Annotated[str, typer.Option(help="cam, gradcam, gradcam++, layercam, guided-gradcam, ...")]
@@ -88,7 +95,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: what th
 Json = Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout, nothing else.")]
 
 
-@app.command()
+@app.command(cls=_Command)
 def image(
     picture: Annotated[
         list[Path],
@@ -153,7 +160,7 @@ def image(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=_Command)
 def video(
     source: Annotated[
         Path, typer.Argument(metavar="IN", help="A clip in any format that FFmpeg reads.")
@@ -191,31 +198,34 @@ def video(
     if sink.resolve() == source.resolve():
         raise UsageError(f"{sink}: IN and OUT are the same file")
     started = time.perf_counter()
-    report: dict[str, Any] = {"source": str(source), "model": model, "weights": weights}
-    try:
-        with Clip(source) as clip, Writer(sink, clip.rate, source) as writer:
-            loaded = _load(model, weights, classes, size, crop, mean, std, device)
-            explainer = Explainer(loaded, method, layer, target)
-            frames = explain_frames(clip, explainer, batch, colormap, alpha)
-            for frame in _progress(frames, clip.frames):
-                writer.write(frame)
-    except FastcamError as error:
-        if as_json:
-            _print_json({**report, "error": str(error)})
-        raise
+    with Clip(source) as clip, Writer(sink, clip.rate, source) as writer:
+        loaded = _load(model, weights, classes, size, crop, mean, std, device)
+        explainer = Explainer(loaded, method, layer, target)
+        frames = explain_frames(clip, explainer, batch, colormap, alpha)
+        for frame in _progress(frames, clip.frames):
+            writer.write(frame)
     seconds = time.perf_counter() - started
     if writer.padded is not None:
         height, width = writer.padded
         _say(f"odd width or height: padded to {width}x{height}")
-    report |= {"method": method, "layer": explainer.layer, "target": target}
-    report |= {"frames": writer.frames, "seconds": seconds, "clip": str(sink)}
+    report = {
+        "source": str(source),
+        "model": model,
+        "weights": weights,
+        "method": method,
+        "layer": explainer.layer,
+        "target": target,
+        "frames": writer.frames,
+        "seconds": seconds,
+        "clip": str(sink),
+    }
     if as_json:
         _print_json(report)
     else:
         print(f"{sink}: {writer.frames} frames in {seconds:.1f} s")
 
 
-@app.command()
+@app.command(cls=_Command)
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("out/demo"),
     as_json: Json = False,
@@ -235,7 +245,7 @@ def demo(
             print(f"{out / name}\n  {text}", flush=True)
 
 
-@app.command()
+@app.command(cls=_Command)
 def info(as_json: Json = False) -> None:
     """Show the version, how it was built, the devices, and which kernels serve which device."""
     import torch
@@ -333,4 +343,4 @@ def _say(message: str) -> None:
 
 
 def _print_json(report: dict[str, Any]) -> None:
-    print(json.dumps(report), flush=True)
+    print(_json.dumps(report), flush=True)

@@ -65,7 +65,7 @@ class Explainer:
         first = None if target == TOP_CLASS else model.class_id(target)
         self._targets = TopClasses(top_k, first)
         options: dict[str, Any] = {} if layer == "auto" else {"target_layers": layer}
-        self._method: Any = _named(lambda: METHODS[method](model.module, **options))
+        self._method: Any = _as_usage_error(lambda: METHODS[method](model.module, **options))
         guided = isinstance(self._method, (GuidedBackprop, GuidedGradCAM))
         self._raw: dict[str, Any] = {} if guided else {"size": "layer", "normalize": False}
 
@@ -84,7 +84,7 @@ class Explainer:
         device = next((each.device for each in self.model.module.parameters()), pictures.device)
         images = self.model.preprocessing(pictures).to(device)
         try:
-            maps = _named(lambda: self._method(images, self._targets, **self._raw))
+            maps = _as_usage_error(lambda: self._method(images, self._targets, **self._raw))
         except (RuntimeError, AssertionError) as error:
             height, width = images.shape[2:]
             raise FastcamError(
@@ -92,12 +92,15 @@ class Explainer:
             ) from error
         ids = self._method.class_ids
         logits = logits_of(self._method.outputs).reshape(len(ids), -1).float()
+        names, classes = len(self.model.classes), logits.shape[1]
+        if names not in (0, classes):
+            raise UsageError(f"there are {names} class names for the model's {classes} classes")
         probabilities = self.model.probabilities(logits).gather(1, ids)
         scores = self._method.scores
         return Explained(maps.float().cpu(), ids.cpu(), scores.float().cpu(), probabilities.cpu())
 
 
-def _named(call: Callable[[], Any]) -> Any:
+def _as_usage_error(call: Callable[[], Any]) -> Any:
     """The call's result; what a method says about a name or a shape becomes a usage error."""
     try:
         return call()

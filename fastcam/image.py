@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcam import pictures, render
+from fastcam import _json, pictures, render
 from fastcam.explainer import Explained, Explainer
 from fastcam.pictures import Picture
 
@@ -84,7 +83,7 @@ def save(
         "files": {kind: str(path) for kind, path in files.items()},
     }
     with pictures.replacing(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+        temporary.write_text(_json.dumps(report, indent=2) + "\n")
     return report
 
 

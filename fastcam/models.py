@@ -149,24 +149,25 @@ def load(name: str, weights: str = "DEFAULT", device: torch.device | str = "cpu"
     Args:
         name: "digits" (the one that ships), a classifier's name in torchvision, "timm:NAME", or
             "package.module:function" for a function that returns a module or a LoadedModel.
-        weights: "DEFAULT" for those that belong to the name, "none" for random ones, or a file, a
-            state dict in .safetensors or in what torch.save writes. A file with another number of
-            classes gives the model that many.
+        weights: "DEFAULT" for those that belong to the name, "none" for random ones (not for a
+            function, which has the ones that it gives), or a file, a state dict in .safetensors or
+            in what torch.save writes. A file with another number of classes gives the model that
+            many.
         device: where the model goes.
 
     Raises:
-        UsageError: nothing has that name.
+        UsageError: nothing has that name, or it takes no random weights.
         FastcamError: the weights cannot be had or do not fit.
     """
     state = None if weights in ("DEFAULT", "none") else _read_state(Path(weights))
     if name == "digits":
-        model = _digits()
+        model = _digits(weights)
     elif ":" not in name:
         model = _torchvision(name, weights, state)
     elif name.startswith("timm:"):
         model = _timm(name.removeprefix("timm:"), weights, state)
     else:
-        model = _function(name)
+        model = _function(name, weights)
     if state is not None:
         _fill(model.module, state, f"{weights} does not fit {name}")
     model.module.eval().to(device)
@@ -181,11 +182,13 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise FastcamError(f"{path}: class names cannot be read: {error}") from None
 
 
-def _digits() -> LoadedModel:
+def _digits(weights: str) -> LoadedModel:
     from fastcam import demo
 
     as_it_is = Preprocessing(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1))
-    return LoadedModel(demo.digits(), as_it_is, tuple(demo.DIGITS_CLASSES), multilabel=True)
+    names = demo.DIGITS_CLASSES
+    module = demo.digits() if weights == "DEFAULT" else demo.DigitsNet(len(names))
+    return LoadedModel(module, as_it_is, names, multilabel=True)
 
 
 def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedModel:
@@ -245,23 +248,36 @@ def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedMod
     return LoadedModel(module, preprocessing, first_synonyms)
 
 
-def _function(name: str) -> LoadedModel:
+def _function(name: str, weights: str) -> LoadedModel:
     path, _, attribute = name.partition(":")
+    if not path or not attribute:
+        raise UsageError(f"model {name}: a function is given as package.module:function")
+    if weights == "none":
+        raise UsageError(f"model {name}: a function has the weights that it gives, not none")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(path)
-    except ImportError as error:
-        raise UsageError(f"model {name}: {error}") from None
-    function: Callable[[], Any] | None = getattr(module, attribute, None)
+    except Exception as error:  # it is someone's own code
+        raise UsageError(f"model {name}: {_of_kind(error)}") from error
+    function: Any = getattr(module, attribute, None)
     if function is None:
         raise UsageError(f"model {name}: {path} has no {attribute}{near(attribute, dir(module))}")
-    made = function()
+    if not callable(function):
+        raise UsageError(f"model {name}: a {type(function).__name__}, not a function")
+    try:
+        made = function()
+    except Exception as error:  # as above
+        raise FastcamError(f"model {name}: {_of_kind(error)}") from error
     if isinstance(made, LoadedModel):
         return made
     if isinstance(made, nn.Module):
         return LoadedModel(made)
     raise UsageError(f"model {name}: gave a {type(made).__name__}, not a torch.nn.Module")
+
+
+def _of_kind(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _build(
@@ -276,8 +292,9 @@ def _build(
             "give a file with --weights FILE, or --weights none"
         ) from None
     for key, value in module.state_dict().items():
-        if value.dim() and len(value) == 1000 and state is not None and key in state:
-            count = state[key].shape[:1].numel()
+        given = state.get(key) if state is not None else None
+        if value.dim() and len(value) == 1000 and isinstance(given, Tensor):
+            count = given.shape[:1].numel()
             if count != 1000:
                 return create(num_classes=count), False
     return module, True
@@ -299,10 +316,13 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # safetensors and torch raise many kinds for a broken file
         raise FastcamError(f"{path}: not a file of weights ({first_line(error)})") from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict):
+            state = state.get(wrapper, state)
     if not isinstance(state, dict):
         raise FastcamError(f"{path}: a {type(state).__name__}, not a state dict")
-    for wrapper in ("state_dict", "model"):
-        state = state.get(wrapper, state)
+    if not all(isinstance(key, str) for key in state):
+        raise FastcamError(f"{path}: not a state dict, for its keys are no names")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 

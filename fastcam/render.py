@@ -71,7 +71,8 @@ def overlay(images: Tensor, maps: Tensor, colormap: str = "turbo", alpha: float 
     """Maps as heat over images.
 
     Args:
-        images: (N, 3, H, W) or (N, H, W, 3), RGB; uint8, or floating point in [0, 1].
+        images: (N, 3, H, W) or (N, H, W, 3), RGB; uint8, or floating point in [0, 1]. Those of
+            shape (N, 3, H, 3) are read as (N, H, W, 3).
         maps: (N, h, w) in [0, 1], enlarged linearly; NaN counts as 0.
         colormap: the name of one of OpenCV's colour tables.
         alpha: the share of the heat, in [0, 1].

@@ -134,17 +134,48 @@ def test_a_broken_picture_does_not_stop_the_others(picture: Path, tmp_path: Path
         (("--colormap", "turbine"), "unknown colormap turbine; there are: .*turbo"),
         (("--device", "gpu"), "device gpu cannot be used"),
         (("--model", "tiny_models:module", "--method", "cam"), "global average pooling"),
+        (("--weights", "none"), "has the weights that it gives"),
     ],
 )
-def test_usage_errors(picture: Path, options: tuple[str, ...], message: str) -> None:
+@pytest.mark.parametrize("command", ["image", "video"])
+def test_usage_errors(picture: Path, command: str, options: tuple[str, ...], message: str) -> None:
     if "resnet5" in options:
         pytest.importorskip("torchvision", reason="torchvision is missing")
-    result = run("image", picture, *COLORS, *options, "--out", picture.parent / "out")
+    if command == "video":
+        pytest.importorskip("av", reason="PyAV is missing")
+        arguments = [demo.asset("clip.mp4"), picture.parent / "out.mp4"]
+    else:
+        arguments = [picture, "--out", picture.parent / "out"]
+    result = run(command, *arguments, *COLORS, *options)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert re.search(message, line), line
     assert result.stdout == ""
-    assert not (picture.parent / "out").exists()
+    assert list(picture.parent.iterdir()) == [picture]
+
+    result = run(command, *arguments, *COLORS, *options, "--json")
+    assert result.exit_code == 2
+    assert f"fastcam: {json.loads(result.stdout)['error']}" == line
+
+
+def test_names_of_other_classes_are_refused(picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("red\n")
+    result = run("image", picture, *COLORS, "--classes", tmp_path / "names.txt")
+    assert result.exit_code == 2
+    assert result.stderr == "fastcam: there are 1 class names for the model's 3 classes\n"
+
+
+def no_number(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_numbers_that_json_does_not_know_are_null(picture: Path, tmp_path: Path) -> None:
+    model = ("--model", "tiny_models:unsure", "--method", "gradcam")
+    result = run("image", picture, *model, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0
+    for text in (result.stdout, (tmp_path / "out" / "squares.json").read_text()):
+        report = json.loads(text, parse_constant=no_number)
+        assert report["classes"][0]["probability"] is None
 
 
 def test_an_interruption_keeps_what_is_finished(

@@ -131,6 +131,18 @@ def write_list(path: Path) -> None:
     torch.save([torch.zeros(3)], path)
 
 
+def write_numbers(path: Path) -> None:
+    torch.save({0: torch.zeros(3)}, path)
+
+
+def write_wrapped(path: Path) -> None:
+    torch.save({"model": torch.zeros(3)}, path)
+
+
+def write_no_tensor(path: Path) -> None:
+    torch.save({"fc.weight": 3}, path)
+
+
 @pytest.mark.parametrize(
     ("write", "name", "message"),
     [
@@ -138,6 +150,9 @@ def write_list(path: Path) -> None:
         (write_text, "x.pth", "not tensors alone"),
         (write_text, "x.safetensors", "not a file of weights"),
         (write_list, "x.pth", "a list, not a state dict"),
+        (write_numbers, "x.pth", "its keys are no names"),
+        (write_wrapped, "x.pth", "a Tensor, not a state dict"),
+        (write_no_tensor, "x.pth", "does not fit resnet18"),
         (write_other, "x.pth", "does not fit resnet18: it lacks .* more"),
         (write_sizes, "x.pth", "does not fit resnet18: size mismatch for conv1.weight"),
         (lambda path: None, "x.pth", "no such file"),
@@ -169,13 +184,43 @@ def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.Monk
         ("nowhere:model", "No module named 'nowhere'"),
         ("tiny_models:color", "has no color; near names: .*colors"),
         ("tiny_models:number", "gave a int, not a torch.nn.Module"),
+        (":x", "package.module:function"),
+        ("os:", "package.module:function"),
+        (".x:y", "TypeError"),
+        ("os:sep", "a str, not a function"),
     ],
 )
 def test_unknown_models(name: str, message: str) -> None:
     if name.startswith("timm:"):
         pytest.importorskip("timm", reason="timm is missing")
     with pytest.raises(UsageError, match=message):
-        models.load(name, "none")
+        models.load(name)
+
+
+def test_the_code_behind_a_function_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unfinished.py").write_text("def model(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="unfinished:model: SyntaxError"):
+        models.load("unfinished:model")
+    with pytest.raises(FastcamError, match="tiny_models:broken: KeyError") as raised:
+        models.load("tiny_models:broken")
+    assert "\n" not in str(raised.value)
+
+
+def test_random_weights_and_those_of_a_file(tmp_path: Path) -> None:
+    state = models.load("digits").module.state_dict()
+    other = models.load("digits", "none").module.state_dict()
+    assert not other["head.weight"].equal(state["head.weight"])
+    torch.save(other, tmp_path / "digits.pth")
+    loaded = models.load("digits", str(tmp_path / "digits.pth")).module.state_dict()
+    assert loaded["head.weight"].equal(other["head.weight"])
+
+    torch.save({"scale": torch.tensor(7.0)}, tmp_path / "scale.pth")
+    assert models.load("tiny_models:colors", str(tmp_path / "scale.pth")).module.scale == 7
+    with pytest.raises(UsageError, match="has the weights that it gives"):
+        models.load("tiny_models:colors", "none")
 
 
 def test_a_function_brings_its_own_classes_and_preprocessing() -> None:

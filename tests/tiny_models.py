@@ -36,3 +36,14 @@ def module() -> nn.Module:
 
 def number() -> int:
     return 3
+
+
+def unsure() -> LoadedModel:
+    """Its logits are NaN."""
+    model = colors()
+    model.module.scale.data.fill_(torch.nan)
+    return model
+
+
+def broken() -> nn.Module:
+    raise KeyError("layers\nand more")
