@@ -93,7 +93,8 @@ def find_layer(
         def hook(module: nn.Module, args: Any, returned: Any) -> None:
             def look(tensor: Tensor) -> Tensor:
                 nonlocal last
-                read = reading(tensor.shape, extents) or reshape
+                # by the shape alone: reshape= need not fit the layers before the target
+                read = reading(tensor.shape, extents)
                 positions = (tensor if read is None else read(tensor)).shape[2:].numel()
                 if positions == 1 or isinstance(module, _POOLING):
                     return tensor
@@ -107,7 +108,7 @@ def find_layer(
                     last = tensor, tensor._version
                     names.clear()
                 names.append(name)
-                if read is not None and "norm" in type(module).__name__.lower():
+                if (read or reshape) and "norm" in type(module).__name__.lower():
                     norms.append(name)
                 return tensor
 

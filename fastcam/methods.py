@@ -162,7 +162,8 @@ class CAM(_Map):
             if head is None:
                 raise ValueError(
                     f"target_layers: CAM needs global average pooling and one linear layer right "
-                    f"behind '{name}', which this network has not; use Grad-CAM (\"gradcam\")"
+                    f"behind '{name}', which this network has not, or every image gave NaN; use "
+                    'Grad-CAM ("gradcam")'
                 )
             maps.append(ops.weighted_sum(head.pooled, head.weight[selection.class_ids], relu))
         return maps

@@ -144,6 +144,26 @@ def test_unread_tokens_ask_for_reshape() -> None:
     assert cam(images).shape == (3, 16, 20)
 
 
+def test_reshape_need_not_fit_the_layers_before() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.keep = nn.Conv2d(3, 8, 4, 4), nn.Identity()
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.embed(x).flatten(2).mT
+            extra = torch.ones_like(tokens[:, :1]).expand(-1, 30, -1)
+            tokens = self.keep(torch.cat([extra, extra, extra, tokens], 1))
+            return self.head(self.norm(tokens[:, 60:]).square().mean(1))
+
+    torch.manual_seed(0)
+    cam = fastcam.GradCAM(
+        Tokens(), reshape=lambda tokens: tokens[:, 30:].unflatten(1, (4, 5)).movedim(-1, 1)
+    )
+    assert cam(small_images(), size="layer").shape == (3, 4, 5) and cam.layers == ("norm",)
+
+
 def test_another_batch_inside_the_layer_is_an_error() -> None:
     class Windows(nn.Module):
         def __init__(self) -> None:

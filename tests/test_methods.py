@@ -199,6 +199,11 @@ def test_cam_refuses_other_heads_and_names_the_way_out(kind: str) -> None:
         fastcam.CAM(pooled_otherwise(kind), "features")(small_images(), CLASSES)
 
 
+def test_nan_in_every_image_shows_no_head() -> None:
+    with pytest.raises(ValueError, match="every image gave NaN"):
+        fastcam.CAM(pooled_otherwise("maximum"), "features")(small_images() * torch.nan, CLASSES)
+
+
 def test_cam_needs_class_ids() -> None:
     with pytest.raises(ValueError, match="class ids"):
         fastcam.CAM(small())(small_images(), lambda row: row[0])
