@@ -5,8 +5,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CSRC := $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests/kernels -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
-# A file that is newer than the kernels where FASTCAM_CUDA has changed since they were built.
-CHOICE := build/.cuda-$(or $(FASTCAM_CUDA),auto)
+# A file that is newer than the kernels where CUDA was switched on or off since they were built.
+CHOICE := build/.cuda-$(if $(filter 0,$(FASTCAM_CUDA)),off,on)
 
 .PHONY: help demo test lint kernels-test bench build format clean
 .DEFAULT_GOAL := help
@@ -64,7 +64,8 @@ clean:  ## remove what was built; .venv stays
 # The installation has just built them where nothing in csrc/ is newer.
 build/.kernels: $(CHOICE) .venv/.installed $(CSRC) setup.py
 	@[ -e $@ ] && [ -z "$$(find csrc setup.py $(CHOICE) -newer $@)" ] || \
-		$(BIN)/python setup.py --quiet build_ext --inplace
+		$(BIN)/python setup.py build_ext --inplace > build/kernels.log 2>&1 \
+		|| { tail -n 60 build/kernels.log; exit 1; }
 	@touch $@
 
 $(CHOICE):
