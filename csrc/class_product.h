@@ -14,10 +14,12 @@ inline void call(const char* name, const char* overload, StableIValue* stack) {
 }
 
 // maps (N, K, *S) = weights (N, K, C) x activations (N, C, positions)
-inline Tensor class_product(const WeightedSumOperands& o, const Tensor& activations, bool relu) {
+inline Tensor class_product(const WeightedSumOperands& o, bool relu) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   const ScalarType type = o.weights.scalar_type();
+  const Tensor& activations =
+      o.activations.tensor;  // one stride over positions: flattened as a view
   const Tensor a = torch::stable::flatten(torch::stable::to(activations, type), 2);
   const auto [images, classes, channels, positions] = o.extents;
   const Tensor product = empty({images, classes, positions}, type, activations);

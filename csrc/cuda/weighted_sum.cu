@@ -6,7 +6,7 @@ namespace fastcam::cuda {
 Tensor weighted_sum(const Tensor& activations, const Tensor& weights, bool relu) {
   const WeightedSumOperands o(activations, weights);
   const Launch launch(activations);
-  if (o.extents.classes >= kManyClasses) return class_product(o, activations, relu);
+  if (o.extents.classes >= kManyClasses) return class_product(o, relu);
   Tensor maps = empty(map_shape(activations, o.classes), arithmetic_type(activations), activations);
   if (maps.numel() == 0) return maps;
 
