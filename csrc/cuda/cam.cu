@@ -1,39 +1,59 @@
-#include "cuda/channels.h"
+#include "cuda/cam.h"
+
 #include "methods_by_name.h"
 
 namespace fastcam::cuda {
 
-template <class T, class F, class Method>
-void run(
-    const Launch& launch, const CamOperands& o, const Method& method, bool relu,
-    const Tensor& maps) {
-  const Features<T> a = o.activations.features<T>(), g = o.gradients.features<T>();
-  F* result = mutable_data<F>(maps);
-  if constexpr (has_channel_weights<Method>) {
-    Tensor weights = empty(o.weights_shape(), maps.scalar_type(), maps);
-    launch_channel_weights(launch, a, g, o.extents, method, mutable_data<F>(weights));
-    const int64_t channels = o.extents.channels;
-    const WeightedPixel<F> pixel{data<F>(weights), o.extents.classes * channels, channels};
-    launch_sum_channels(launch, a, a, o.extents, pixel, relu, result);
-  } else {
-    const ElementwisePixel<F, Method> pixel{method};
-    launch_sum_channels(launch, a, g, o.extents, pixel, relu, result);
-  }
+// Two steps, for channels of which no tile fits: the weights, then the sum.
+SlicedMaps two_step_cam(
+    const Launch& launch, const CamOperands& o, const std::string& method, bool relu, double eps) {
+  const Tensor& activations = o.activations.tensor;
+  const Tensor weights = empty(o.weights_shape(), arithmetic_type(activations), activations);
+  launch_channel_weights(launch, o.activations, o.gradients, o.extents, method, eps, weights);
+  return sliced_weighted_sum(launch, WeightedSumOperands(activations, weights), relu);
+}
+
+SlicedMaps sliced_cam(
+    const Launch& launch, const CamOperands& o, const std::string& method, bool relu, double eps) {
+  const Tensor& activations = o.activations.tensor;
+  const std::vector<int64_t> shape = map_shape(activations, o.classes);
+  const Extents& e = o.extents;
+  std::optional<SlicedMaps> maps;
+  dispatch(activations.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    with_method<arithmetic_t<T>>(method, eps, [&](const auto& functor) {
+      if (product(shape, 0, shape.size()) == 0) {
+        maps = {empty(shape, arithmetic_type(activations), activations), 1};
+      } else {
+        maps = launch_cam(
+            launch, o.activations.features<T>(), o.gradients.features<T>(), e, functor, relu, shape,
+            activations);
+      }
+    });
+  });
+  return maps ? *maps : two_step_cam(launch, o, method, relu, eps);
+}
+
+Tensor folded(
+    const Launch& launch, const SlicedMaps& maps, bool relu, const std::vector<int64_t>& shape) {
+  if (maps.slices == 1) return maps.parts;
+  Tensor result = empty(shape, maps.parts.scalar_type(), maps.parts);
+  const int64_t total = result.numel();
+  dispatch_maps(result, [&](auto element) {
+    using F = decltype(element);
+    launch(
+        fold_slices_kernel<F>, ceil_div(total, kThreads), data<F>(maps.parts), maps.slices,
+        total / shape[0], total, relu, mutable_data<F>(result));
+  });
+  return result;
 }
 
 Tensor cam(
     const Tensor& activations, const Tensor& gradients, std::string method, bool relu, double eps) {
   const CamOperands o(activations, gradients);
   const Launch launch(activations);
-  Tensor maps = empty(map_shape(activations, o.classes), arithmetic_type(activations), activations);
-  dispatch(activations.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    using F = arithmetic_t<T>;
-    with_method<F>(method, eps, [&](const auto& functor) {
-      if (maps.numel() > 0) run<T, F>(launch, o, functor, relu, maps);
-    });
-  });
-  return maps;
+  const SlicedMaps maps = sliced_cam(launch, o, method, relu, eps);
+  return folded(launch, maps, relu, map_shape(activations, o.classes));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcam, CUDA, m) {

@@ -1,4 +1,4 @@
-#include "cuda/channels.h"
+#include "cuda/channel_weights.h"
 
 namespace fastcam::cuda {
 
@@ -6,15 +6,9 @@ Tensor gradcam_plus_plus_weights(const Tensor& activations, const Tensor& gradie
   const CamOperands o(activations, gradients);
   const Launch launch(activations);
   Tensor weights = empty(o.weights_shape(), arithmetic_type(activations), activations);
-  if (weights.numel() == 0) return weights;
-
-  dispatch(activations.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    using F = arithmetic_t<T>;
+  if (weights.numel() > 0)
     launch_channel_weights(
-        launch, o.activations.features<T>(), o.gradients.features<T>(), o.extents,
-        GradCAMPlusPlus<F>{F(eps)}, mutable_data<F>(weights));
-  });
+        launch, o.activations, o.gradients, o.extents, "gradcam++", eps, weights);
   return weights;
 }
 

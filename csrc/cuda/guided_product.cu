@@ -1,5 +1,4 @@
-#include "cuda/launch.h"
-#include "kernels/enlarge.cuh"
+#include "cuda/enlarge.h"
 
 namespace fastcam::cuda {
 
@@ -8,15 +7,19 @@ Tensor guided_product(const Tensor& maps, const Tensor& guided, int64_t spatial_
   const Launch launch(guided);
   if (o.product.numel() == 0) return o.product;
 
-  const int64_t bounds = bound_count(o.size, o.enlarged);
-  const int64_t shares = shares_per_map(o.count, o.enlarged.positions(), bounds);
+  const int64_t reads = o.size.positions() + bound_count(o.size, o.enlarged);
+  const int64_t shares = shares_per_map(o.count, o.enlarged.positions(), reads);
+  const ChannelOrder order = channel_order(o.enlarged, o.guided_strides, o.channels);
+  const bool same = order == channel_order(o.enlarged, o.product_strides, o.channels);
   dispatch(guided.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using F = arithmetic_t<T>;
+    const Enlargement<F> e(o.size, o.enlarged);
+    const StagedMaps<F> small(o.maps, o.classes, e);
     launch(
-        guided_product_kernel<T>, o.count * shares, data<F>(o.maps), data<T>(guided), o.size,
-        o.enlarged, shares, o.classes, o.channels, o.guided_strides, o.product_strides, F(eps),
-        mutable_data<T>(o.product));
+        guided_product_kernel<T>, Grid(o.count * shares, small.shared_bytes), small.source,
+        data<T>(guided), e, shares, o.channels, same ? order : ChannelOrder::kScattered,
+        o.guided_strides, o.product_strides, F(eps), mutable_data<T>(o.product));
   });
   return o.product;
 }

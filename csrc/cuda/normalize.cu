@@ -7,14 +7,22 @@ namespace fastcam::cuda {
 Tensor normalize(const Tensor& maps, int64_t spatial_dims, double eps) {
   const MapOperands o(maps, spatial_dims);
   const Launch launch(maps);
-  Tensor result = empty({maps.sizes().begin(), maps.sizes().end()}, arithmetic_type(maps), maps);
+  const ScalarType type = arithmetic_type(maps);
+  Tensor result = empty({maps.sizes().begin(), maps.sizes().end()}, type, maps);
   if (result.numel() == 0) return result;
 
+  constexpr int64_t kWholeMap = 16384;  // elements that one block takes sooner than a second launch
+  const int64_t positions = o.size.positions();
+  const int64_t shares = positions <= kWholeMap ? 1 : shares_per_map(o.count, positions, 0);
+  const Tensor parts = empty({shares > 1 ? o.count * shares : 0, 2}, type, maps);
   dispatch(maps.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using F = arithmetic_t<T>;
+    Extremes<F>* extremes = shares > 1 ? mutable_data<Extremes<F>>(parts) : nullptr;
+    if (extremes)
+      launch(extremes_kernel<T>, o.count * shares, data<T>(o.maps), positions, shares, extremes);
     launch(
-        normalize_kernel<T>, o.count, data<T>(o.maps), o.size.positions(), F(eps),
+        normalize_kernel<T>, o.count * shares, data<T>(o.maps), positions, shares, extremes, F(eps),
         mutable_data<F>(result));
   });
   return result;

@@ -1,23 +1,31 @@
-#include "cuda/launch.h"
-#include "kernels/enlarge.cuh"
+#include "cuda/enlarge.h"
 
 namespace fastcam::cuda {
 
-Tensor upsample(const Tensor& maps, std::vector<int64_t> size, bool normalize, double eps) {
-  const UpsampleOperands o(maps, size);
-  const Launch launch(maps);
-  Tensor result = empty(o.shape, arithmetic_type(maps), maps);
-  if (result.numel() == 0) return result;
-
-  const int64_t bounds = normalize ? bound_count(o.size, o.enlarged) : 0;
-  const int64_t shares = shares_per_map(o.count, o.enlarged.positions(), bounds);
-  dispatch(maps.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    using F = arithmetic_t<T>;
+void launch_upsample(
+    const Launch& launch, const Tensor& parts, int64_t count, int64_t classes, int64_t slices,
+    bool relu, const Size& size, const Size& enlarged, bool normalize, double eps,
+    const Tensor& result) {
+  const int64_t reads = slices * size.positions() + (normalize ? bound_count(size, enlarged) : 0);
+  const int64_t shares = shares_per_map(count, enlarged.positions(), reads);
+  dispatch_maps(parts, [&](auto element) {
+    using F = decltype(element);
+    const Enlargement<F> e(size, enlarged);
+    const StagedMaps<F> maps(parts, classes, slices, relu, e);
     launch(
-        upsample_kernel<T>, o.count * shares, data<T>(o.maps), o.size, o.enlarged, shares,
+        upsample_kernel<F>, Grid(count * shares, maps.shared_bytes), maps.source, e, shares,
         normalize, F(eps), mutable_data<F>(result));
   });
+}
+
+Tensor upsample(const Tensor& maps, std::vector<int64_t> size, bool normalize, double eps) {
+  const ScalarType type = arithmetic_type(maps);
+  const UpsampleOperands o(torch::stable::to(maps, type), size);
+  const Launch launch(maps);
+  Tensor result = empty(o.shape, type, maps);
+  if (result.numel() > 0)
+    launch_upsample(
+        launch, o.maps, o.count, 1, 1, false, o.size, o.enlarged, normalize, eps, result);
   return result;
 }
 

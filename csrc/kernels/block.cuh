@@ -1,27 +1,45 @@
-// The thread block of every kernel, 32 lanes x 8 rows, and its reductions. All threads of a block take
-// part in each.
+// What the threads of a block, kLanes x kRows of them, do together: reductions, in which all take part, and
+// accesses of 16 bytes.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/plan.h"
 #include "kernels/platform.h"
 
 namespace fastcam {
 
-constexpr int kLanes = 32, kRows = 8, kThreads = kLanes * kRows;
+// This thread's share of kCount sums: value(first, j) + value(first + step, j) + ... up to `count`. Runs of
+// it are added up in double: long sums lose nothing, short ones pay nothing.
+template <int kCount, class F, class Value>
+__device__ void strided_sums(
+    int64_t first, int64_t step, int64_t count, const Value& value, F (&sums)[kCount]) {
+  constexpr int kRun = 32;
+  double totals[kCount] = {};
+  for (int64_t i = first; i < count;) {
+    F run[kCount] = {};
+    if (i + (kRun - 1) * step < count) {
+#pragma unroll 2
+      for (int n = 0; n < kRun; ++n, i += step)
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) run[j] += value(i, j);
+    } else {
+      for (; i < count; i += step)
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) run[j] += value(i, j);
+    }
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) totals[j] += run[j];
+  }
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) sums[j] = static_cast<F>(totals[j]);
+}
 
-// This thread's share of a sum: value(first) + value(first + step) + ... up to `count`. Runs of it are
-// added up in double: long sums lose nothing, short ones pay nothing.
 template <class F, class Value>
 __device__ F strided_sum(int64_t first, int64_t step, int64_t count, const Value& value) {
-  constexpr int kRun = 32;
-  double total = 0;
-  for (int64_t i = first; i < count;) {
-    F sum = 0;
-    for (int n = 0; n < kRun && i < count; ++n, i += step) sum += value(i);
-    total += sum;
-  }
-  return static_cast<F>(total);
+  F sum[1];
+  strided_sums(first, step, count, [&](int64_t i, int) { return value(i); }, sum);
+  return sum[0];
 }
 
 // The sum over the lanes of a row, in every lane.
@@ -76,6 +94,51 @@ __device__ Extremes<F> block_extremes(Extremes<F> extremes) {
 // This thread's number in the block
 __device__ inline int thread_number() {
   return threadIdx.y * kLanes + threadIdx.x;
+}
+
+// Neighbouring values that are moved 16 bytes at a time
+template <class T, int kCount>
+struct alignas(16) Pack {
+  T values[kCount];
+};
+
+// Values in 16 bytes
+template <class T>
+constexpr int kVector = 16 / sizeof(T);
+
+__device__ inline bool aligned(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
+}
+
+// Up to kCount values from where they may not be aligned, the rest left as they are.
+template <class T, int kCount>
+__device__ void load_pack(const T* source, int count, Pack<T, kCount>& pack) {
+  if (count == kCount && aligned(source)) {
+    pack = *reinterpret_cast<const Pack<T, kCount>*>(source);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+      if (j < count) pack.values[j] = source[j];
+  }
+}
+
+template <class T, int kCount>
+__device__ void store_pack(T* target, int count, const Pack<T, kCount>& pack) {
+  if (count == kCount && aligned(target)) {
+    *reinterpret_cast<Pack<T, kCount>*>(target) = pack;
+  } else {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+      if (j < count) target[j] = pack.values[j];
+  }
+}
+
+// f(first, count) for the packs of `total` values that this block takes: `share` of `shares`
+template <int kCount, class Function>
+__device__ void for_packs(int64_t total, int64_t share, int64_t shares, const Function& f) {
+  const int64_t step = shares * kThreads * kCount;
+  for (int64_t i = (share * kThreads + thread_number()) * kCount; i < total; i += step)
+    f(i, static_cast<int>(total - i < kCount ? total - i : kCount));
 }
 
 }  // namespace fastcam

@@ -4,6 +4,11 @@
 
 #include <cstdint>
 
+// Where bulk copies and clusters can be used: from sm_90 on, and in the emulator.
+#if !defined(__CUDACC__) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+#define FASTCAM_CLUSTERS
+#endif
+
 #if defined(__CUDACC__)
 
 namespace fastcam {
@@ -46,7 +51,7 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-#if __CUDA_ARCH__ >= 900
+#if defined(FASTCAM_CLUSTERS)
 
 // ---- bulk copies (sm_90), complete for a thread after wait_barrier ----
 
@@ -118,7 +123,7 @@ __device__ __forceinline__ const F* peer_memory(const F* shared, unsigned rank) 
   return peer;
 }
 
-#endif  // sm_90
+#endif  // FASTCAM_CLUSTERS
 
 }  // namespace fastcam
 
