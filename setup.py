@@ -102,7 +102,7 @@ extensions: list[Extension] = [
     Extension(
         "fastcam._C",
         sources("python"),
-        include_dirs=[pybind11.get_include()],
+        include_dirs=[pybind11.get_include(), *include_dirs],
         extra_compile_args=["-O2", "-g0", "-std=c++17", "-fvisibility=hidden"],
         define_macros=[
             ("FASTCAM_STABLE_ABI_TARGET", '"{}.{}"'.format(*STABLE_ABI_TARGET)),

@@ -318,6 +318,24 @@ struct UpsampleOperands : MapOperands {
   }
 };
 
+// Activations, gradients and the extents of their enlarged maps
+struct SaliencyOperands : CamOperands {
+  std::vector<int64_t> shape;
+  Size size, enlarged;
+
+  SaliencyOperands(const Tensor& a, const Tensor& g, const std::vector<int64_t>& extents)
+      : CamOperands(a, g), shape(map_shape(a, classes)), size(spatial_size(shape, spatial_dims)) {
+    check(
+        static_cast<int64_t>(extents.size()) == spatial_dims, "size: got ", shape_string(extents),
+        ", expected ", spatial_dims, " extents, as many as the activations have positions in");
+    shape.resize(shape.size() - spatial_dims);
+    shape.insert(shape.end(), extents.begin(), extents.end());
+    enlarged = spatial_size(shape, spatial_dims);
+    check_extents(size, a.sizes(), "activations");
+    check_extents(enlarged, extents, "size");
+  }
+};
+
 inline VolumeStrides volume_strides(const Tensor& tensor, int64_t spatial_dims) {
   const int64_t channel = tensor.dim() - spatial_dims - 1;
   const int64_t last = tensor.dim() - 1;

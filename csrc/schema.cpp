@@ -9,6 +9,9 @@ STABLE_TORCH_LIBRARY(fastcam, m) {
   m.def(
       "cam(Tensor activations, Tensor gradients, str method, bool relu=True, float eps=0.0)"
       " -> Tensor");
+  m.def(
+      "saliency(Tensor activations, Tensor gradients, str method, SymInt[] size, bool relu=True,"
+      " bool normalize=True, float eps=0.0) -> Tensor");
   m.def("normalize(Tensor maps, int spatial_dims=2, float eps=0.0) -> Tensor");
   m.def("upsample(Tensor maps, SymInt[] size, bool normalize=True, float eps=0.0) -> Tensor");
   m.def("guided_relu(Tensor input) -> Tensor");

@@ -25,6 +25,7 @@ _WITHOUT_BACKWARD = (
     "gradcam_plus_plus_weights",
     "weighted_sum",
     "cam",
+    "saliency",
     "normalize",
     "upsample",
     "guided_relu_backward",
@@ -110,6 +111,19 @@ def _register_fakes() -> None:
         leading = gradients.shape[: gradients.dim() - activations.dim() + 1]
         shape = (*leading, *activations.shape[2:])
         return activations.new_empty(shape, dtype=_maps_dtype(activations))
+
+    @register("fastcam::saliency")
+    def _(
+        activations: Tensor,
+        gradients: Tensor,
+        method: str,
+        size: Sequence[int],
+        relu: bool = True,
+        normalize: bool = True,
+        eps: float = 0.0,
+    ) -> Tensor:
+        leading = gradients.shape[: gradients.dim() - activations.dim() + 1]
+        return activations.new_empty((*leading, *size), dtype=_maps_dtype(activations))
 
     @register("fastcam::normalize")
     def _(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -135,8 +135,14 @@ class _Map(_Method):
             self._find_layers(images)
             record, selection = self._run(images, targets)
             with torch.autocast(record.logits.device.type, enabled=False):
-                maps = self._maps(record, selection, self.relu if relu is None else relu)
-                return _finish(maps, record, size, normalize)
+                rectify = self.relu if relu is None else relu
+                return self._finished(record, selection, rectify, size, normalize)
+
+    def _finished(
+        self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
+    ) -> Any:
+        """What the call returns."""
+        return _finish(self._maps(record, selection, relu), record, size, normalize)
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         """One a layer, at the layer's resolution: (N, *S) or (N, K, *S)."""
@@ -175,13 +181,26 @@ class _GradientMap(_Map):
     pooled_shortcut: ClassVar[bool] = True
     """Whether, where g is constant, M = sum_k w_k A^k with w a function of g and sum(A)."""
 
+    def _finished(
+        self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
+    ) -> Any:
+        one_map = len(record.layers) == 1 and selection.scores.dim() == 1
+        if not one_map or size == "layer":
+            return super()._finished(record, selection, relu, size, normalize)
+        extents = _extents(record, size)
+        return _gradient_maps(
+            record,
+            selection,
+            lambda a, g: ops.saliency(a, g, self.name, extents, relu, normalize),
+        )[0]
+
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         ids = selection.class_ids
         if self.pooled_shortcut and len(record.layers) == 1 and ids is not None and ids.dim() == 2:
             head = record.pooled_head(0, selection) if ids.shape[1] > 1 else None
             if head is not None and not head.rectified:
                 return [self._pooled_maps(head, ids, relu)]
-        return _gradient_maps(record, selection, self.name, relu)
+        return _gradient_maps(record, selection, lambda a, g: ops.cam(a, g, self.name, relu))
 
     def _pooled_maps(self, head: PooledHead, class_ids: Tensor, relu: bool) -> Tensor:
         """The maps of K classes, (N, K, *S), without a backward: g = W[c] / Z at every position."""
@@ -333,7 +352,9 @@ class GuidedGradCAM(_Method):
                 record, selection = self._run(images, targets, from_inputs=True)
             _warn_of_missed_relus(self.model, relu)
             with torch.autocast(record.logits.device.type, enabled=False):
-                maps = _gradient_maps(record, selection, "gradcam", relu=True, retain=True)
+                maps = _gradient_maps(
+                    record, selection, lambda a, g: ops.cam(a, g, "gradcam"), retain=True
+                )
                 if len(maps) > 1:
                     maps = [_mean(maps, _extents(record, None))]
                 guided = _image_gradients(relu, record, selection)
@@ -341,15 +362,21 @@ class GuidedGradCAM(_Method):
 
 
 def _gradient_maps(
-    record: Capture, selection: Selection, method: str, relu: bool, retain: bool = False
+    record: Capture,
+    selection: Selection,
+    to_map: Callable[[Tensor, Tensor], Tensor],
+    retain: bool = False,
 ) -> list[Tensor]:
-    """One map a layer, (N, *S) or (N, K, *S); class by class, one class's gradients at a time."""
+    """One map of activations and gradients a layer, (N, *S) or (N, K, *S).
+
+    Class by class, one class's gradients at a time.
+    """
     columns = selection.columns()
     maps: list[list[Tensor]] = [[] for _ in record.layers]
     for k, scores in enumerate(columns, start=1):
         gradients = record.gradients(scores, retain=retain or k < len(columns))
         for layer, activations in enumerate(record.activations):
-            maps[layer].append(ops.cam(activations, gradients[layer], method, relu))
+            maps[layer].append(to_map(activations, gradients[layer]))
     several = selection.scores.dim() == 2
     return [torch.stack(layer, 1) if several else layer[0] for layer in maps]
 

@@ -27,6 +27,7 @@ __all__ = [
     "guided_relu_backward",
     "normalize",
     "overlay",
+    "saliency",
     "upsample",
     "weighted_sum",
 ]
@@ -105,6 +106,34 @@ def cam(
         (N, *S) or (N, K, *S).
     """
     return operator("cam", activations)(activations, gradients, method, relu, eps)
+
+
+def saliency(
+    activations: Tensor,
+    gradients: Tensor,
+    method: str,
+    size: Sequence[int],
+    relu: bool = True,
+    normalize: bool = True,
+    eps: float = 0.0,
+) -> Tensor:
+    """The finished map: :func:`cam`, then :func:`upsample`, on a GPU in two launches.
+
+    Args:
+        activations: (N, C, *S).
+        gradients: (N, C, *S) or (N, K, C, *S).
+        method: as for :func:`cam`.
+        size: the enlarged extents, as many as S has.
+        relu: whether negative values of the map become 0.
+        normalize: whether each enlarged map is brought to [0, 1].
+        eps: as for :func:`cam`.
+
+    Returns:
+        (N, *size) or (N, K, *size).
+    """
+    return operator("saliency", activations)(
+        activations, gradients, method, list(size), relu, normalize, eps
+    )
 
 
 def normalize(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:

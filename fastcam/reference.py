@@ -127,6 +127,23 @@ def cam(
     return maps.unflatten(-1, activations.shape[2:])
 
 
+def saliency(
+    activations: Tensor,
+    gradients: Tensor,
+    method: str,
+    size: Sequence[int],
+    relu: bool = True,
+    normalize: bool = True,
+    eps: float = 0.0,
+) -> Tensor:
+    if len(size) != activations.dim() - 2:
+        raise RuntimeError(
+            f"size: got {tuple(size)}, expected {activations.dim() - 2} extents, as many as the "
+            "activations have positions in"
+        )
+    return upsample(cam(activations, gradients, method, relu, eps), size, normalize)
+
+
 def normalize(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
     return _min_max(_arithmetic(maps), spatial_dims, eps)
 

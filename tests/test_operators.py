@@ -203,6 +203,20 @@ def test_cam(case, method, device):
 
 
 @cases
+@pytest.mark.parametrize("method", METHODS)
+def test_saliency(case, method, device):
+    """The fused operator against the two that it fuses."""
+    a, g = operands(case, device)
+    size = [min(2 * extent + 3, 60) for extent in a.shape[2:]]
+    for relu, normalize in ((True, True), (False, False)):
+        got = ops.saliency(a, g, method, size, relu, normalize, 0.5)
+        want = ops.upsample(ops.cam(a, g, method, relu, 0.5), size, normalize)
+        assert got.shape == want.shape and got.dtype == want.dtype
+        scale = reference.cam(*double(a.abs(), g.abs()), method, False, 0.5)
+        assert_close(got, want, torch.ones_like(want) if normalize else scale, is_inf(case))
+
+
+@cases
 def test_normalize(case, device):
     a, _ = operands(case, device)
     spatial = a.dim() - 2
@@ -381,6 +395,7 @@ def samples(device: torch.device) -> dict[str, tuple[Any, ...]]:
         "gradcam_plus_plus_weights": (a, g, 0.1),
         "weighted_sum": (a, g.mean((-1, -2)), False),
         "cam": (a, g, "xgradcam", True, 0.1),
+        "saliency": (a, g, "gradcam++", [9, 8], True, True, 0.1),
         "normalize": (maps, 2, 0.1),
         "upsample": (maps, [9, 8]),
         "guided_relu": (g.clone().requires_grad_(),),
@@ -461,6 +476,10 @@ WRONG = {
     "cam": (
         (torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 3), "gradcampp"),
         "method: got 'gradcampp', expected one of gradcam, gradcam++",
+    ),
+    "saliency": (
+        (torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 3), "gradcam", [9]),
+        "size: got (9), expected 2 extents, as many as the activations have positions in",
     ),
     "normalize": ((torch.rand(2, 2), 4), "spatial_dims: got 4, expected 1, 2 or 3"),
     "upsample": ((torch.rand(2, 3, 3), [0, 4]), "size: got (0, 4), expected spatial extents"),

@@ -42,7 +42,7 @@ Tensor folded(
   dispatch_maps(result, [&](auto element) {
     using F = decltype(element);
     launch(
-        fold_slices_kernel<F>, ceil_div(total, kThreads), data<F>(maps.parts), maps.slices,
+        fold_slices_kernel<F>, ceil_div(total, kLanes), data<F>(maps.parts), maps.slices,
         total / shape[0], total, relu, mutable_data<F>(result));
   });
   return result;

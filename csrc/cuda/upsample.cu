@@ -6,7 +6,9 @@ void launch_upsample(
     const Launch& launch, const Tensor& parts, int64_t count, int64_t classes, int64_t slices,
     bool relu, const Size& size, const Size& enlarged, bool normalize, double eps,
     const Tensor& result) {
-  const int64_t reads = slices * size.positions() + (normalize ? bound_count(size, enlarged) : 0);
+  constexpr int64_t kCheaper = 8;  // reading a value of a slice, than computing an enlarged one
+  const int64_t reads =
+      slices * size.positions() / kCheaper + (normalize ? bound_count(size, enlarged) : 0);
   const int64_t shares = shares_per_map(count, enlarged.positions(), reads);
   dispatch_maps(parts, [&](auto element) {
     using F = decltype(element);

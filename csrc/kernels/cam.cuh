@@ -369,17 +369,19 @@ __global__ void __launch_bounds__(kThreads, kResident)
 #endif
 }
 
-// maps[n, i] = ReLU(sum over slices of partial[n, slice, i]); `size` values a map of all classes
+// maps[n, i] = ReLU(sum over slices of partial[n, slice, i]); `size` values a map of all classes. A block
+// takes kLanes values, its rows of threads share the slices.
 template <class F>
-__global__ void fold_slices_kernel(
+__global__ void __launch_bounds__(kThreads) fold_slices_kernel(
     const F* partial, int64_t slices, int64_t size, int64_t total, bool rectify, F* maps) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + thread_number();
-  if (i >= total) return;
-  const int64_t image = i / size;
-  const F* values = partial + image * slices * size + i - image * size;
-  F sum = 0;
-  for (int64_t slice = 0; slice < slices; ++slice) sum += values[slice * size];
-  maps[i] = rectify ? relu(sum) : sum;
+  const int64_t i = int64_t{blockIdx.x} * kLanes + threadIdx.x;
+  const bool inside = i < total;
+  const int64_t image = inside ? i / size : 0;
+  const F* values = partial + image * slices * size + (inside ? i - image * size : 0);
+  const F sum = sum_rows(strided_sum<F>(threadIdx.y, kRows, slices, [&](int64_t slice) {
+    return values[slice * size];
+  }));
+  if (inside && threadIdx.y == 0) maps[i] = rectify ? relu(sum) : sum;
 }
 
 }  // namespace fastcam

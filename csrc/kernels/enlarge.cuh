@@ -179,6 +179,11 @@ struct MapSource {
 
 constexpr int64_t kMaxStagedMap = 48 * 1024;  // bytes: what a block may take without asking
 
+FASTCAM_HOST_DEVICE int64_t slice_groups(int64_t slices, int64_t positions) {
+  const int64_t groups = channel_groups(positions);
+  return slices < groups ? slices : groups;
+}
+
 // The map `number` = image * classes + class
 template <class F>
 __device__ EnlargedMap<F> enlarged_map(
@@ -187,11 +192,21 @@ __device__ EnlargedMap<F> enlarged_map(
   const int64_t image = number / source.classes, klass = number % source.classes;
   const F* parts = source.parts + (image * source.slices * source.classes + klass) * positions;
   if (!source.staged) return {parts, e};
+  // threads in a group share the positions, and groups share the slices
   F* map = reinterpret_cast<F*>(shared_memory());
-  for (int64_t p = thread_number(); p < positions; p += kThreads) {
+  const int64_t groups = slice_groups(source.slices, positions);
+  for (int64_t i = thread_number(); i < groups * positions; i += kThreads) {
+    const int64_t group = groups == 1 ? 0 : i / positions, p = i - group * positions;
     F sum = 0;
-    for (int64_t slice = 0; slice < source.slices; ++slice)
+#pragma unroll 8
+    for (int64_t slice = group; slice < source.slices; slice += groups)
       sum += parts[slice * source.classes * positions + p];
+    map[i] = sum;
+  }
+  __syncthreads();
+  for (int64_t p = thread_number(); p < positions; p += kThreads) {
+    F sum = map[p];
+    for (int64_t group = 1; group < groups; ++group) sum += map[group * positions + p];
     map[p] = source.rectify ? relu(sum) : sum;
   }
   __syncthreads();

@@ -110,18 +110,29 @@ inline int64_t plan_window(CamNeeds needs, const Extents& e) {
   return ((e.positions + windows - 1) / windows + vector - 1) / vector * vector;
 }
 
-// The largest tile of at most about kTileBytes; at least one whose start is a multiple of 16 bytes, so
-// that it can be copied 16 bytes at a time, and 32 bytes a position for channels_last.
-inline int64_t plan_tile(CamNeeds needs, const Extents& e, int64_t window) {
-  constexpr int64_t kTileBytes = 16 * 1024, kMaxTile = 64, kSector = 32;
-  const int64_t inputs = needs.gradients ? 2 : 1;
+// The fewest channels whose start is a multiple of 16 bytes, so that a tile can be copied 16 bytes at a
+// time.
+inline int64_t least_tile(CamNeeds needs, const Extents& e) {
+  const int64_t step = needs.element * (needs.channels_last ? 1 : e.positions);
   int64_t tile = 1;
-  while (needs.channels_last ? tile * needs.element < kSector
-                             : tile * e.positions * needs.element % 16 != 0)
-    tile *= 2;
-  while (2 * tile <= kMaxTile && tile < e.channels &&
-         2 * tile * window * needs.element * inputs <= kTileBytes)
-    tile *= 2;
+  while (tile * step % 16 != 0) tile *= 2;
+  return tile;
+}
+
+// The largest tile of at most kTileBytes that leaves enough of them to fill every multiprocessor; for
+// channels_last 32 bytes a position, as they come from memory, where these fit a block.
+inline int64_t plan_tile(CamNeeds needs, const Extents& e, int64_t window, const Device& device) {
+  constexpr int64_t kTileBytes = 16 * 1024, kMaxTile = 64, kSector = 32;
+  const int64_t bytes = window * needs.element * (needs.gradients ? 2 : 1);
+  const int64_t windows = (e.positions + window - 1) / window;
+  int64_t tile = least_tile(needs, e);
+  const auto fits = [&](int64_t larger) {
+    return larger <= kMaxTile && larger <= 2 * e.channels && larger * bytes <= kTileBytes &&
+           e.images * windows * e.channels >= device.multiprocessors * larger;
+  };
+  const int64_t sector = kSector / needs.element;
+  if (needs.channels_last && sector * bytes <= device.block_memory / 2) tile = sector;
+  while (fits(2 * tile)) tile *= 2;
   return tile;
 }
 
@@ -133,7 +144,7 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
   CamPlan plan{};
   plan.stages = 2;
   plan.window = plan_window(needs, e);
-  plan.tile = plan_tile(needs, e, plan.window);
+  plan.tile = plan_tile(needs, e, plan.window, device);
   plan.classes = least(e.classes, kMaxClasses);
   const auto bytes = [&] {
     return CamMemory(needs, plan.tile, plan.stages, plan.classes, plan.window).bytes;
@@ -144,7 +155,7 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
   if (plan.shared_bytes > device.block_memory) return {};
 
   // One wave of blocks; more slices than fill every multiprocessor once only while writing and reading
-  // their partial maps stays below an eighth of what is read anyway.
+  // their partial maps stays below a sixteenth of what is read anyway.
   const int64_t maps = e.images * plan.class_tiles(e) * plan.windows(e);
   const int64_t tiles = (e.channels + plan.tile - 1) / plan.tile;
   const int64_t resident =
@@ -153,7 +164,7 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
   const int64_t wave = device.multiprocessors * (resident > 1 ? resident : 1) / maps;
   const int64_t inputs = 1 + (needs.gradients ? plan.classes : 0);
   const int64_t cheap =
-      e.channels * inputs * needs.element / (8 * 2 * plan.classes * needs.arithmetic);
+      e.channels * inputs * needs.element / (16 * 2 * plan.classes * needs.arithmetic);
   plan.slices = least(wave, cheap > filling ? cheap : filling);
   plan.slices = least(plan.slices, tiles);
   if (plan.slices < 1) plan.slices = 1;
@@ -163,6 +174,12 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
     plan.cluster = true;
   }
   return plan;
+}
+
+// Whether the launch that enlarges a map adds up its slices, rather than one of its own. Every block of
+// that launch does it anew, which pays while a thread of it adds up a few dozen values.
+inline bool folds_while_enlarging(int64_t slices, int64_t positions) {
+  return slices == 1 || slices * positions <= 32 * kThreads;
 }
 
 }  // namespace fastcam
