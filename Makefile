@@ -31,8 +31,10 @@ kernels-test: build  ## the kernels' arithmetic and every CUDA kernel, on the CP
 	$(BIN)/cmake --build build/cmake
 	$(BIN)/ctest --test-dir build/cmake --output-on-failure
 
-bench: build  ## time and memory beside plain inference and other libraries
-	$(BIN)/python -m benchmarks capture
+bench: build  ## time and memory: operators, an explanation, whole networks; figures in out/bench
+	$(BIN)/python -m benchmarks ops --json out/bench/ops.jsonl
+	$(BIN)/python -m benchmarks capture --json out/bench/capture.jsonl
+	$(BIN)/python -m benchmarks endtoend --json out/bench/endtoend.jsonl
 
 build: build/.kernels  ## .venv and the compiled kernels
 
@@ -57,7 +59,7 @@ clean:  ## remove what was built; .venv stays
 		--no-build-isolation --verbose --editable '.[models,video,test]' > .venv/install.log 2>&1 \
 		|| { tail -n 60 .venv/install.log; exit 1; }
 	@grep -o 'fastcam: CUDA.*' .venv/install.log | sort -u
-	$(PIP) --no-deps grad-cam ttach torchcam
+	$(PIP) --no-deps grad-cam ttach torchcam captum
 	@mkdir -p build
 	@touch $@ build/.kernels
 

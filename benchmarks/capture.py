@@ -1,9 +1,8 @@
-"""An explanation against plain inference and against other libraries: resnet50, batch 8."""
+"""What an explanation takes beside plain inference, in time and memory: resnet50, batch 8."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import statistics
 import subprocess
@@ -11,111 +10,55 @@ import sys
 from collections.abc import Callable
 
 import torch
-import torchvision
-from torch import Tensor, nn
 
 import fastcam
-from benchmarks import harness
+from benchmarks import harness, implementations
 from benchmarks.harness import Result
+from benchmarks.implementations import Call, Network
 
-SHAPE = [8, 3, 224, 224]
-Call = Callable[[], Tensor]
-
-
-@functools.cache
-def _network(device: torch.device) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    model = torchvision.models.resnet50()
-    images = torch.randn(SHAPE)
-    for module in model.modules():  # statistics near those of the images: maps worth comparing
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model(images)
-    return model.eval().to(device), images.to(device)
+BATCH = 8
 
 
-def _inference(device: torch.device) -> Call:
-    model, images = _network(device)
-
-    def call() -> Tensor:
-        with torch.no_grad():
-            return model(images)
-
-    return call
+def _every_class(net: Network, method: str) -> Call:
+    cam = fastcam.METHODS[method](net.model, net.layer)
+    classes = torch.arange(1000, device=net.device).expand(BATCH, -1)
+    return functools.partial(cam, net.images, classes, size="layer")
 
 
-def _fastcam(device: torch.device, method: str = "gradcam") -> Call:
-    model, images = _network(device)
-    cam = fastcam.METHODS[method](model, "layer4")
-    return lambda: cam(images)
+def _one_class(method: str, net: Network) -> dict[str, Call]:
+    return implementations.calls(net, method)
 
 
-def _fastcam_every_class(device: torch.device, method: str = "gradcam") -> Call:
-    model, images = _network(device)
-    cam = fastcam.METHODS[method](model, "layer4")
-    every = torch.arange(1000, device=device).expand(SHAPE[0], -1)
-    return lambda: cam(images, every, size="layer")
+def _all_classes(method: str, net: Network) -> dict[str, Call]:
+    return {
+        "inference": implementations.inference(net, method),
+        "fastcam": _every_class(net, method),
+    }
 
 
-def _pytorch_grad_cam(device: torch.device) -> Call:
-    from pytorch_grad_cam import GradCAM
-
-    model, images = _network(device)
-    cam = GradCAM(model, [model.layer4])
-    return lambda: torch.from_numpy(cam(images, None))
-
-
-def _torchcam(device: torch.device) -> Call:
-    from torchcam.methods import GradCAM
-
-    model, images = _network(device)
-    cam = GradCAM(model, "layer4")
-
-    def call() -> Tensor:
-        logits = model(images)
-        (maps,) = cam(logits.argmax(1).tolist(), logits)  # at the layer's resolution
-        return maps.detach()
-
-    return call
-
-
-GRADCAM = "GradCAM"
-EVERY_CLASS = "GradCAM of all 1000 classes, at the layer's resolution"
-EVERY_CLASS_PLUS_PLUS = "GradCAM++ of all 1000 classes, at the layer's resolution"
-CASES: dict[str, dict[str, Callable[[torch.device], Call]]] = {
-    GRADCAM: {
-        "inference": _inference,
-        "fastcam": _fastcam,
-        "pytorch-grad-cam": _pytorch_grad_cam,
-        "torchcam": _torchcam,
-    },
-    EVERY_CLASS: {"inference": _inference, "fastcam": _fastcam_every_class},
-    EVERY_CLASS_PLUS_PLUS: {
-        "inference": _inference,
-        "fastcam": functools.partial(_fastcam_every_class, method="gradcam++"),
-    },
+# case -> its method and the implementations
+CASES: dict[str, tuple[str, Callable[[str, Network], dict[str, Call]]]] = {
+    "gradcam": ("gradcam", _one_class),
+    "gradcam of 1000 classes": ("gradcam", _all_classes),
+    "gradcam++ of 1000 classes": ("gradcam++", _all_classes),
 }
-_MODULES = {"pytorch-grad-cam": "pytorch_grad_cam", "torchcam": "torchcam"}
 
 
-def _check(device: torch.device) -> None:
-    """The same maps from all, before anything is timed."""
-    model, images = _network(device)
-    with fastcam.GradCAM(model, "layer4") as cam:
-        small = cam(images, size="layer")
-        expected = {"pytorch-grad-cam": cam(images), "torchcam": small}
-        ids = torch.arange(1000, device=device).expand(SHAPE[0], -1)
-        top = ids == cam.class_ids[:, None]
-    for name, maps in expected.items():
-        if _installed(name):
-            found = CASES[GRADCAM][name](device)().to(device)
-            torch.testing.assert_close(found, maps, rtol=0, atol=1e-4)
-    torch.testing.assert_close(_fastcam_every_class(device)()[top], small, rtol=0, atol=1e-4)
+def _calls(case: str, net: Network) -> dict[str, Call]:
+    method, make = CASES[case]
+    return make(method, net)
 
 
-def _installed(name: str) -> bool:
-    return name not in _MODULES or importlib.util.find_spec(_MODULES[name]) is not None
+def _check(case: str, net: Network, calls: dict[str, Call]) -> None:
+    """The same maps from all; of all classes, that of the top class."""
+    method, make = CASES[case]
+    if make is _one_class:
+        implementations.check(net, method, calls)
+        return
+    cam = fastcam.METHODS[method](net.model, net.layer)
+    want = cam(net.images, size="layer")
+    top = torch.arange(1000, device=net.device) == cam.class_ids[:, None]
+    harness.check_equal(case, calls["fastcam"]()[top], want, implementations.TOLERANCE)
 
 
 def _peak(case: str, name: str, device: torch.device) -> int:
@@ -123,38 +66,39 @@ def _peak(case: str, name: str, device: torch.device) -> int:
     command = [sys.executable, "-m", "benchmarks.capture", case, name, str(device)]
     # a mapping of its own for every large tensor: how the heap happens to be cut up is not measured
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
-    start = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+    start = functools.partial(subprocess.run, check=True, stdout=subprocess.PIPE, text=True)
     runs = [start(command, env=environment) for _ in range(3)]
-    return int(statistics.median(int(run.stdout) for run in runs))
+    return int(statistics.median(int(run.stdout.split()[-1]) for run in runs))
 
 
-def run() -> list[Result]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name in _MODULES:
-        if not _installed(name):
-            print(f"{name} is not installed: left out")
-    _check(device)
-    results = []
-    for case, implementations in CASES.items():
-        makers = {name: make for name, make in implementations.items() if _installed(name)}
-        times = harness.interleaved({name: make(device) for name, make in makers.items()}, device)
-        for name, seconds in times.items():
-            results.append(
-                Result(
-                    suite="capture",
-                    case=case,
-                    shape=SHAPE,
-                    dtype="float32",
-                    layout="contiguous",
-                    device=harness.machine(device),
-                    implementation=name,
-                    **harness.summary(seconds),
-                    peak_memory=_peak(case, name, device),
-                )
-            )
-    return results
+def measure(case: str, device: torch.device) -> list[Result]:
+    net = implementations.network("resnet50", BATCH, device)
+    calls = _calls(case, net)
+    _check(case, net, calls)
+    times = harness.interleaved(
+        {name: harness.call_timer(call, device) for name, call in calls.items()}
+    )
+    return [
+        Result(
+            suite="capture",
+            case=case,
+            shape=list(net.images.shape),
+            dtype="float32",
+            layout="contiguous",
+            device=harness.machine(device),
+            implementation=name,
+            **harness.summary(seconds),
+            peak_memory=_peak(case, name, device),
+        )
+        for name, seconds in times.items()
+    ]
+
+
+def cases(device: torch.device, full: bool) -> dict[str, Callable[[], list[Result]]]:
+    return {case: functools.partial(measure, case, device) for case in CASES}
 
 
 if __name__ == "__main__":  # one implementation's peak memory, for _peak
-    _case, _name, _device = sys.argv[1:]
-    print(harness.peak_memory(CASES[_case][_name](torch.device(_device)), torch.device(_device)))
+    _case, _name, _device = sys.argv[1], sys.argv[2], torch.device(sys.argv[3])
+    _network = implementations.network("resnet50", BATCH, _device)
+    print(harness.peak_memory(_calls(_case, _network)[_name], _device))

@@ -1,0 +1,228 @@
+"""What was measured, for people: a table, a plot, and whether the targets are met."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import Result
+
+Case = dict[str, Result]
+"""The results of one case by implementation."""
+
+LARGE = 200_000_000  # bytes above which bandwidth decides on a GPU, and not launches
+FUSED = ("gradcam_plus_plus_weights ", "cam gradcam++ ", "saliency ", "upsample ")
+STREAMING = ("gap ", "weighted_sum ")
+
+
+def by_case(results: Sequence[Result]) -> dict[str, Case]:
+    grouped: dict[str, Case] = {}
+    for result in results:
+        grouped.setdefault(result.case, {})[result.implementation] = result
+    return grouped
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure of each case that has it, and its bound."""
+
+    suite: str
+    what: str
+    figure: Callable[[Case], float | None]
+    """None where the case has not got it."""
+    at_least: float | None = None
+    at_most: float | None = None
+    every: bool = False
+    """Whether each case has to meet the bound, not only the median."""
+
+    def judge(self, cases: dict[str, Case]) -> list[str] | None:
+        """A row of the summary; None where no case has the figure."""
+        found = {name: self.figure(case) for name, case in cases.items()}
+        figures = {name: value for name, value in found.items() if value is not None}
+        if not figures:
+            return None
+        median = statistics.median(figures.values())
+        pick = min if self.at_least is not None else max
+        worst = pick(figures, key=lambda name: figures[name])
+        decisive = figures[worst] if self.every else median
+        bound = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+        met = decisive >= self.at_least if self.at_least is not None else decisive <= self.at_most
+        bound += " in every case" if self.every else ""
+        row = [self.what, bound, f"{median:.2f}", f"{figures[worst]:.2f} ({worst})"]
+        return [*row, str(len(figures)), "met" if met else "MISSED"]
+
+
+def _faster(than: str, operators: tuple[str, ...] = ("",)) -> Callable[[Case], float | None]:
+    """How many times faster fastcam is, for operators whose cases begin with one of these."""
+
+    def figure(case: Case) -> float | None:
+        if than not in case or not case["fastcam"].case.startswith(operators):
+            return None
+        return case[than].median / case["fastcam"].median
+
+    return figure
+
+
+def _time(against: str, batch: int = 1) -> Callable[[Case], float | None]:
+    """fastcam's time as a multiple, from a batch size on."""
+
+    def figure(case: Case) -> float | None:
+        if against not in case or case["fastcam"].shape[0] < batch:
+            return None
+        return case["fastcam"].median / case[against].median
+
+    return figure
+
+
+def _memory(against: str) -> Callable[[Case], float | None]:
+    def figure(case: Case) -> float | None:
+        floor, own = case[against].peak_memory, case["fastcam"].peak_memory
+        return own / floor if own is not None and floor else None
+
+    return figure
+
+
+def _small(inner: Callable[[Case], float | None]) -> Callable[[Case], float | None]:
+    """Only of cases where launches, not bandwidth, decide."""
+    return lambda case: inner(case) if (case["fastcam"].bytes or 0) <= LARGE else None
+
+
+def _floor(case: Case) -> float:
+    """fastcam's time over that of a copy of as many bytes or of an empty launch, the longer one."""
+    return case["fastcam"].median / max(case["copy"].median, case["launch"].median)
+
+
+def _fraction_of_copy(case: Case) -> float | None:
+    return case["fastcam"].fraction_of_copy if (case["fastcam"].bytes or 0) > LARGE else None
+
+
+_OPERATORS_ON_CPU = [
+    *(
+        Target("ops", f"{name.strip()}: times faster than {than}", _faster(than, (name,)), bound)
+        for name in FUSED
+        for than, bound in (("reference", 3), ("reference_compiled", 1.3))
+    ),
+    Target(
+        "ops",
+        "gap, weighted_sum: time over reading the input once",
+        _time("read"),
+        at_most=1.3,
+    ),
+    Target("ops", "overlay at 1080p: times faster than OpenCV", _faster("opencv"), 1, every=True),
+    Target(
+        "ops", "any operator: times faster than reference", _faster("reference"), 0.95, every=True
+    ),
+]
+_OPERATORS_ON_GPU = [
+    Target("ops", "up to 200 MB: times faster than reference", _small(_faster("reference")), 5),
+    Target(
+        "ops",
+        "up to 200 MB: times faster than reference_compiled",
+        _small(_faster("reference_compiled")),
+        1.5,
+    ),
+    Target("ops", "up to 200 MB: time over a copy or a launch", _small(_floor), at_most=1.3),
+    Target("ops", "above 200 MB: share of the copy's bandwidth", _fraction_of_copy, 0.85),
+]
+
+
+def _explanations(suite: str, slower: float, faster: float) -> list[Target]:
+    return [
+        Target(suite, "batch >= 8: time over inference", _time("inference", 8), at_most=slower),
+        Target(suite, "peak memory over inference", _memory("inference"), at_most=1.1),
+        Target(
+            suite,
+            "resnet50: times faster than pytorch_grad_cam",
+            _faster("pytorch_grad_cam", ("resnet50 ", "gradcam")),
+            faster,
+        ),
+    ]
+
+
+TARGETS = {
+    "cpu": [
+        *_OPERATORS_ON_CPU,
+        *_explanations("capture", 1.1, 2.5),
+        *_explanations("endtoend", 1.1, 2.5),
+    ],
+    "cuda": [
+        *_OPERATORS_ON_GPU,
+        *_explanations("capture", 1.05, 15),
+        *_explanations("endtoend", 1.05, 15),
+    ],
+}
+
+
+def show(results: Sequence[Result], device_type: str) -> None:
+    """The table and the judgement of the targets."""
+    console = Console(width=None if Console().is_terminal else 160)
+    cases, suite, device = by_case(results), results[0].suite, results[0].device
+    names = list(dict.fromkeys(result.implementation for result in results))
+    others = [name for name in names if name != "fastcam"]
+    table = Table(title=f"{suite}, {device}: times of the others as multiples of fastcam's")
+    table.add_column("case")
+    columns = ["fastcam ms", *others]
+    moving = any(result.bytes for result in results)
+    columns += ["GB/s", "of copy"] if moving else []
+    columns += ["peak MiB"]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, case in cases.items():
+        own = case["fastcam"]
+        row = [name, f"{1e3 * own.median:.4g}"]
+        row += [f"{case[o].median / own.median:.2f}" if o in case else "" for o in others]
+        if moving:
+            row += [f"{own.gigabytes_per_second:.1f}", f"{own.fraction_of_copy:.2f}"]
+        row += [f"{(own.peak_memory or 0) / 2**20:.1f}"]
+        table.add_row(*row)
+    console.print(table)
+    rows = [target.judge(cases) for target in TARGETS[device_type] if target.suite == suite]
+    verdicts = Table(title=f"targets, {suite}, {device}")
+    for column in ("", "bound", "median", "worst", "cases", ""):
+        verdicts.add_column(column)
+    for verdict in filter(None, rows):
+        verdicts.add_row(*verdict)
+    console.print(verdicts)
+
+
+_MARKERS = "osD^vP*X"
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Every case's times as multiples of fastcam's, on a log scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    cases = by_case(results)
+    names = dict.fromkeys(result.implementation for result in results)
+    figure, axes = pyplot.subplots(
+        figsize=(11, 1.8 + 0.24 * len(cases)), layout="constrained", dpi=110
+    )
+    for i, name in enumerate(name for name in names if name != "fastcam"):
+        points = [
+            (case[name].median / case["fastcam"].median, row)
+            for row, case in enumerate(cases.values())
+            if name in case
+        ]
+        axes.scatter(*zip(*points, strict=True), s=26, marker=_MARKERS[i], label=name, zorder=3)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(cases)), list(cases), fontsize=8)
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.grid(which="both", axis="x", alpha=0.25)
+    axes.grid(which="major", axis="y", alpha=0.15)
+    axes.set_xlabel("time as a multiple of fastcam's (right of 1: fastcam is faster)")
+    axes.set_title(f"{results[0].suite} on {results[0].device}")
+    figure.legend(loc="outside lower center", ncols=4)
+    figure.savefig(path)
+    pyplot.close(figure)
