@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 import fastcam
 from benchmarks import harness
+from fastcam import reference
+from fastcam.capture import capture
+from fastcam.targets import select
 
 Call = Callable[[], Tensor]
 TOLERANCE = 1e-4  # of maps in [0, 1]
@@ -166,8 +169,20 @@ def calls(net: Network, method: str) -> dict[str, Call]:
     return {name: call for name, call in made.items() if call is not None}
 
 
+def _definition(net: Network, method: str) -> Tensor:
+    """The maps of the top classes, from activations and gradients in float64."""
+    with torch.no_grad():
+        record = capture(net.model, net.images, (net.layer,))
+        (gradients,) = record.gradients(select(record.logits, None).scores)
+        (activations,) = record.activations
+        maps = reference.cam(activations.double(), gradients.double(), method)
+        return reference.upsample(maps, net.images.shape[2:])
+
+
 def check(net: Network, method: str, calls: dict[str, Call]) -> None:
-    """Raises AssertionError where others' maps are not those of fastcam."""
+    """Raises AssertionError where fastcam's maps are not those of the float64 reference, or others'
+    are not fastcam's.
+    """
     cam = fastcam.METHODS[method](net.model, net.layer)
     expected = {
         "pytorch_grad_cam": {},
@@ -177,6 +192,8 @@ def check(net: Network, method: str, calls: dict[str, Call]) -> None:
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
+        if not _ill_conditioned(net, method):
+            harness.check_equal("fastcam", cam(net.images), _definition(net, method), TOLERANCE)
         for name in expected.keys() & calls.keys():
             want = cam(net.images, **expected[name])
             harness.check_equal(name, calls[name]().to(net.device), want, TOLERANCE)

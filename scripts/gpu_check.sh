@@ -1,68 +1,99 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, on a machine that may have no network: it uses the Python, torch (2.11 or
-# newer) and nvcc that it finds, and builds in place.
+# Everything that needs a GPU, on a machine that may have no network: it uses the Python ($PYTHON, or
+# python3), torch (2.11 or newer) and nvcc that it finds, and builds in place for that GPU.
 #
 #   scripts/gpu_check.sh OUTDIR [build|test|sanitize|bench|all]
 #
-# Logs, JSON and the commit they belong to go to OUTDIR. Every stage ends within 9 minutes; `all` (the
-# default) is the build and a selection of each of the others within 9 minutes.
+# Logs, JSON, plots and the commit they belong to go to OUTDIR; FASTCAM_COMMIT names the commit where
+# the files came without their history. Every stage ends within 9 minutes; `all` (the default) is the
+# build and a selection of each of the others within 9 minutes. The exit status is 0 if nothing failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:?"usage: scripts/gpu_check.sh OUTDIR [build|test|sanitize|bench|all]"}
+usage="usage: scripts/gpu_check.sh OUTDIR [build|test|sanitize|bench|all]"
+out=${1:?"$usage"}
 stage=${2:-all}
+python=${PYTHON:-python3}
 mkdir -p "$out"
+FASTCAM_COMMIT=${FASTCAM_COMMIT:-$(git describe --always --abbrev=12 --dirty=+ 2> /dev/null || echo unknown)}
+export FASTCAM_COMMIT PYTHONUNBUFFERED=1
 status=0
 
 run() {  # run NAME SECONDS COMMAND...: the log goes to OUTDIR/NAME.log, a failure is remembered
   local name=$1 seconds=$2
   shift 2
   echo "== $name: $*"
-  timeout "$seconds" "$@" > "$out/$name.log" 2>&1
+  timeout --kill-after=10 "$seconds" "$@" > "$out/$name.log" 2>&1
   local code=$?
-  tail -n 5 "$out/$name.log"
+  tail -n "${lines:-5}" "$out/$name.log"
   echo "== $name: exit $code"
-  [ $code -eq 0 ] || status=1
+  if [ "$code" -eq 124 ] && [ -n "${may_be_cut_off:-}" ]; then
+    echo "== $name: cut off after $seconds s; what was finished is kept"
+  elif [ "$code" -ne 0 ]; then
+    status=1
+  fi
 }
 
-build() {
-  export FASTCAM_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)}
-  run build 500 python3 setup.py build_ext --inplace
+tests() {  # tests NAME SECONDS ARGUMENTS...
+  local name=$1 seconds=$2
+  shift 2
+  run "$name" "$seconds" "$python" -m pytest -q -p no:cacheprovider "$@"
 }
 
-sanitize() {  # sanitize TESTS
+build() {  # build SECONDS
+  FASTCAM_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} \
+    run build "$1" "$python" setup.py build_ext --inplace
+}
+
+sanitize() {  # sanitize SECONDS TESTS: each tool may take so long
   local tool
   if ! command -v compute-sanitizer > /dev/null; then
     echo "== sanitize: compute-sanitizer is not installed, skipped"
     return
   fi
   for tool in memcheck racecheck; do
-    run "sanitize-$tool" 250 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      python3 -m pytest -q -p no:cacheprovider tests/test_operators.py -k "cuda and ($1)"
+    # every tensor an allocation of its own, so that a step beyond its end is seen
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+      run "sanitize-$tool" "$1" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$python" -m pytest -q -p no:cacheprovider tests/test_operators.py -k "cuda and ($2)"
   done
 }
 
-bench() { run bench-capture 500 python3 -m benchmarks capture --json "$out/capture.jsonl"; }
+bench() {  # bench SUITE SECONDS ARGUMENTS...
+  local suite=$1 seconds=$2
+  shift 2
+  lines=40 may_be_cut_off=1 run "bench-$suite" "$seconds" \
+    "$python" -m benchmarks "$suite" --device cuda --json "$out/$suite.jsonl" "$@"
+}
 
 {
-  git rev-parse HEAD
+  echo "$FASTCAM_COMMIT"
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-  python3 -c "import torch; print('torch', torch.__version__, 'CUDA', torch.version.cuda)"
+  "$python" -c "import torch; print('torch', torch.__version__, 'CUDA', torch.version.cuda)"
 } > "$out/machine.txt" 2>&1
 cat "$out/machine.txt"
 
 case $stage in
-  build) build ;;
-  test) run test 540 python3 -m pytest -q -k "cuda or device" ;;
-  sanitize) sanitize "opcheck or nan_stays or overlay or same_bits" ;;
-  bench) bench ;;
+  build) build 520 ;;
+  test)
+    tests test-cuda 330 -k cuda
+    tests test-others 190 -k "not cuda and not cpu"
+    ;;
+  sanitize) sanitize 250 "opcheck or nan_stays or overlay or same_bits" ;;
+  bench)
+    bench ops 340
+    bench capture 60
+    bench endtoend 90
+    ;;
   all)
-    build
-    run test 200 python3 -m pytest -q tests/test_operators.py -k cuda
-    sanitize "nan_stays"
-    bench
+    build 200
+    tests test-cuda 90 tests/test_operators.py -k cuda
+    sanitize 50 "nan_stays and gradcam"
+    bench ops 60 --only float32
+    bench capture 25 --only gradcam
+    bench endtoend 25 --only resnet50
     ;;
   *)
-    echo "unknown stage: $stage" >&2
+    echo "$usage" >&2
     exit 2
     ;;
 esac
