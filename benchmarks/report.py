@@ -177,6 +177,7 @@ def show(results: Sequence[Result], device_type: str) -> None:
     moving = any(result.bytes for result in results)
     columns += ["GB/s", "of copy"] if moving else []
     columns += ["peak MiB"]
+    columns += ["x inference's"] if "inference" in names else []
     for column in columns:
         table.add_column(column, justify="right")
     for name, case in cases.items():
@@ -186,6 +187,8 @@ def show(results: Sequence[Result], device_type: str) -> None:
         if moving:
             row += [f"{own.gigabytes_per_second:.1f}", f"{own.fraction_of_copy:.2f}"]
         row += [f"{(own.peak_memory or 0) / 2**20:.1f}"]
+        memory = _memory(case) if "inference" in case else None
+        row += [f"{memory:.2f}"] if memory is not None else []
         table.add_row(*row)
     console.print(table)
     rows = [target.judge(cases) for target in TARGETS[device_type] if target.suite == suite]

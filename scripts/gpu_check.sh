@@ -63,6 +63,7 @@ bench() {  # bench SUITE SECONDS ARGUMENTS...
   shift 2
   lines=40 may_be_cut_off=1 run "bench-$suite" "$seconds" \
     "$python" -m benchmarks "$suite" --device cuda --json "$out/$suite.jsonl" "$@"
+  [ -s "$out/$suite.jsonl" ] || status=1
 }
 
 {

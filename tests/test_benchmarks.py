@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One repetition is enough, a small copy is large, and nothing is compiled."""
     monkeypatch.setattr(harness, "_SHORTEST", 1e-6)
-    monkeypatch.setitem(harness._LARGE_COPY, "cpu", 2**16)
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(harness._LARGE_COPY, device, 2**16)
     monkeypatch.setattr(ops, "can_compile", lambda device: False)
 
 
@@ -101,6 +102,17 @@ def test_lines(case: ops.Case) -> None:
         rate = expected / line["median"] / 1e9
         assert line["gigabytes_per_second"] == pytest.approx(rate)
         assert 0 < line["min"] <= line["median"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_case_on_cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: graphs and events are not timed")
+    case = ops.Case("cam", (2, 3, 4, 4), method="gradcam++")
+    results = ops.measure(case, torch.device("cuda"))
+    times = {measured.implementation: measured.median for measured in results}
+    assert times.keys() == {"fastcam", "reference", "copy", "launch"}
+    assert all(1e-7 < seconds < 1e-3 for seconds in times.values())
 
 
 @pytest.mark.usefixtures("quick")
