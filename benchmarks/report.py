@@ -209,7 +209,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     cases = by_case(results)
     names = dict.fromkeys(result.implementation for result in results)
@@ -225,6 +225,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
         axes.scatter(*zip(*points, strict=True), s=26, marker=_MARKERS[i], label=name, zorder=3)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(cases)), list(cases), fontsize=8)
