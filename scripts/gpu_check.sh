@@ -58,12 +58,12 @@ sanitize() {  # sanitize SECONDS TESTS: each tool may take so long
   done
 }
 
-bench() {  # bench SUITE SECONDS ARGUMENTS...
-  local suite=$1 seconds=$2
+bench() {  # bench NAME SECONDS SUITE ARGUMENTS...
+  local name=$1 seconds=$2
   shift 2
-  lines=40 may_be_cut_off=1 run "bench-$suite" "$seconds" \
-    "$python" -m benchmarks "$suite" --device cuda --json "$out/$suite.jsonl" "$@"
-  [ -s "$out/$suite.jsonl" ] || status=1
+  lines=40 may_be_cut_off=1 run "bench-$name" "$seconds" \
+    "$python" -m benchmarks "$@" --device cuda --json "$out/$name.jsonl"
+  [ -s "$out/$name.jsonl" ] || status=1
 }
 
 {
@@ -81,17 +81,18 @@ case $stage in
     ;;
   sanitize) sanitize 250 "opcheck or nan_stays or overlay or same_bits" ;;
   bench)
-    bench ops 340
-    bench capture 60
-    bench endtoend 90
+    bench ops 280 ops
+    FASTCAM_CLUSTERS=1 bench ops-clusters 70 ops --only cam
+    bench capture 50 capture
+    bench endtoend 90 endtoend
     ;;
   all)
     build 200
-    tests test-cuda 90 tests/test_operators.py -k cuda
+    tests test-cuda 90 tests/test_cuda.py tests/test_operators.py -k cuda
     sanitize 50 "nan_stays and gradcam"
-    bench ops 60 --only float32
-    bench capture 25 --only gradcam
-    bench endtoend 25 --only resnet50
+    bench ops 60 ops --only float32
+    bench capture 25 capture --only gradcam
+    bench endtoend 25 endtoend --only resnet50
     ;;
   *)
     echo "$usage" >&2
