@@ -80,6 +80,7 @@ cxx_flags = [
     "-fvisibility=hidden",
     "-fopenmp-simd",
     "-fno-math-errno",
+    "-fno-trapping-math",  # so that both sides of a condition may be computed, and loops vectorised
     "-ffp-contract=off",  # the same bits on every instruction set
 ]
 nvcc_flags = [
