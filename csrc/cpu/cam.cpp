@@ -4,25 +4,56 @@
 
 namespace fastcam::cpu {
 
+// pixel(A, g), what the maps of an elementwise method sum
+template <class F, class Method>
+struct Pixel {
+  static constexpr bool kUsesWeight = false;
+  Method method;
+
+  FASTCAM_HOST_DEVICE F operator()(F a, F g, F) const { return method.pixel(a, g); }
+};
+
 template <class T, class F, class Method>
-void run(const CamOperands& o, const Method& method, bool relu, F* maps) {
+void run_rows(const CamOperands& o, const Method& method, bool relu, F* maps) {
+  const Features<T> a = o.activations.features<T>(), g = o.gradients.features<T>();
+  const auto [images, classes, channels, positions] = o.extents;
+  for_images(
+      images, channels * positions * classes,
+      [&, classes = classes, channels = channels, positions = positions](int64_t image) {
+        F* result = maps + image * classes * positions;
+        if constexpr (has_channel_weights<Method>) {
+          std::vector<F> totals(channels), weights(classes * channels);
+          if (Method::kUsesActivations) row_totals(a, image, channels, positions, totals.data());
+          for (int64_t k = 0; k < classes; ++k)
+            row_weights(
+                a, g, image, k, channels, positions, method, totals.data(), &weights[k * channels]);
+          row_maps(a, a, image, o.extents, weights.data(), channels, Weighted<F>{}, relu, result);
+        } else {
+          const F* weights = nullptr;
+          row_maps(a, g, image, o.extents, weights, 0, Pixel<F, Method>{method}, relu, result);
+        }
+      });
+}
+
+template <class T, class F, class Method>
+void run_planes(const CamOperands& o, const Method& method, bool relu, F* maps) {
   const Features<T> a = o.activations.features<T>(), g = o.gradients.features<T>();
   const int64_t positions = o.extents.positions;
-  bool read_again = o.extents.classes > 1;
-  if constexpr (has_channel_weights<Method>) read_again |= Method::kUsesActivations;
   sum_tiles(
-      o.extents, tile_channels(a, positions, read_again), relu, maps,
+      o.extents, tile_channels<T>(positions), relu, maps,
       [&](const Tile& tile, int64_t first, int64_t last, F* rows) {
         if constexpr (has_channel_weights<Method>) {
           F totals[kMaxTile], weights[kMaxTile];
-          if (Method::kUsesActivations) activation_totals(a, tile, positions, totals);
+          if (Method::kUsesActivations) plane_totals(a, tile, positions, totals);
           for (int64_t k = first; k < last; ++k) {
-            channel_weights(a, g, tile, k, positions, method, totals, weights);
-            add_weighted(a, tile, positions, weights, rows + k * positions);
+            plane_weights(a, g, tile, k, positions, method, totals, weights);
+            add_planes(a, a, tile, 0, positions, weights, Weighted<F>{}, rows + k * positions);
           }
         } else {
+          const F* weights = nullptr;
           for (int64_t k = first; k < last; ++k)
-            add_elementwise(a, g, tile, k, positions, method, rows + k * positions);
+            add_planes(
+                a, g, tile, k, positions, weights, Pixel<F, Method>{method}, rows + k * positions);
         }
       });
 }
@@ -35,7 +66,12 @@ Tensor cam(
     using T = decltype(element);
     using F = arithmetic_t<T>;
     with_method<F>(method, eps, [&](const auto& functor) {
-      if (maps.numel() > 0) run<T>(o, functor, relu, mutable_data<F>(maps));
+      if (maps.numel() == 0) return;
+      if (in_rows(o.activations.features<T>())) {
+        run_rows<T>(o, functor, relu, mutable_data<F>(maps));
+      } else {
+        run_planes<T>(o, functor, relu, mutable_data<F>(maps));
+      }
     });
   });
   return maps;

@@ -1,14 +1,16 @@
 // The two loops of every map: a channel's sums over positions, and a map's sum over channels.
 //
-// Channels are taken in tiles that stay in the second-level cache, so that activations and gradients come
-// from memory once however often a method looks at them. Where the channels are contiguous
-// (channels_last, tokens) the inner loop runs over the tile's channels, else over the positions.
+// Planes, a channel's positions next to each other (contiguous): channels are taken in tiles that stay in
+// the second-level cache, so that activations and gradients come from memory once however often a method
+// looks at them. Rows, a position's channels next to each other (channels_last, tokens): whole rows are
+// walked, first for the weights, then for the map.
 #pragma once
 
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
+#include "cpu/lanes.h"
 #include "cpu/parallel.h"
 #include "kernels/layout.h"
 #include "kernels/methods.h"
@@ -21,166 +23,309 @@ struct Tile {
 };
 
 template <class T>
-bool channels_contiguous(const Features<T>& a) {
+bool in_rows(const Features<T>& a) {
   return a.strides.channel == 1 && a.strides.position != 1;
 }
 
 constexpr int64_t kMaxTile = 256;
 
-// Channels of a tile. Those that are read once are taken in long runs, those that are read again in as
-// many as stay in the second-level cache; contiguous channels in whole cache lines.
+// Channels of a tile: those whose planes stay in the second-level cache.
 template <class T>
-int64_t tile_channels(const Features<T>& a, int64_t positions, bool read_again) {
-  constexpr int64_t kCacheBytes = 256 * 1024, kRun = 128;
-  const int64_t unit = channels_contiguous(a) ? 64 / sizeof(T) : 4;
-  if (!read_again && channels_contiguous(a)) return kRun;
+int64_t tile_channels(int64_t positions) {
+  constexpr int64_t kCacheBytes = 256 * 1024, kUnit = 8;
   const int64_t fitting = kCacheBytes / (std::max<int64_t>(positions, 1) * sizeof(T));
-  return std::clamp(fitting / unit * unit, unit, kMaxTile);
+  return std::clamp(fitting / kUnit * kUnit, kUnit, kMaxTile);
 }
 
-// Calls loop(s, t) with strides of 1 and 0 known to the compiler.
+// Calls loop(s, t) with the stride 1 known to the compiler.
 template <class Loop>
 FASTCAM_HOST_DEVICE void with_strides(int64_t s, int64_t t, const Loop& loop) {
-  constexpr std::integral_constant<int64_t, 0> zero;
   constexpr std::integral_constant<int64_t, 1> one;
   if (s == 1 && t == 1) {
     loop(one, one);
-  } else if (s == 1 && t == 0) {
-    loop(one, zero);
   } else {
     loop(s, t);
   }
 }
 
-// sums[c] = sum over positions of term(A, g, c), for the channels c of a tile, counted from its first.
+// Calls loop(term); an eps of 0 is known to the compiler, and its division falls away.
+template <class F, class Method, class Loop>
+FASTCAM_HOST_DEVICE void with_term(const Method& method, const Loop& loop) {
+  if constexpr (Method::kTermUsesTotal) {
+    if (method.eps == 0)
+      return loop([](F activation, F gradient, F total)
+                      FASTCAM_INLINED { return Method{0}.term(activation, gradient, total); });
+  }
+  loop([=](F activation, F gradient, F total)
+           FASTCAM_INLINED { return method.term(activation, gradient, total); });
+}
+
+// The sum of f(A, g, w) over `count` elements that lie a step apart; w is constant.
+template <class F, class Wide, class T, class AStep, class GStep, class Function>
+FASTCAM_HOST_DEVICE F sum_elements(
+    Wide wide, const T* a, AStep a_step, const T* g, GStep g_step, F w, int64_t count,
+    const Function& f) {
+  const auto value = [&, w](F activation, F gradient)
+                         FASTCAM_INLINED { return f(activation, gradient, w); };
+  return sum<F>(
+      count,
+      [&](int64_t i) FASTCAM_INLINED {
+        return each_lane<F>(
+            value, load_lanes(wide, a + i * a_step, a_step),
+            load_lanes(wide, g + i * g_step, g_step));
+      },
+      [&](int64_t i) FASTCAM_INLINED { return value(load(a[i * a_step]), load(g[i * g_step])); });
+}
+
+// sum over positions of A, as a method whose weight it is
+template <class F>
+struct Total {
+  static constexpr bool kUsesActivations = false;
+  static constexpr bool kTermUsesTotal = false;
+
+  FASTCAM_HOST_DEVICE F term(F, F g, F) const { return g; }
+  FASTCAM_HOST_DEVICE F weight(F sum, F, int64_t) const { return sum; }
+};
+
+// weights[c] of a channel-weight method over planes, for the channels c of a tile, counted from its first.
 // Blocks of positions are added up in double: long sums lose nothing, short ones pay nothing.
-template <class T, class F, class Term>
-FASTCAM_HOST_DEVICE void sum_positions(
+template <class T, class F, class Method>
+void plane_weights(
     const Features<T>& a, const Features<T>& g, const Tile& tile, int64_t klass, int64_t positions,
-    F* __restrict sums, const Term& term) {
-  const int64_t channels = tile.end - tile.begin;
-  const T* a_data = a.at(tile.image, 0, tile.begin);
-  const T* g_data = g.at(tile.image, klass, tile.begin);
-  const Strides &as = a.strides, &gs = g.strides;
-  constexpr int64_t kBlock = 256, kRowBlock = 64;
+    const Method& method, const F* totals, F* __restrict weights) {
+  vectorized([&](auto wide) FASTCAM_INLINED {
+    constexpr int64_t kBlock = 1024;
+    const T* a_data = a.at(tile.image, 0, tile.begin);
+    const T* g_data = g.at(tile.image, klass, tile.begin);
+    with_term<F>(method, [&](const auto& term) FASTCAM_INLINED {
+      with_strides(
+          a.strides.position, g.strides.position, [&](auto a_step, auto g_step) FASTCAM_INLINED {
+            for (int64_t c = 0; c < tile.end - tile.begin; ++c) {
+              const T* a_plane = a_data + c * a.strides.channel;
+              const T* g_plane = g_data + c * g.strides.channel;
+              const F total = Method::kUsesActivations ? totals[c] : F(0);
+              double sum = 0;
+              for (int64_t first = 0; first < positions; first += kBlock)
+                sum += sum_elements(
+                    wide, a_plane + first * a_step, a_step, g_plane + first * g_step, g_step, total,
+                    std::min(kBlock, positions - first), term);
+              weights[c] = method.weight(static_cast<F>(sum), total, positions);
+            }
+          });
+    });
+  });
+}
 
-  if (!channels_contiguous(a)) {
-    with_strides(as.position, gs.position, [&](auto a_step, auto g_step) {
-      for (int64_t c = 0; c < channels; ++c) {
-        const T* a_channel = a_data + c * as.channel;
-        const T* g_channel = g_data + c * gs.channel;
-        double total = 0;
-        for (int64_t first = 0; first < positions; first += kBlock) {
-          const int64_t last = std::min(first + kBlock, positions);
-          F sum = 0;
-#pragma omp simd reduction(+ : sum)
-          for (int64_t p = first; p < last; ++p)
-            sum += term(load(a_channel[p * a_step]), load(g_channel[p * g_step]), c);
-          total += sum;
+template <class T, class F>
+void plane_totals(const Features<T>& a, const Tile& tile, int64_t positions, F* totals) {
+  const F* none = nullptr;
+  plane_weights(a, a, tile, 0, positions, Total<F>{}, none, totals);
+}
+
+// map[p] += sum over the tile's channels of f(A, g, w_c) over planes
+template <class T, class F, class Function>
+void add_planes(
+    const Features<T>& a, const Features<T>& g, const Tile& tile, int64_t klass, int64_t positions,
+    const F* weights, const Function& f, F* __restrict map) {
+  vectorized([&](auto wide) FASTCAM_INLINED {
+    constexpr int64_t kBlock = 1024, kTogether = 4, n = kLanes<F>;
+    const int64_t channels = tile.end - tile.begin;
+    const Strides &as = a.strides, &gs = g.strides;
+    with_strides(as.position, gs.position, [&](auto a_step, auto g_step) FASTCAM_INLINED {
+      for (int64_t first = 0; first < positions; first += kBlock) {
+        const int64_t last = std::min(first + kBlock, positions);
+        for (int64_t c = 0; c < channels; c += kTogether) {
+          const int64_t count = std::min(kTogether, channels - c);
+          const T *a_planes[kTogether], *g_planes[kTogether];
+          F w[kTogether];
+          for (int64_t i = 0; i < count; ++i) {
+            a_planes[i] = a.at(tile.image, 0, tile.begin + c + i);
+            g_planes[i] = g.at(tile.image, klass, tile.begin + c + i);
+            w[i] = Function::kUsesWeight ? weights[c + i] : F(0);
+          }
+          const auto lanes_at = [&](int64_t i, int64_t p) FASTCAM_INLINED {
+            const F weight = w[i];
+            return each_lane<F>(
+                [&, weight](F activation, F gradient)
+                    FASTCAM_INLINED { return f(activation, gradient, weight); },
+                load_lanes(wide, a_planes[i] + p * a_step, a_step),
+                load_lanes(wide, g_planes[i] + p * g_step, g_step));
+          };
+          const auto value_at = [&](int64_t i, int64_t p) FASTCAM_INLINED {
+            return f(load(a_planes[i][p * a_step]), load(g_planes[i][p * g_step]), w[i]);
+          };
+          int64_t p = first;
+          if (count == kTogether) {
+            for (; p + n <= last; p += n)
+              store_lanes<F>(
+                  lanes_from(map + p) +
+                      ((lanes_at(0, p) + lanes_at(1, p)) + (lanes_at(2, p) + lanes_at(3, p))),
+                  map + p);
+            for (; p < last; ++p)
+              map[p] += (value_at(0, p) + value_at(1, p)) + (value_at(2, p) + value_at(3, p));
+          } else {
+            for (int64_t i = 0; i < count; ++i)
+              for (p = first; p < last; ++p) map[p] += value_at(i, p);
+          }
         }
-        sums[c] = static_cast<F>(total);
       }
     });
-    return;
-  }
-  double totals[kMaxTile] = {};
-  F block[kMaxTile];
-  with_strides(as.channel, gs.channel, [&](auto a_step, auto g_step) {
-    for (int64_t first = 0; first < positions; first += kRowBlock) {
-      const int64_t last = std::min(first + kRowBlock, positions);
-      std::fill_n(block, channels, F(0));
-      for (int64_t p = first; p < last; ++p) {
-        const T* a_row = a_data + p * as.position;
-        const T* g_row = g_data + p * gs.position;
-#pragma omp simd
-        for (int64_t c = 0; c < channels; ++c)
-          block[c] += term(load(a_row[c * a_step]), load(g_row[c * g_step]), c);
-      }
-      for (int64_t c = 0; c < channels; ++c) totals[c] += block[c];
-    }
   });
-  for (int64_t c = 0; c < channels; ++c) sums[c] = static_cast<F>(totals[c]);
 }
 
-// map[p] += sum over the tile's channels of pixel(A, g, c)
-template <class T, class F, class Pixel>
-FASTCAM_HOST_DEVICE void sum_channels(
-    const Features<T>& a, const Features<T>& g, const Tile& tile, int64_t klass, int64_t positions,
-    F* __restrict map, const Pixel& pixel) {
-  const int64_t channels = tile.end - tile.begin;
-  const T* a_data = a.at(tile.image, 0, tile.begin);
-  const T* g_data = g.at(tile.image, klass, tile.begin);
-  const Strides &as = a.strides, &gs = g.strides;
+// sums[c] = sum over positions first to last of term(A, g, total_c) over rows
+template <class T, class F, class Method>
+void sum_rows(
+    const T* a, const T* g, const Strides& as, const Strides& gs, int64_t first, int64_t last,
+    int64_t channels, const Method& method, const F* totals, double* __restrict sums) {
+  vectorized([&](auto wide) FASTCAM_INLINED {
+    constexpr int64_t kBlock = 64, kTogether = 4, kWidth = 1024, n = kLanes<F>;
+    with_term<F>(method, [&](const auto& term) FASTCAM_INLINED {
+      F block[kWidth];
+      std::fill_n(sums, channels, 0.0);
+      with_strides(as.channel, gs.channel, [&](auto a_step, auto g_step) FASTCAM_INLINED {
+        for (int64_t begin = 0; begin < channels; begin += kWidth) {
+          const int64_t width = std::min(kWidth, channels - begin);
+          const auto total_at = [&](int64_t c) FASTCAM_INLINED {
+            return Method::kUsesActivations ? totals[begin + c] : F(0);
+          };
+          for (int64_t p = first; p < last; p += kBlock) {
+            const int64_t end = std::min(p + kBlock, last);
+            std::fill_n(block, width, F(0));
+            for (int64_t q = p; q < end; q += kTogether) {
+              const int64_t count = std::min(kTogether, end - q);
+              const T* a_rows = a + q * as.position + begin * as.channel;
+              const T* g_rows = g + q * gs.position + begin * gs.channel;
+              int64_t c = 0;
+              for (; c + n <= width; c += n) {
+                const Lanes<F> total =
+                    Method::kUsesActivations ? lanes_from(totals + begin + c) : Lanes<F>{};
+                const auto lanes_at = [&](int64_t i) FASTCAM_INLINED {
+                  return each_lane<F>(
+                      term, load_lanes(wide, a_rows + i * as.position + c * a_step, a_step),
+                      load_lanes(wide, g_rows + i * gs.position + c * g_step, g_step), total);
+                };
+                Lanes<F> sum = lanes_from(block + c);
+                if (count == kTogether) {
+                  sum += (lanes_at(0) + lanes_at(1)) + (lanes_at(2) + lanes_at(3));
+                } else {
+                  for (int64_t i = 0; i < count; ++i) sum += lanes_at(i);
+                }
+                store_lanes<F>(sum, block + c);
+              }
+              for (; c < width; ++c) {
+                for (int64_t i = 0; i < count; ++i)
+                  block[c] += term(
+                      load(a_rows[i * as.position + c * a_step]),
+                      load(g_rows[i * gs.position + c * g_step]), total_at(c));
+              }
+            }
+            for (int64_t c = 0; c < width; ++c) sums[begin + c] += block[c];
+          }
+        }
+      });
+    });
+  });
+}
 
-  if (!channels_contiguous(a)) {
-    with_strides(as.position, gs.position, [&](auto a_step, auto g_step) {
-      const auto at = [&](int64_t c, int64_t p) {
-        return pixel(
-            load(a_data[c * as.channel + p * a_step]), load(g_data[c * gs.channel + p * g_step]),
-            c);
+// weights[c] of a channel-weight method over the rows of one image, in parallel over runs of positions.
+// The runs depend on the shape alone, so the same input gives the same bits with any number of threads.
+template <class T, class F, class Method>
+void row_weights(
+    const Features<T>& a, const Features<T>& g, int64_t image, int64_t klass, int64_t channels,
+    int64_t positions, const Method& method, const F* totals, F* weights) {
+  constexpr int64_t kRunElements = 65536, kMaxRuns = 16;
+  const int64_t runs = std::clamp<int64_t>(positions * channels / kRunElements, 1, kMaxRuns);
+  std::vector<double> sums(runs * channels);
+  parallel_tasks(runs, positions * channels / runs, [&](int64_t run) {
+    sum_rows(
+        a.at(image, 0, 0), g.at(image, klass, 0), a.strides, g.strides, positions * run / runs,
+        positions * (run + 1) / runs, channels, method, totals, &sums[run * channels]);
+  });
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0;
+    for (int64_t run = 0; run < runs; ++run) sum += sums[run * channels + c];
+    weights[c] =
+        method.weight(static_cast<F>(sum), Method::kUsesActivations ? totals[c] : F(0), positions);
+  }
+}
+
+template <class T, class F>
+void row_totals(
+    const Features<T>& a, int64_t image, int64_t channels, int64_t positions, F* totals) {
+  const F* none = nullptr;
+  row_weights(a, a, image, 0, channels, positions, Total<F>{}, none, totals);
+}
+
+// map[p] = ReLU(sum over channels of f(A, g, w_c)) over rows, positions first to last
+template <class T, class F, class Function>
+void map_rows(
+    const T* a, const T* g, const Strides& as, const Strides& gs, int64_t first, int64_t last,
+    int64_t channels, const F* weights, const Function& f, bool rectify, F* __restrict map) {
+  vectorized([&](auto wide) FASTCAM_INLINED {
+    constexpr int64_t kTogether = 4, n = kLanes<F>;
+    with_strides(as.channel, gs.channel, [&](auto a_step, auto g_step) FASTCAM_INLINED {
+      // `count` rows from p on
+      const auto sum = [&](int64_t p, auto count) FASTCAM_INLINED {
+        const T* a_rows = a + p * as.position;
+        const T* g_rows = g + p * gs.position;
+        Lanes<F> sums[count] = {};
+        F rest[count] = {};
+        int64_t c = 0;
+        for (; c + n <= channels; c += n) {
+          const Lanes<F> weight = Function::kUsesWeight ? lanes_from(weights + c) : Lanes<F>{};
+          for (int64_t i = 0; i < count; ++i)
+            sums[i] += each_lane<F>(
+                f, load_lanes(wide, a_rows + i * as.position + c * a_step, a_step),
+                load_lanes(wide, g_rows + i * gs.position + c * g_step, g_step), weight);
+        }
+        for (; c < channels; ++c) {
+          const F weight = Function::kUsesWeight ? weights[c] : F(0);
+          for (int64_t i = 0; i < count; ++i)
+            rest[i] +=
+                f(load(a_rows[i * as.position + c * a_step]),
+                  load(g_rows[i * gs.position + c * g_step]), weight);
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          const F value = sum_of_lanes<F>(sums[i]) + rest[i];
+          map[p + i] = rectify ? relu(value) : value;
+        }
       };
-      int64_t c = 0;
-      for (; c + 4 <= channels; c += 4) {
-#pragma omp simd
-        for (int64_t p = 0; p < positions; ++p)
-          map[p] += (at(c, p) + at(c + 1, p)) + (at(c + 2, p) + at(c + 3, p));
-      }
-      for (; c < channels; ++c) {
-#pragma omp simd
-        for (int64_t p = 0; p < positions; ++p) map[p] += at(c, p);
-      }
+      int64_t p = first;
+      for (; p + kTogether <= last; p += kTogether)
+        sum(p, std::integral_constant<int64_t, kTogether>{});
+      for (; p < last; ++p) sum(p, std::integral_constant<int64_t, 1>{});
     });
-    return;
+  });
+}
+
+// maps[k] = ReLU(sum over channels of f(A, g, w_c)) of one image over rows, in parallel over positions
+template <class T, class F, class Function>
+void row_maps(
+    const Features<T>& a, const Features<T>& g, int64_t image, const Extents& extents,
+    const F* weights, int64_t class_stride, const Function& f, bool rectify, F* maps) {
+  constexpr int64_t kRun = 16;
+  const auto [images, classes, channels, positions] = extents;
+  parallel_tasks(
+      (positions + kRun - 1) / kRun, kRun * channels * classes,
+      [&, classes = classes, channels = channels, positions = positions](int64_t run) {
+        for (int64_t k = 0; k < classes; ++k)
+          map_rows(
+              a.at(image, 0, 0), g.at(image, k, 0), a.strides, g.strides, run * kRun,
+              std::min((run + 1) * kRun, positions), channels, weights + k * class_stride, f,
+              rectify, maps + k * positions);
+      });
+}
+
+// f(image), the images in parallel where they are many, else each in parallel
+template <class Function>
+void for_images(int64_t images, int64_t elements, const Function& f) {
+  constexpr int64_t kMany = 8;
+  if (images >= kMany) {
+    parallel_tasks(images, elements, f);
+  } else {
+    for (int64_t image = 0; image < images; ++image) f(image);
   }
-  with_strides(as.channel, gs.channel, [&](auto a_step, auto g_step) {
-    for (int64_t p = 0; p < positions; ++p) {
-      const T* a_row = a_data + p * as.position;
-      const T* g_row = g_data + p * gs.position;
-      F sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t c = 0; c < channels; ++c)
-        sum += pixel(load(a_row[c * a_step]), load(g_row[c * g_step]), c);
-      map[p] += sum;
-    }
-  });
-}
-
-// totals[c] = sum over positions of A
-template <class T, class F>
-FASTCAM_MULTIVERSION void activation_totals(
-    const Features<T>& a, const Tile& tile, int64_t positions, F* totals) {
-  sum_positions(a, a, tile, 0, positions, totals, [](F value, F, int64_t) { return value; });
-}
-
-// weights[c] of a channel-weight method
-template <class T, class F, class Method>
-FASTCAM_MULTIVERSION void channel_weights(
-    const Features<T>& a, const Features<T>& g, const Tile& tile, int64_t klass, int64_t positions,
-    const Method& method, const F* totals, F* weights) {
-  sum_positions(a, g, tile, klass, positions, weights, [&](F activation, F gradient, int64_t c) {
-    return method.term(activation, gradient, Method::kTermUsesTotal ? totals[c] : F(0));
-  });
-  for (int64_t c = 0; c < tile.end - tile.begin; ++c)
-    weights[c] = method.weight(weights[c], Method::kUsesActivations ? totals[c] : F(0), positions);
-}
-
-// map += sum_k w_k A^k over a tile
-template <class T, class F>
-FASTCAM_MULTIVERSION void add_weighted(
-    const Features<T>& a, const Tile& tile, int64_t positions, const F* weights, F* map) {
-  sum_channels(a, a, tile, 0, positions, map, [=](F activation, F, int64_t c) {
-    return weights[c] * activation;
-  });
-}
-
-// map += sum_k pixel(A^k, g^k) over a tile
-template <class T, class F, class Method>
-FASTCAM_MULTIVERSION void add_elementwise(
-    const Features<T>& a, const Features<T>& g, const Tile& tile, int64_t klass, int64_t positions,
-    const Method& method, F* map) {
-  sum_channels(a, g, tile, klass, positions, map, [=](F activation, F gradient, int64_t) {
-    return method.pixel(activation, gradient);
-  });
 }
 
 // map = ReLU(sum of `parts` maps that lie `stride` apart), the parts in order
@@ -206,11 +351,12 @@ FASTCAM_MULTIVERSION void fold_maps(
 template <class F, class AddTile>
 void sum_tiles(
     const Extents& extents, int64_t tile_size, bool rectify, F* maps, const AddTile& add_tile) {
-  constexpr int64_t kClassBlock = 8, kTasks = 32;
+  constexpr int64_t kClassBlock = 8, kTasks = 16, kRunChannels = 16;
   const auto [images, classes, channels, positions] = extents;
   const int64_t blocks = (classes + kClassBlock - 1) / kClassBlock;
   const int64_t tiles = std::max<int64_t>(1, (channels + tile_size - 1) / tile_size);
-  const int64_t runs = std::clamp<int64_t>(kTasks / (images * blocks), 1, tiles);
+  const int64_t most = std::clamp<int64_t>(channels / kRunChannels, 1, tiles);
+  const int64_t runs = std::clamp<int64_t>(kTasks / (images * blocks), 1, most);
   const int64_t map_stride = classes * positions;
 
   // partial maps (N, runs, K, positions)
@@ -240,5 +386,12 @@ void sum_tiles(
     }
   });
 }
+
+// w A, what weighted maps sum
+template <class F>
+struct Weighted {
+  static constexpr bool kUsesWeight = true;
+  FASTCAM_HOST_DEVICE F operator()(F activation, F, F weight) const { return weight * activation; }
+};
 
 }  // namespace fastcam::cpu
