@@ -80,22 +80,19 @@ FASTCAM_MULTIVERSION void normalize_row(const Range<F>& range, int64_t width, F*
   }
 }
 
-// One map: every row is widened once, then rows are blended as they are asked for.
-template <class F>
+// One map: rows are blended as they are asked for, from rows that are widened when first needed.
+template <class T, class F>
 class EnlargedMap {
  public:
-  template <class T>
   EnlargedMap(const Axes<F>& axes, const T* map)
       : axes_(axes),
+        map_(map),
         width_(axes.enlarged.width),
-        rows_(axes.size.depth * axes.size.height * width_) {
-    for (int64_t row = 0; row < axes.size.depth * axes.size.height; ++row)
-      widen_row(
-          map + row * axes.size.width, axes.width.samples.data(), width_, &rows_[row * width_]);
-  }
+        rows_(axes.size.depth * axes.size.height * width_),
+        widened_(axes.size.depth * axes.size.height) {}
 
   // The enlarged row (z, y), `width` values
-  void row(int64_t z, int64_t y, F* target) const {
+  void row(int64_t z, int64_t y, F* target) {
     const Sample<F>&depth = axes_.depth.samples[z], &height = axes_.height.samples[y];
     if (axes_.size.depth == 1) {
       blend_rows(height, at(0, height.near), at(0, height.far), width_, target);
@@ -108,7 +105,7 @@ class EnlargedMap {
   }
 
   // Minimum and maximum over the whole enlarged map; NaN where a value is NaN.
-  Range<F> range(F eps) const {
+  Range<F> range(F eps) {
     std::vector<F> values(width_);
     row(0, 0, values.data());
     F low = values[0], high = values[0];
@@ -129,11 +126,21 @@ class EnlargedMap {
   }
 
  private:
-  const F* at(int64_t z, int64_t y) const { return &rows_[(z * axes_.size.height + y) * width_]; }
+  const F* at(int64_t z, int64_t y) {
+    const int64_t row = z * axes_.size.height + y;
+    F* widened = &rows_[row * width_];
+    if (!widened_[row]) {
+      widen_row(map_ + row * axes_.size.width, axes_.width.samples.data(), width_, widened);
+      widened_[row] = 1;
+    }
+    return widened;
+  }
 
   const Axes<F>& axes_;
+  const T* map_;
   int64_t width_;
   std::vector<F> rows_;  // (depth, height, enlarged width)
+  std::vector<uint8_t> widened_;
 };
 
 // f(map index, enlarged map, first row, last row) over bands of rows, in parallel. Rows are numbered
@@ -146,7 +153,7 @@ void for_row_bands(const Axes<F>& axes, const T* maps, int64_t count, const Func
   const int64_t bands = std::clamp<int64_t>(elements / kBandElements, 1, 16);
   parallel_tasks(count * bands, elements / bands, [&](int64_t task) {
     const int64_t map = task / bands, band = task % bands;
-    const EnlargedMap<F> enlarged(axes, maps + map * axes.size.positions());
+    EnlargedMap<T, F> enlarged(axes, maps + map * axes.size.positions());
     f(map, enlarged, rows * band / bands, rows * (band + 1) / bands);
   });
 }

@@ -42,7 +42,7 @@ Tensor guided_product(const Tensor& maps, const Tensor& guided, int64_t spatial_
     T* target = mutable_data<T>(o.product);
     for_row_bands(
         axes, data<F>(o.maps), o.count,
-        [&](int64_t map, const EnlargedMap<F>& enlarged, int64_t first, int64_t last) {
+        [&](int64_t map, EnlargedMap<F, F>& enlarged, int64_t first, int64_t last) {
           const Range<F> range = enlarged.range(F(eps));
           const int64_t image = map / o.classes, klass = map % o.classes;
           const auto offset = [&](const VolumeStrides& s, int64_t z, int64_t y) {

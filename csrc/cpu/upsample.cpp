@@ -17,7 +17,7 @@ Tensor upsample(const Tensor& maps, std::vector<int64_t> size, bool normalize, d
     for_row_bands(
         axes, data<T>(o.maps), o.count,
         [&, depth = depth, height = height, width = width](
-            int64_t map, const EnlargedMap<F>& enlarged, int64_t first, int64_t last) {
+            int64_t map, EnlargedMap<T, F>& enlarged, int64_t first, int64_t last) {
           const Range<F> range = normalize ? enlarged.range(F(eps)) : Range<F>{};
           for (int64_t row = first; row < last; ++row) {
             F* values = target + (map * depth * height + row) * width;
