@@ -3,16 +3,19 @@
 
 namespace fastcam::cpu {
 
-// One row of one map's gradients: product[c, x] = heat[x] * guided[c, x]
+// One row of one map's gradients: product[c, x] = heat[x] * guided[c, x]. `spread` is a scratch row of all
+// channels.
 template <class T, class F>
 FASTCAM_MULTIVERSION void multiply_row(
     const F* heat, int64_t channels, int64_t width, const T* guided, const VolumeStrides& gs,
-    T* __restrict product, const VolumeStrides& ps) {
-  if (gs.channel == 1 && ps.channel == 1) {
+    T* __restrict product, const VolumeStrides& ps, F* __restrict spread) {
+  if (gs.channel == 1 && ps.channel == 1 && gs.width == channels && ps.width == channels) {
     for (int64_t x = 0; x < width; ++x) {
-      for (int64_t c = 0; c < channels; ++c)
-        product[x * ps.width + c] = store<T>(heat[x] * load(guided[x * gs.width + c]));
+      for (int64_t c = 0; c < channels; ++c) spread[x * channels + c] = heat[x];
     }
+#pragma omp simd
+    for (int64_t i = 0; i < channels * width; ++i)
+      product[i] = store<T>(spread[i] * load(guided[i]));
     return;
   }
   for (int64_t c = 0; c < channels; ++c) {
@@ -48,14 +51,14 @@ Tensor guided_product(const Tensor& maps, const Tensor& guided, int64_t spatial_
           const auto offset = [&](const VolumeStrides& s, int64_t z, int64_t y) {
             return image * s.image + klass * s.klass + z * s.depth + y * s.height;
           };
-          std::vector<F> heat(width);
+          std::vector<F> heat(width), spread(o.channels * width);
           for (int64_t row = first; row < last; ++row) {
             const int64_t z = row / height, y = row % height;
             enlarged.row(z, y, heat.data());
             normalize_row(range, width, heat.data());
             multiply_row(
                 heat.data(), o.channels, width, source + offset(gs, z, y), gs,
-                target + offset(ps, z, y), ps);
+                target + offset(ps, z, y), ps, spread.data());
           }
         });
   });
