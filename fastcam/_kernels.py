@@ -7,6 +7,7 @@ FASTCAM_KERNELS=reference forces the latter everywhere.
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,8 +20,7 @@ from torch import Tensor
 from fastcam import reference
 
 _HERE = Path(__file__).parent
-_REFERENCE_BY_CHOICE = "FASTCAM_KERNELS=reference"
-_WITHOUT_BACKWARD = (
+_OPERATORS = (
     "gap",
     "gradcam_plus_plus_weights",
     "weighted_sum",
@@ -28,10 +28,12 @@ _WITHOUT_BACKWARD = (
     "saliency",
     "normalize",
     "upsample",
+    "guided_relu",
     "guided_relu_backward",
     "guided_product",
     "overlay",
 )
+_REFERENCE_BY_CHOICE = "FASTCAM_KERNELS=reference"
 
 
 def build_info() -> dict[str, str]:
@@ -77,7 +79,7 @@ def _load_all() -> dict[str, str | None]:
     cpu = _load("_ops")
     if cpu is None:
         _register_fakes()
-        _register_backwards()
+        _register_backward()
     return {"cpu": cpu, "cuda": cpu or _cuda_problem() or _load("_ops_cuda")}
 
 
@@ -151,8 +153,8 @@ def _register_fakes() -> None:
         return images.new_empty(images.shape, dtype=torch.uint8)
 
 
-def _register_backwards() -> None:
-    """The guided backward of guided_relu; a clear refusal for the operators that have none."""
+def _register_backward() -> None:
+    """The guided backward of guided_relu."""
 
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
@@ -161,21 +163,31 @@ def _register_backwards() -> None:
         (input,) = ctx.saved_tensors
         return torch.ops.fastcam.guided_relu_backward(grad_output, input)
 
-    def refused(name: str) -> Callable[..., Tensor]:
-        def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-            raise NotImplementedError(
-                f"fastcam.ops.{name} has no backward; fastcam.reference.{name} can be derived"
-            )
+    torch.library.register_autograd("fastcam::guided_relu", guided, setup_context=setup_context)
 
-        return backward
 
-    register = torch.library.register_autograd
-    register("fastcam::guided_relu", guided, setup_context=setup_context)
-    for name in _WITHOUT_BACKWARD:
-        register(f"fastcam::{name}", refused(name))
+class _WithoutBackward(torch.autograd.Function):
+    """A kernel that has no backward, on tensors that want one.
+
+    Not registered with the dispatcher, where every call would pay for it: some 10 us.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, name: str, *arguments: Any) -> Tensor:
+        ctx.name = name
+        return _OVERLOADS[name](*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        raise NotImplementedError(
+            f"fastcam.ops.{ctx.name} has no backward; fastcam.reference.{ctx.name} can be derived"
+        )
 
 
 _PROBLEMS = _load_all()
+_OVERLOADS: dict[str, Callable[..., Tensor]] = {}
+if _PROBLEMS["cpu"] is None:
+    _OVERLOADS = {name: getattr(torch.ops.fastcam, name).default for name in _OPERATORS}
 _warned: set[str] = set()
 
 
@@ -188,16 +200,23 @@ def _warn_once(device: str, problem: str) -> None:
         )
 
 
-def operator(name: str, tensor: Tensor) -> Callable[..., Tensor]:
-    """The implementation of an operator for the device that ``tensor`` is on."""
+def operator(name: str, tensor: Tensor, *others: Tensor) -> Callable[..., Tensor]:
+    """The implementation of an operator for the device that ``tensor`` is on.
+
+    Args:
+        name: as in :mod:`fastcam.ops`.
+        tensor, others: what the operator could be derived by.
+    """
     device = tensor.device.type
     problem = _PROBLEMS.get(device, "there are kernels for cpu and cuda only")
-    if problem is None:
-        implementation: Callable[..., Tensor] = getattr(torch.ops.fastcam, name)
-        return implementation
-    _warn_once(device, problem)
-    fallback: Callable[..., Tensor] = getattr(reference, name)
-    return fallback
+    if problem is not None:
+        _warn_once(device, problem)
+        fallback: Callable[..., Tensor] = getattr(reference, name)
+        return fallback
+    wants_gradient = tensor.requires_grad or any(other.requires_grad for other in others)
+    if wants_gradient and name != "guided_relu" and torch.is_grad_enabled():
+        return functools.partial(_WithoutBackward.apply, name)
+    return _OVERLOADS[name]
 
 
 def report() -> dict[str, str]:

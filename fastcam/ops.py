@@ -64,7 +64,9 @@ def gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float
     Returns:
         (N, C) or (N, K, C).
     """
-    return operator("gradcam_plus_plus_weights", activations)(activations, gradients, eps)
+    return operator("gradcam_plus_plus_weights", activations, gradients)(
+        activations, gradients, eps
+    )
 
 
 def weighted_sum(activations: Tensor, weights: Tensor, relu: bool = True) -> Tensor:
@@ -78,7 +80,7 @@ def weighted_sum(activations: Tensor, weights: Tensor, relu: bool = True) -> Ten
     Returns:
         (N, *S) or (N, K, *S).
     """
-    return operator("weighted_sum", activations)(activations, weights, relu)
+    return operator("weighted_sum", activations, weights)(activations, weights, relu)
 
 
 def cam(
@@ -105,7 +107,7 @@ def cam(
     Returns:
         (N, *S) or (N, K, *S).
     """
-    return operator("cam", activations)(activations, gradients, method, relu, eps)
+    return operator("cam", activations, gradients)(activations, gradients, method, relu, eps)
 
 
 def saliency(
@@ -131,7 +133,7 @@ def saliency(
     Returns:
         (N, *size) or (N, K, *size).
     """
-    return operator("saliency", activations)(
+    return operator("saliency", activations, gradients)(
         activations, gradients, method, list(size), relu, normalize, eps
     )
 
@@ -179,7 +181,7 @@ def guided_relu(input: Tensor) -> Tensor:
 
 def guided_relu_backward(grad_output: Tensor, input: Tensor) -> Tensor:
     """The gradient through :func:`guided_relu`: ReLU(grad_output) where ``input`` > 0, else 0."""
-    return operator("guided_relu_backward", input)(grad_output, input)
+    return operator("guided_relu_backward", input, grad_output)(grad_output, input)
 
 
 def guided_product(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
@@ -196,7 +198,7 @@ def guided_product(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: flo
     Returns:
         The shape and dtype of ``guided``.
     """
-    return operator("guided_product", guided)(maps, guided, spatial_dims, eps)
+    return operator("guided_product", guided, maps)(maps, guided, spatial_dims, eps)
 
 
 def overlay(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:
@@ -211,4 +213,4 @@ def overlay(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) 
     Returns:
         uint8 in the shape of ``images``: alpha colour + (1 - alpha) image, rounded.
     """
-    return operator("overlay", images)(images, maps, colormap, alpha)
+    return operator("overlay", images, maps)(images, maps, colormap, alpha)

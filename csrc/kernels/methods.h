@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "kernels/platform.h"
@@ -29,7 +30,8 @@ struct GradCAM {
 
 // Chattopadhyay et al. 2018, arXiv 1710.11063, equations 5 and 19 with Y = exp(S):
 // w_k = sum alpha ReLU(g), alpha = g^2 / (2 g^2 + total g^3 + eps), 0 where the denominator is 0.
-// Numerator and denominator are divided by g^3, whose powers float32 would lose.
+// alpha ReLU(g) is computed as g / (2 + g total + eps / g^2), without the powers that float32 would lose;
+// where g total overflows, that is 1 / total.
 template <class F>
 struct GradCAMPlusPlus {
   static constexpr bool kUsesActivations = true;
@@ -37,10 +39,13 @@ struct GradCAMPlusPlus {
   F eps;
 
   FASTCAM_HOST_DEVICE F term(F, F g, F total) const {
-    F denominator = F(2) / g + total;
-    if (eps != 0) denominator += eps / (g * g * g);
-    const F share = denominator == 0 ? F(0) : F(1) / denominator;
-    return g <= 0 ? F(0) : share;
+    constexpr F kMax = std::numeric_limits<F>::max();
+    const F product = g * total;
+    const bool overflows = product > kMax || product < -kMax;
+    F denominator = F(2) + product;
+    if (eps != 0) denominator += eps / (g * g);
+    const F share = (overflows ? F(1) : g) / (overflows ? total : denominator);
+    return g <= 0 || denominator == 0 ? F(0) : share;
   }
   FASTCAM_HOST_DEVICE F weight(F sum, F, int64_t) const { return sum; }
 };
