@@ -1,0 +1,113 @@
+// The arithmetic that CPU and CUDA share: element types, formulas, interpolation.
+#include "testing.h"
+
+#include "kernels/interpolate.h"
+#include "kernels/methods.h"
+
+using namespace fastcam;
+
+namespace {
+
+// ---- element types ----
+
+double half_value(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  const double magnitude = exponent == 31 ? (mantissa ? kNaN : INFINITY)
+                           : exponent     ? std::ldexp(1024 + mantissa, exponent - 25)
+                                          : std::ldexp(mantissa, -24);
+  return bits >> 15 ? -magnitude : magnitude;
+}
+
+void test_float16() {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const float16 half{static_cast<uint16_t>(bits)};
+    expect_near(load(half), half_value(bits), 0, "load(float16 " + std::to_string(bits) + ")");
+    if (!std::isnan(load(half)))
+      expect(
+          store<float16>(load(half)).bits == bits, "store(float16 " + std::to_string(bits) + ")");
+  }
+  expect(std::isnan(load(store<float16>(NAN))), "store(NaN) as float16");
+  // halfway between two neighbours goes to the even one, anything beyond to the nearer
+  for (uint32_t bits = 0; bits < 0x7c00; ++bits) {
+    const double below = half_value(bits);
+    const double above = bits == 0x7bff ? 65536.0 : half_value(bits + 1);
+    const float middle = static_cast<float>((below + above) / 2);
+    expect(store<float16>(middle).bits == bits + (bits & 1), "tie above " + std::to_string(bits));
+    expect(store<float16>(std::nextafter(middle, 1e9f)).bits == bits + 1, "just above the tie");
+    expect(store<float16>(std::nextafter(middle, 0.0f)).bits == bits, "just below the tie");
+    expect(store<float16>(-middle).bits == (0x8000 | (bits + (bits & 1))), "negative tie");
+  }
+}
+
+void test_bfloat16() {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const bfloat16 value{static_cast<uint16_t>(bits)};
+    if (!std::isnan(load(value)))
+      expect(store<bfloat16>(load(value)).bits == bits, "bfloat16 " + std::to_string(bits));
+  }
+  expect(store<bfloat16>(float_from_bits(0x3f808000u)).bits == 0x3f80, "tie to even, down");
+  expect(store<bfloat16>(float_from_bits(0x3f818000u)).bits == 0x3f82, "tie to even, up");
+  expect(store<bfloat16>(float_from_bits(0x3f808001u)).bits == 0x3f81, "above the tie");
+  expect(std::isnan(load(store<bfloat16>(NAN))), "store(NaN) as bfloat16");
+}
+
+// ---- formulas ----
+
+void test_gradcam_plus_plus() {
+  for (int i = 0; i < 10000; ++i) {
+    const double g = normal() * std::pow(10, normal() * 3), total = std::abs(normal()) * 100;
+    const double eps = i % 2 ? 1e-6 : 0;
+    const double alpha = g * g / (2 * g * g + total * g * g * g + eps);
+    const double want = alpha * std::max(g, 0.0);
+    expect_near(
+        GradCAMPlusPlus<double>{eps}.term(0, g, total), want, 1e-12 * want, "alpha ReLU(g)");
+  }
+  const GradCAMPlusPlus<float> method{0};
+  expect_near(method.term(0, 0.5f, -4), 0, 0, "a denominator of 0");
+  expect_near(method.term(0, 0, 1), 0, 0, "no gradient");
+  expect_near(method.term(0, NAN, 1), kNaN, 0, "NaN");
+  expect_near(method.term(0, 1e30f, 1e30f), 1e-30, 1e-36, "powers that overflow");
+  expect_near(method.term(0, 1e-30f, 1), 5e-31, 1e-36, "powers that underflow");
+}
+
+// ---- interpolation ----
+
+void test_interpolation() {
+  for (int64_t in = 1; in <= 12; ++in) {
+    for (int64_t out = 1; out <= 40; ++out) {
+      std::vector<double> map(in);
+      for (double& value : map) value = normal();
+      double low = INFINITY, high = -INFINITY, low_bound = INFINITY, high_bound = -INFINITY;
+      const auto value_at = [&](int64_t x) {
+        const Sample<double> s = sample_at<double>(x, in, out);
+        return blend(s, map[s.near], map[s.far]);
+      };
+      for (int64_t x = 0; x < out; ++x) {
+        const double source = std::max(0.0, (x + 0.5) * in / out - 0.5);
+        const auto near = static_cast<int64_t>(std::floor(source + 1e-12));
+        const double fraction = source - near, far = map[std::min(near + 1, in - 1)];
+        expect_near(value_at(x), map[near] * (1 - fraction) + far * fraction, 1e-9, "a sample");
+        low = std::min(low, value_at(x)), high = std::max(high, value_at(x));
+      }
+      for (int64_t j = 0; j < bound_count(in, out); ++j) {
+        const int64_t x = bound_sample(j, in, out);
+        expect(0 <= x && x < out, "a bounding sample is a sample");
+        low_bound = std::min(low_bound, value_at(x));
+        high_bound = std::max(high_bound, value_at(x));
+      }
+      // to rounding, which can lift a sample above its neighbours
+      expect_near(low_bound, low, 1e-14, "the minimum of the bounding samples");
+      expect_near(high_bound, high, 1e-14, "the maximum of the bounding samples");
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_float16();
+  test_bfloat16();
+  test_gradcam_plus_plus();
+  test_interpolation();
+  return report();
+}

@@ -1,0 +1,218 @@
+// The fused kernel from activations and gradients to maps: every method on every layout, under plans that
+// hold one and several tiles, classes, slices, windows, stages and clusters. ELEMENT: the element type.
+#include "testing.h"
+
+#include "kernels/cam.cuh"
+
+using namespace fastcam;
+
+namespace {
+
+using T = ELEMENT;
+using F = arithmetic_t<T>;
+
+// A value, and what its rounding is in proportion to
+struct Estimate {
+  double value = 0, scale = 0;
+
+  void add(double term, double term_scale) {
+    value += term;
+    scale += term_scale;
+  }
+};
+
+constexpr double kPlusPlusEps = 1, kXGradEps = 100;
+
+// w_k of one channel; `method` as fastcam names it
+Estimate reference_weight(
+    const std::string& method, const Array<T>& a, const Array<T>& g, const Extents& e, int64_t n,
+    int64_t k, int64_t c) {
+  Estimate total, sum;
+  for (int64_t p = 0; p < e.positions; ++p) total.add(a(n, 0, c, p), std::abs(a(n, 0, c, p)));
+  for (int64_t p = 0; p < e.positions; ++p) {
+    const double activation = a(n, 0, c, p), gradient = g(n, k, c, p);
+    if (method == "gradcam") sum.add(gradient / e.positions, std::abs(gradient) / e.positions);
+    if (method == "xgradcam") sum.add(gradient * activation, std::abs(gradient * activation));
+    if (method == "gradcam++" && gradient > 0) {
+      const double square = gradient * gradient, cube = square * gradient;
+      const double denominator = 2 * square + total.value * cube + kPlusPlusEps;
+      const double term = square / denominator * gradient;
+      // near its pole the formula amplifies the rounding of its inputs
+      const double parts = 2 * square + total.scale * cube + kPlusPlusEps;
+      sum.add(term, std::abs(term / denominator) * parts);
+    }
+  }
+  if (method != "xgradcam") return sum;
+  const double denominator = total.value + kXGradEps;
+  return {
+      sum.value / denominator, sum.scale / std::abs(denominator) + std::abs(sum.value) /
+                                                                       (denominator * denominator) *
+                                                                       (total.scale + kXGradEps)};
+}
+
+double elementwise(const std::string& method, double a, double g) {
+  if (method == "hirescam") return g * a;
+  if (method == "layercam") return std::max(g, 0.0) * a;
+  return std::max(g * a, 0.0);
+}
+
+struct Case {
+  Extents extents;
+  Layout activations, gradients;
+  Device device;
+};
+
+std::string describe(const std::string& method, const Case& test, const CamPlan& plan) {
+  const Extents& e = test.extents;
+  std::string text = method;
+  for (int64_t n : {e.images, e.classes, e.channels, e.positions}) text += " " + std::to_string(n);
+  text += std::string(", A ") + name_of(test.activations) + ", g " + name_of(test.gradients);
+  text += ", tile " + std::to_string(plan.tile) + ", stages " + std::to_string(plan.stages);
+  text += ", window " + std::to_string(plan.window) + ", classes " + std::to_string(plan.classes);
+  text += ", slices " + std::to_string(plan.slices) + (plan.cluster ? ", cluster" : "");
+  return text;
+}
+
+template <bool kAcross, class Method>
+std::vector<F> run_kernel(const CamArguments<T, Method>& arguments) {
+  const Extents& e = arguments.extents;
+  const CamPlan& plan = arguments.plan;
+  const int64_t size = e.classes * e.positions, slices = plan.cluster ? 1 : plan.slices;
+  std::vector<F> partial(e.images * slices * size, F(kNaN));
+  CamArguments<T, Method> a = arguments;
+  a.result = partial.data();
+  emulator::launch(
+      cam_kernel<kAcross, T, Method>,
+      grid(plan.blocks(e), plan.shared_bytes, plan.cluster ? plan.slices : 1), a);
+  if (slices == 1) return partial;
+  std::vector<F> maps(e.images * size, F(kNaN));
+  emulator::launch(
+      fold_slices_kernel<F>, grid(blocks_of(maps.size(), kLanes)), partial.data(), slices, size,
+      static_cast<int64_t>(maps.size()), arguments.rectify, maps.data());
+  return maps;
+}
+
+bool in_bulk(const Array<T>& x, const CamPlan& plan) {
+  const Extents& e = x.extents;
+  return plan.cluster && plan.window == e.positions && x.layout == Layout::kContiguous &&
+         reinterpret_cast<uintptr_t>(x.buffer.data()) % 16 == 0 &&
+         e.channels * e.positions * sizeof(T) % 16 == 0;
+}
+
+template <class Method>
+void test_method(
+    const std::string& name, const Method& method, const Case& test, const Array<T>& a,
+    const Array<T>& g, bool rectify, std::vector<double>* weights = nullptr) {
+  const Extents& e = test.extents;
+  const bool across = a.strides.channel == 1 && a.strides.position != 1;
+  const CamPlan plan = plan_cam(cam_needs<T, Method>(across), e, test.device);
+  if (plan.tile == 0) return;
+  const bool bulk = in_bulk(a, plan) && (has_given_weights<Method> || in_bulk(g, plan));
+  const CamArguments<T, Method> arguments{a.features(), g.features(), e,       method,
+                                          plan,         bulk,         rectify, nullptr};
+  const std::vector<F> maps = across ? run_kernel<true>(arguments) : run_kernel<false>(arguments);
+
+  for (int64_t n = 0; n < e.images; ++n) {
+    for (int64_t k = 0; k < e.classes; ++k) {
+      std::vector<Estimate> weight(e.channels);
+      if (has_channel_weights<Method>)
+        for (int64_t c = 0; c < e.channels; ++c)
+          weight[c] = reference_weight(name, a, g, e, n, k, c);
+      if (weights)
+        for (int64_t c = 0; c < e.channels; ++c)
+          weight[c].value = (*weights)[(n * e.classes + k) * e.channels + c];
+      for (int64_t p = 0; p < e.positions; ++p) {
+        Estimate sum;
+        for (int64_t c = 0; c < e.channels; ++c) {
+          const double activation = a(n, 0, c, p);
+          if (has_channel_weights<Method> || weights) {
+            sum.add(
+                weight[c].value * activation,
+                (weight[c].scale + std::abs(weight[c].value)) * std::abs(activation));
+          } else {
+            const double gradient = g(n, k, c, p);
+            sum.add(elementwise(name, activation, gradient), std::abs(activation * gradient));
+          }
+        }
+        const double want = rectify && sum.value < 0 ? 0 : sum.value;
+        expect_near(
+            maps[(n * e.classes + k) * e.positions + p], want, kRounding<T> * sum.scale,
+            [&] { return describe(name, test, plan); });
+      }
+    }
+  }
+}
+
+void test_case(const Case& test) {
+  const Extents& e = test.extents;
+  const Array<T> a({e.images, 1, e.channels, e.positions}, test.activations);
+  const Array<T> g(e, test.gradients);
+  test_method("gradcam", GradCAM<F>{}, test, a, g, true);
+  test_method("gradcam++", GradCAMPlusPlus<F>{F(kPlusPlusEps)}, test, a, g, true);
+  test_method("xgradcam", XGradCAM<F>{F(kXGradEps)}, test, a, g, false);
+  test_method("hirescam", HiResCAM<F>{}, test, a, g, true);
+  test_method("layercam", LayerCAM<F>{}, test, a, g, false);
+  test_method("gradcam-elementwise", GradCAMElementWise<F>{}, test, a, g, true);
+
+  std::vector<F> given(e.images * e.classes * e.channels);
+  for (F& weight : given) weight = static_cast<F>(normal());
+  std::vector<double> weights(given.begin(), given.end());
+  const GivenWeights<F> own{given.data(), e.classes * e.channels, e.channels};
+  test_method("given", own, test, a, a, true, &weights);
+  for (int64_t n = 0; n < e.images; ++n)  // the same for all images
+    std::copy_n(
+        given.begin(), e.classes * e.channels, weights.begin() + n * e.classes * e.channels);
+  const GivenWeights<F> shared{given.data(), 0, e.channels};
+  test_method("given to all images", shared, test, a, a, false, &weights);
+}
+
+// A map that is NaN where the image has NaN, and no other image's
+void test_nan() {
+  const Extents e{2, 1, 5, 9};
+  Array<T> a(e, Layout::kContiguous), g(e, Layout::kContiguous);
+  a.at(0, 0, 2, 3) = stored<T>(kNaN);
+  const CamPlan plan =
+      plan_cam(cam_needs<T, HiResCAM<F>>(false), e, Device{4, 100 << 10, 100 << 10, false});
+  const auto maps = run_kernel<false>(
+      CamArguments<T, HiResCAM<F>>{a.features(), g.features(), e, {}, plan, false, true, nullptr});
+  for (int64_t i = 0; i < 18; ++i) expect(std::isnan(maps[i]) == (i == 3), "NaN of one position");
+}
+
+}  // namespace
+
+int main() {
+  // ThreadSanitizer's time grows with the square of the threads: few blocks, small clusters, and these last
+  constexpr int64_t kWideBlocks = kSanitized ? 6 : 64, kClusterBlocks = kSanitized ? 2 : 16;
+  constexpr Device kSmall{4, 99 << 10, 100 << 10, false};  // one slice or two
+  constexpr Device kTight{4, 12 << 10, 12 << 10, false};   // one stage, few classes at a time
+  constexpr Device kWide{
+      kWideBlocks, 163 << 10, 164 << 10, false};  // many slices, and a second launch
+  constexpr Device kHopper{kClusterBlocks, 227 << 10, 228 << 10, true};
+  constexpr Device kTightHopper{kClusterBlocks, 12 << 10, 12 << 10, true};
+  const Layout contiguous = Layout::kContiguous, last = Layout::kChannelsLast;
+
+  for (const Device& device : {kSmall, kTight, kWide, kHopper, kTightHopper}) {
+    for (Layout layout : kLayouts) test_case({{2, 1, 37, 49}, layout, layout, device});
+    test_case({{1, 3, 16, 12}, contiguous, contiguous, device});
+    test_case({{1, 3, 35, 12}, last, last, device});
+    test_case({{1, 1, 5, 1}, last, last, device});
+    test_case({{1, 2, 24, 8}, contiguous, last, device});
+    test_case({{1, 2, 20, 9}, last, Layout::kExpanded, device});
+    if (kSanitized) continue;
+    test_case({{3, 10, 9, 30}, contiguous, contiguous, device});
+    test_case({{1, 2, 70, 33}, last, contiguous, device});
+    test_case({{1, 1, 8, 300}, contiguous, Layout::kExpanded, device});
+    test_case({{1, 1, 100, 300}, last, last, device});
+    test_case({{2, 1, 1, 1}, contiguous, contiguous, device});
+    test_case({{1, 2, 64, 64}, Layout::kUnaligned, Layout::kUnaligned, device});
+    test_case({{1, 1, 33, 257}, last, Layout::kUnaligned, device});
+  }
+  // windows of positions
+  for (const Device& device : {kSmall, kHopper}) {
+    test_case({{1, 1, 4, 1031}, contiguous, contiguous, device});
+    test_case({{1, 1, 8, 2100}, contiguous, contiguous, device});
+    test_case({{1, 2, 33, 131}, last, last, device});
+  }
+  test_nan();
+  return report();
+}

@@ -1,0 +1,98 @@
+// A channel's weight, of every method that has one.
+#include "testing.h"
+
+#include "kernels/channel_weights.cuh"
+
+using namespace fastcam;
+
+namespace {
+
+template <class T, class Method>
+std::vector<arithmetic_t<T>> run(const Array<T>& a, const Array<T>& g, const Method& method) {
+  const Extents& e = g.extents;
+  std::vector<arithmetic_t<T>> weights(e.images * e.classes * e.channels, arithmetic_t<T>(kNaN));
+  const auto launch = [&](auto kernel, int64_t channels) {
+    emulator::launch(
+        kernel, grid(e.images * e.classes * blocks_of(e.channels, channels)), a.features(),
+        g.features(), e, method, weights.data());
+  };
+  if (g.strides.channel == 1 && g.strides.position != 1) {
+    launch(channel_weights_kernel<true, T, Method>, channels_per_block<true>(e.positions));
+  } else {
+    launch(channel_weights_kernel<false, T, Method>, channels_per_block<false>(e.positions));
+  }
+  return weights;
+}
+
+template <class T>
+void test_weights(const Extents& e, Layout a_layout, Layout g_layout) {
+  using F = arithmetic_t<T>;
+  constexpr double kEps = 1, kXEps = 100;
+  const Array<T> a({e.images, 1, e.channels, e.positions}, a_layout), g(e, g_layout);
+  const auto gap = run(a, g, GradCAM<F>{});
+  const auto plus_plus = run(a, g, GradCAMPlusPlus<F>{F(kEps)});
+  const auto x = run(a, g, XGradCAM<F>{F(kXEps)});
+  const std::string layouts = std::string(", A ") + name_of(a_layout) + ", g " + name_of(g_layout);
+
+  for (int64_t n = 0; n < e.images; ++n) {
+    for (int64_t k = 0; k < e.classes; ++k) {
+      for (int64_t c = 0; c < e.channels; ++c) {
+        long double total = 0, total_scale = 0, mean = 0, mean_scale = 0, product = 0,
+                    product_scale = 0;
+        for (int64_t p = 0; p < e.positions; ++p) {
+          total += a(n, 0, c, p);
+          total_scale += std::abs(a(n, 0, c, p));
+        }
+        long double sum = 0, sum_scale = 0;
+        for (int64_t p = 0; p < e.positions; ++p) {
+          const double gradient = g(n, k, c, p), square = gradient * gradient;
+          mean += gradient / e.positions;
+          mean_scale += std::abs(gradient) / e.positions;
+          product += gradient * a(n, 0, c, p);
+          product_scale += std::abs(gradient * a(n, 0, c, p));
+          if (gradient <= 0) continue;
+          const long double denominator = 2 * square + total * square * gradient + kEps;
+          sum += square / denominator * gradient;
+          // near its pole the formula amplifies the rounding of its inputs
+          sum_scale += square * gradient / (denominator * denominator) *
+                       (2 * square + total_scale * square * gradient + kEps);
+        }
+        const int64_t i = (n * e.classes + k) * e.channels + c;
+        const double divisor = total + kXEps;
+        const double rounding = kRounding<T>;
+        expect_near(gap[i], mean, rounding * mean_scale, "gap" + layouts);
+        expect_near(plus_plus[i], sum, rounding * sum_scale, "Grad-CAM++" + layouts);
+        expect_near(
+            x[i], product / divisor,
+            rounding * (product_scale / std::abs(divisor) +
+                        std::abs(product) / (divisor * divisor) * (total_scale + kXEps)),
+            "XGrad-CAM" + layouts);
+      }
+    }
+  }
+}
+
+template <class T>
+void test_type() {
+  for (Layout layout : kLayouts) {
+    test_weights<T>({2, 1, 9, 49}, layout, layout);
+    test_weights<T>({1, 2, 33, 5}, layout, layout);
+    test_weights<T>({1, 1, 1, 1}, layout, layout);
+    // several rows of threads a channel, more than one run of a sum
+    test_weights<T>({1, 1, 5, 1040}, layout, layout);
+    if (kSanitized) continue;
+    test_weights<T>({1, 1, 130, 3}, layout, layout);
+    test_weights<T>({1, 1, 3, 8600}, layout, layout);
+    test_weights<T>({3, 3, 5, 33}, layout, layout);
+  }
+  test_weights<T>({1, 2, 33, 40}, Layout::kContiguous, Layout::kChannelsLast);
+  test_weights<T>({1, 2, 33, 40}, Layout::kChannelsLast, Layout::kContiguous);
+  test_weights<T>({1, 2, 33, 40}, Layout::kChannelsLast, Layout::kExpanded);
+}
+
+}  // namespace
+
+int main() {
+  for_types([](auto element) { test_type<decltype(element)>(); });
+  return report();
+}

@@ -1,0 +1,156 @@
+// Enlarged maps, plain and normalized, and their product with guided gradients.
+#include "pictures.h"
+
+using namespace fastcam;
+
+namespace {
+
+void test_divider() {
+  for (int64_t i = 0; i < 20000; ++i) {
+    const int64_t d = i < 300 ? i + 1 : 1 + static_cast<int64_t>(generator() % INT32_MAX);
+    const Divider divider(d);
+    const int64_t multiple = INT32_MAX / d * d;
+    for (int64_t n :
+         {int64_t{0}, d - 1, d, multiple - 1, multiple, int64_t{INT32_MAX},
+          static_cast<int64_t>(generator() % INT32_MAX)})
+      expect(
+          divider.quotient(static_cast<uint32_t>(n)) == n / d,
+          std::to_string(n) + " / " + std::to_string(d));
+  }
+}
+
+// Positions behind the first 2^31
+void test_far_positions() {
+  const Enlargement<float> e({1, 1, 1}, {3, 40000, 50001});
+  for (int64_t z = 0; z < 3; ++z)
+    for (int64_t y : {0, 1, 39999})
+      for (int64_t x : {0, 7, 50000}) {
+        const Position p = position_at(e, (z * 40000 + y) * 50001 + x);
+        expect(p.z == z && p.y == y && p.x == x, "a position behind the first 2^31");
+      }
+}
+
+template <class F>
+void test_upsample(const SmallMaps<F>& maps, const Size& enlarged, bool unaligned, double eps) {
+  const Enlargement<F> e(maps.size, enlarged);
+  const int64_t count = maps.images * maps.classes, large = enlarged.positions(), shares = 2;
+  Buffer<F> plain(count * large, unaligned), normalized(count * large, unaligned);
+  plain.fill(F(kNaN));
+  normalized.fill(F(kNaN));
+  emulator::launch(
+      upsample_kernel<F>, grid(count * shares, maps.shared_bytes()), maps.source(), e, shares,
+      false, F(0), plain.data());
+  emulator::launch(
+      upsample_kernel<F>, grid(count * shares, maps.shared_bytes()), maps.source(), e, shares, true,
+      F(eps), normalized.data());
+  for (int64_t number = 0; number < count; ++number) {
+    const auto map = maps.map(number / maps.classes, number % maps.classes);
+    const std::vector<double> want = enlarge(map, maps.size, enlarged);
+    const Normalization normalize(want, eps);
+    for (int64_t i = 0; i < large; ++i) {
+      const double rounding = kRounding<F>;
+      expect_near(plain[number * large + i], want[i], 4 * rounding, "upsample");
+      expect_near(
+          normalized[number * large + i], normalize(want[i]), rounding * normalize.scale,
+          "upsample and normalize");
+    }
+  }
+}
+
+template <class T>
+void test_product(
+    const SmallMaps<arithmetic_t<T>>& maps, const Size& enlarged, int64_t channels,
+    ChannelOrder order, ChannelOrder product_order, bool unaligned) {
+  using F = arithmetic_t<T>;
+  const Enlargement<F> e(maps.size, enlarged);
+  const int64_t shares = 2, n_count = maps.images, k_count = maps.classes;
+  Pictures<T> guided(n_count, k_count, channels, enlarged, order, unaligned);
+  Pictures<T> product(n_count, k_count, channels, enlarged, product_order, unaligned);
+  guided.buffer.fill_normal();
+  product.buffer.fill(stored<T>(kNaN));
+  const ChannelOrder found = channel_order(enlarged, guided.strides, channels);
+  const bool same = found == channel_order(enlarged, product.strides, channels);
+  emulator::launch(
+      guided_product_kernel<T>, grid(n_count * k_count * shares, maps.shared_bytes()),
+      maps.source(), guided.buffer.data(), e, shares, channels,
+      same ? found : ChannelOrder::kScattered, guided.strides, product.strides, F(0),
+      product.buffer.data());
+  for (int64_t n = 0; n < n_count; ++n) {
+    for (int64_t k = 0; k < k_count; ++k) {
+      const std::vector<double> want = enlarge(maps.map(n, k), maps.size, enlarged);
+      const Normalization normalize(want, 0);
+      for (int64_t i = 0; i < enlarged.positions(); ++i) {
+        const int64_t x = i % enlarged.width, row = i / enlarged.width;
+        const int64_t y = row % enlarged.height, z = row / enlarged.height;
+        for (int64_t c = 0; c < channels; ++c) {
+          const double gradient = load(guided.buffer[guided.offset(n, k, c, z, y, x)]);
+          const double result = normalize(want[i]) * gradient;
+          expect_near(
+              load(product.buffer[product.offset(n, k, c, z, y, x)]), result,
+              storage_rounding<T>(result) + 2 * kRounding<F> * normalize.scale * std::abs(gradient),
+              "guided product");
+        }
+      }
+    }
+  }
+}
+
+struct Case {
+  Size size, enlarged;
+};
+
+constexpr Case kCases[] = {
+    {{1, 7, 7}, {1, 30, 29}},   // a picture
+    {{1, 5, 4}, {1, 3, 9}},     // smaller and larger
+    {{1, 1, 6}, {1, 1, 50}},    // a line
+    {{3, 4, 2}, {7, 6, 5}},     // a volume
+    {{1, 1, 1}, {1, 4, 3}},     // one value
+    {{1, 6, 5}, {1, 6, 5}},     // as it is
+    {{2, 3, 40}, {3, 20, 41}},  // several packs a thread
+};
+
+template <class F>
+void test_maps() {
+  for (const Case& test : kCases) {
+    for (bool staged : {false, true}) {
+      test_upsample(SmallMaps<F>(2, 1, 1, false, staged, test.size), test.enlarged, !staged, 0.0);
+      if (staged)
+        for (int64_t slices : {3, 21})
+          test_upsample(
+              SmallMaps<F>(2, 2, slices, slices == 3, true, test.size), test.enlarged, true, 0.25);
+    }
+  }
+  // coordinates beyond 32 bits
+  test_upsample(SmallMaps<F>(1, 1, 1, false, false, {1, 1, 40000}), {1, 1, 30001}, false, 0.0);
+}
+
+template <class T>
+void test_products() {
+  using F = arithmetic_t<T>;
+  constexpr ChannelOrder kPlanar = ChannelOrder::kPlanar;
+  constexpr ChannelOrder kInterleaved = ChannelOrder::kInterleaved;
+  constexpr ChannelOrder kScattered = ChannelOrder::kScattered;
+  for (const Case& test : kCases) {
+    for (bool unaligned : {false, true}) {
+      const SmallMaps<F> maps(2, 2, 1, false, !unaligned, test.size);
+      for (ChannelOrder order : {kPlanar, kInterleaved, kScattered})
+        test_product<T>(maps, test.enlarged, 3, order, order, unaligned);
+      if (kSanitized && test.size.positions() > 20) continue;
+      test_product<T>(maps, test.enlarged, 3, kPlanar, kInterleaved, unaligned);
+      test_product<T>(maps, test.enlarged, 3, kScattered, kPlanar, unaligned);
+      test_product<T>(maps, test.enlarged, 2, kPlanar, kPlanar, unaligned);
+      test_product<T>(maps, test.enlarged, 4, kInterleaved, kInterleaved, unaligned);
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_divider();
+  test_far_positions();
+  test_maps<float>();
+  test_maps<double>();
+  for_types([](auto element) { test_products<decltype(element)>(); });
+  return report();
+}
