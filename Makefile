@@ -8,7 +8,18 @@ CXX_FILES := $(shell find csrc tests/kernels -name '*.cpp' -o -name '*.cu' -o -n
 # A file that is newer than the kernels where CUDA was switched on or off since they were built.
 CHOICE := build/.cuda-$(if $(filter 0,$(FASTCAM_CUDA)),off,on)
 
-.PHONY: help demo test lint kernels-test bench build format clean
+space := $() $()
+comma := ,
+CMAKE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+# $(call emulate,NAME,SANITIZERS): the kernels' tests on the CPU
+emulate = $(CMAKE) -B build/cmake-$(1) -DFASTCAM_SANITIZE=$(2) > build/cmake.log && \
+	$(BIN)/cmake --build build/cmake-$(1) && \
+	$(BIN)/ctest --test-dir build/cmake-$(1) --output-on-failure --parallel 2
+
+# What `make kernels` compiles for.
+ARCHITECTURES ?= 80 90 120
+
+.PHONY: help demo test lint kernels emulate resources mutants bench build format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -17,7 +28,7 @@ help:  ## this list
 demo: build  ## explain the shipped scene and clip: pictures and a video in out/demo
 	$(BIN)/fastcam demo --out out/demo
 
-test: build lint kernels-test  ## lint, types, the C++ tests and the Python tests
+test: build lint emulate resources  ## lint, types, the kernels on the CPU and the Python tests
 	$(BIN)/python -m pytest
 
 lint: build  ## ruff, clang-format and mypy
@@ -26,10 +37,28 @@ lint: build  ## ruff, clang-format and mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 
-kernels-test: build  ## the kernels' arithmetic and every CUDA kernel, on the CPU, through ctest
-	$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja > build/cmake.log
-	$(BIN)/cmake --build build/cmake
-	$(BIN)/ctest --test-dir build/cmake --output-on-failure
+kernels: build emulate  ## every kernel on the CPU, and what nvcc makes of it for ARCHITECTURES
+	@if command -v nvcc > /dev/null; then \
+		$(CMAKE) -B build/cmake-cuda -DFASTCAM_OPS=ON -DFASTCAM_CUDA=ON \
+			-DCMAKE_CUDA_ARCHITECTURES="$(subst $(space),;,$(ARCHITECTURES:%=%-real))" \
+			-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake.log && \
+		$(BIN)/cmake --build build/cmake-cuda --target _ops_cuda && \
+		$(BIN)/python tests/kernels/resources.py build/cmake-cuda/_ops_cuda.so; \
+	else echo "nvcc was not found: no kernel is compiled for a GPU"; fi
+
+emulate: build
+	$(call emulate,plain)
+	$(call emulate,thread,thread)
+	$(call emulate,address,address$(comma)undefined)
+
+# The library that was built has one architecture.
+resources: build
+	@if [ -e fastcam/_ops_cuda.so ]; then \
+		$(BIN)/python tests/kernels/resources.py fastcam/_ops_cuda.so; \
+	else echo "the CUDA kernels were not built: they take no registers"; fi
+
+mutants: build  ## break the kernels in many ways and count what the tests miss; ONLY=enlarge: one header
+	$(BIN)/python tests/kernels/mutants.py $(ONLY)
 
 bench: build  ## time and memory: operators, an explanation, whole networks; figures in out/bench
 	$(BIN)/python -m benchmarks ops --json out/bench/ops.jsonl
