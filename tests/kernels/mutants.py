@@ -1,0 +1,325 @@
+"""Breaks the kernels, one change at a time, and counts the changes that their tests do not notice.
+
+Every barrier and wait is taken out in turn, and bounds, offsets and shuffle distances are shifted (MUTANTS).
+A mutant dies when a test that includes its header fails or takes too long: taken-out barriers under
+ThreadSanitizer, the others plain and then under AddressSanitizer. All of it happens on a copy.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TIME_LIMIT = 150
+BARRIER = re.compile(
+    r"\b(?:__syncthreads|__syncwarp|cluster_sync|wait_for_copies<\d>|wait_barrier)\((?:[^;]*)\);"
+)
+# the quick ones first
+TESTS = {
+    "arithmetic": [],
+    "guided_relu": [],
+    "overlay": [],
+    "normalize": [],
+    "channel_weights": [],
+    "cam": ["-DELEMENT=float"],
+    "enlarge": [],
+}
+FLAGS = {
+    "plain": ["-O1"],
+    "thread": ["-O1", "-g1", "-fsanitize=thread"],
+    "address": [
+        *["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size"],
+        "-fno-sanitize-recover=undefined",
+    ],
+}
+
+# header, what it says, what the mutant says
+MUTANTS = [
+    # block.cuh
+    ("block.cuh", "i + (kRun - 1) * step < count", "i + (kRun - 2) * step < count"),
+    ("block.cuh", "for (; i < count; i += step)", "for (; i < count - 1; i += step)"),
+    ("block.cuh", "totals[j] += run[j]", "totals[j] = run[j]"),
+    (
+        "block.cuh",
+        "value += __shfl_xor_sync(0xffffffffu, value, offset)",
+        "value += __shfl_xor_sync(0xffffffffu, value, offset / 2)",
+    ),
+    (
+        "block.cuh",
+        "__shfl_xor_sync(0xffffffffu, extremes.low, offset)",
+        "__shfl_xor_sync(0xffffffffu, extremes.low, offset / 2)",
+    ),
+    (
+        "block.cuh",
+        "__shfl_xor_sync(0xffffffffu, extremes.high, offset)",
+        "__shfl_xor_sync(0xffffffffu, extremes.high, 1)",
+    ),
+    (
+        "block.cuh",
+        "for (int row = 0; row < kRows; ++row) sum +=",
+        "for (int row = 1; row < kRows; ++row) sum +=",
+    ),
+    (
+        "block.cuh",
+        "for (int row = 0; row < kRows; ++row) extremes",
+        "for (int row = 0; row < kRows - 1; ++row) extremes",
+    ),
+    ("block.cuh", "return threadIdx.y * kLanes + threadIdx.x", "return threadIdx.x"),
+    ("block.cuh", "(address) % 16 == 0", "(address) % 4 == 0"),
+    ("block.cuh", "if (count == kCount && aligned(source))", "if (aligned(source))"),
+    ("block.cuh", "if (count == kCount && aligned(target))", "if (aligned(target))"),
+    ("block.cuh", "if (j < count) pack.values[j]", "if (j <= count) pack.values[j]"),
+    ("block.cuh", "if (j < count) target[j]", "if (j <= count) target[j]"),
+    ("block.cuh", "step = shares * kThreads * kCount", "step = shares * kThreads"),
+    ("block.cuh", "i < total; i += step)", "i < total - 1; i += step)"),
+    ("block.cuh", "total - i < kCount ? total - i : kCount", "kCount"),
+    ("block.cuh", "other_low != other_low ?", "false ?"),
+    ("block.cuh", "other_high != other_high ?", "false ?"),
+    # channel_weights.cuh
+    ("channel_weights.cuh", "(extents.channels + channels - 1)", "(extents.channels)"),
+    ("channel_weights.cuh", "map / extents.classes, klass", "map / extents.classes + 0, klass"),
+    ("channel_weights.cuh", "positions < kLong ? 1 : kRows", "1"),
+    ("channel_weights.cuh", "row * kLanes + threadIdx.x;", "threadIdx.x;"),
+    ("channel_weights.cuh", "kAcross ? kRows : rows * kLanes", "kAcross ? kRows : kLanes"),
+    ("channel_weights.cuh", "kAcross ? kLanes : kRows / rows;", "kAcross ? kLanes : kRows;"),
+    ("channel_weights.cuh", ": extents.channels - 1;", ": extents.channels;"),
+    ("channel_weights.cuh", "if (rows > 1)", "if (rows > 2 * kRows)"),
+    ("channel_weights.cuh", "c + j * stride < extents.channels)", "c < extents.channels)"),
+    ("channel_weights.cuh", "if (first == 0 &&", "if (first == 1 &&"),
+    # cam.cuh
+    ("cam.cuh", "step + 1 < steps_;", "step + 2 < steps_;"),
+    ("cam.cuh", "if (stages_ == 1 && step + 1 < steps_)", "if (step + 1 < steps_)"),
+    ("cam.cuh", "for (int group = 0; group < groups_; ++group)", "for (int group = 1; group < groups_; ++group)"),
+    ("cam.cuh", "for (int rank = 0; rank < slices; ++rank)", "for (int rank = 0; rank < slices - 1; ++rank)"),
+    ("cam.cuh", "in_order = along == 1 && valid == length", "in_order = along == 1"),
+    ("cam.cuh", "valid == length;", "true || valid == length;"),
+    ("cam.cuh", "between * sizeof(T) % 16 == 0 && pitch_ % kVector<T> == 0", "pitch_ % kVector<T> == 0"),
+    ("cam.cuh", "rows == 1 || (between * sizeof(T) % 16 == 0", "true || (between * sizeof(T) % 16 == 0"),
+    ("cam.cuh", "copied = vectors * kVector<T>;", "copied = length;"),
+    ("cam.cuh", "at < valid ? source", "at <= valid ? source"),
+    ("cam.cuh", "step / stages_ % 2", "step % 2"),
+    ("cam.cuh", "tiles * bulk_bytes(step)", "2 * bulk_bytes(step)"),
+    ("cam.cuh", "offset < kLanes; offset *= 2", "offset < kLanes / 2; offset *= 2"),
+    ("cam.cuh", "__shfl_xor_sync(0xffffffffu, sums[j], offset)", "__shfl_xor_sync(0xffffffffu, sums[j], 1)"),
+    ("cam.cuh", "if (lane < vectors) partial", "if (lane < vectors - 1) partial"),
+    ("cam.cuh", "if (lane == 0) partial", "if (lane == 0 && c > 0) partial"),
+    ("cam.cuh", "p += kThreads / vectors)", "p += kThreads / vectors + 1)"),
+    ("cam.cuh", "c += kRows / rows)", "c += kRows)"),
+    ("cam.cuh", "tile_ < kRows ? kRows / tile_ : 1", "tile_ < kRows ? kRows / tile_ / 2 : 1"),
+    ("cam.cuh", "v < tile_ / kVector<T>; v += groups_", "v < tile_ / kVector<T> - 1; v += groups_"),
+    ("cam.cuh", "for (int c = group; c < count; c += groups_)", "for (int c = group; c < count; ++c)"),
+    ("cam.cuh", "if (i >= total) return;", "if (i >= total + 1) return;"),
+    ("cam.cuh", "slice < slices; ++slice", "slice < slices - 1; ++slice"),
+    ("cam.cuh", "partial + image * slices * size + i - image * size", "partial + i"),
+    # plan.h
+    ("plan.h", "positions < kThreads ? kThreads / positions : 1", "positions < kThreads ? kThreads / positions + 1 : 1"),
+    ("plan.h", "(vectors | 1) * 16", "vectors * 16"),
+    ("plan.h", "(size + 15) / 16 * 16", "size / 16 * 16"),
+    ("plan.h", "take(kRows * per_channel)", "take(per_channel)"),
+    ("plan.h", "(e.positions + window - 1) / window", "e.positions / window"),
+    ("plan.h", "(e.classes + classes - 1) / classes", "e.classes / classes"),
+    ("plan.h", "tile * e.positions * needs.element % 16 != 0", "false"),
+    # enlarge.cuh
+    ("enlarge.cuh", "(excess << 32) / divisor + 1", "(excess << 32) / divisor"),
+    ("enlarge.cuh", "(int64_t{1} << shift) < d", "(int64_t{1} << shift) <= d"),
+    ("enlarge.cuh", "2 * in * (out + 1) < INT32_MAX", "true"),
+    ("enlarge.cuh", "enlarged.positions() < INT32_MAX", "true"),
+    ("enlarge.cuh", "first < 0 ? 0 : first", "first"),
+    ("enlarge.cuh", "cell + 1 < in ? cell + 1 : in - 1, fraction};\n  }\n};", "cell + 1, fraction};\n  }\n};"),
+    ("enlarge.cuh", "if (e.depth.in == 1) return", "if (true) return"),
+    ("enlarge.cuh", "i < depths * heights * widths", "i < depths * heights * widths - 1"),
+    ("enlarge.cuh", "if (++at_.y == e.height.out)", "if (++at_.y == e.height.out + 1)"),
+    ("enlarge.cuh", "if (++at_.x == map_.e.width.out)", "if (++at_.x == map_.e.width.out + 1)"),
+    ("enlarge.cuh", "if (at_.z + 1 < e.depth.out) ++at_.z;", ""),
+    ("enlarge.cuh", "share < 0 ? F(0) : share > 1 ? F(1) : share", "share < 0 ? F(0) : share"),
+    ("enlarge.cuh", "sum += parts[slice * source.classes * positions + p]", "sum += parts[slice * positions + p]"),
+    ("enlarge.cuh", "channels == 3 && s.channel == 1", "s.channel == 1"),
+    ("enlarge.cuh", "heat[j / 3]", "heat[j / 4]"),
+    ("enlarge.cuh", "if (j >= count) continue;", "if (j > count) continue;"),
+    # overlay.cuh
+    ("overlay.cuh", "colors[j % 3][indices[j / 3]]", "colors[j % 2][indices[j / 3]]"),
+    ("overlay.cuh", "i < 256 * 3; i += kThreads", "i < 255 * 3; i += kThreads"),
+    ("overlay.cuh", "(j % 4 * 8)", "(j % 4 * 4)"),
+    ("overlay.cuh", "words_[1] << 24", "words_[1] << 16"),
+    ("overlay.cuh", "if (j >= count) continue;", "if (j > count) continue;"),
+    # normalize.cuh
+    ("normalize.cuh", "value = map[first]", "value = T{}"),
+    ("normalize.cuh", "for (int64_t i = 1; i < shares; ++i)", "for (int64_t i = 1; i < shares - 1; ++i)"),
+    ("normalize.cuh", "if (thread_number() == 0) extremes", "if (threadIdx.x == 0) extremes"),
+    ("normalize.cuh", "whole.high - whole.low + eps", "whole.high - whole.low"),
+    ("normalize.cuh", "j < valid ? range", "j <= valid ? range"),
+    # guided_relu.cuh
+    ("guided_relu.cuh", "load_pack(gradient + first, valid, g)", "load_pack(gradient + first, valid - 1, g)"),
+    ("guided_relu.cuh", "store_pack(result + first, valid, x);\n  });\n}\n\ntemplate", "store_pack(result + first, valid - 1, x);\n  });\n}\n\ntemplate"),
+    # the arithmetic that the CPU kernels share
+    ("guided.h", "load(value) < 0 ? T{}", "load(value) <= 0 ? T{}"),
+    ("guided.h", "load(input) <= 0", "load(input) < 0"),
+    ("blend.h", "heat < 1 ? heat", "heat < 2 ? heat"),
+    ("blend.h", "inside * 255 + 0.5f", "inside * 255"),
+    ("blend.h", "(unit > 0 ?", "(unit > -1 ?"),
+    ("blend.h", "(1 - alpha) * image + 0.5f", "(1 - alpha) * image"),
+    ("interpolate.h", "((n | d) >> 32) == 0", "true"),
+    ("interpolate.h", "(2 * index + 1) * in - out", "(2 * index + 1) * in"),
+    ("interpolate.h", "if (numerator < 0) numerator = 0;", ""),
+    ("interpolate.h", "cell + 1 < in ? cell + 1 : in - 1", "cell + 1"),
+    ("interpolate.h", "out < 2 * in ? out : 2 * in", "out < 2 * in ? out : in"),
+    ("interpolate.h", "numerator + 2 * in - 1, 2 * in", "numerator, 2 * in"),
+    ("interpolate.h", "cell == 0 || numerator <= 0 ? 0", "cell == 1 ? 0"),
+    ("interpolate.h", "j / 2 == in - 1 ? out", "j / 2 == in ? out"),
+    ("interpolate.h", "range == 0 ? F(0)", "false ? F(0)"),
+    ("methods.h", "value < 0 ? F(0)", "value <= 0 || value != value ? F(0)"),
+    ("methods.h", "sum / F(positions)", "sum / F(positions + 1)"),
+    ("methods.h", "if (eps != 0) denominator", "if (eps == 0) denominator"),
+    ("methods.h", "g <= 0 ? F(0) : share", "g < -1 ? F(0) : share"),
+    ("methods.h", "denominator == 0 ? F(0) : F(1)", "false ? F(0) : F(1)"),
+    ("methods.h", "denominator == 0 ? F(0) : sum", "false ? F(0) : sum"),
+    ("methods.h", "return relu(g) * a", "return relu(g * a)"),
+    ("methods.h", "return relu(g * a)", "return relu(g) * a"),
+    ("scalar.h", "scaled >= 0x1p16f", "scaled > 0x1p16f"),
+    ("scalar.h", "0x7fffu + ((bits >> 16) & 1u)", "0x8000u"),
+    ("scalar.h", "value != value ? 0x7fc0u", "false ? 0x7fc0u"),
+    ("scalar.h", "0xfffu + ((magnitude >> 13) & 1u)", "0x1000u"),
+    ("scalar.h", "magnitude < 0x38800000u", "magnitude < 0x38000000u"),
+    ("scalar.h", "magnitude >= 0x477ff000u", "magnitude > 0x477ff000u"),
+    ("scalar.h", "magnitude > 0x7f800000u", "magnitude > 0x7fffffffu"),
+    ("layout.h", "channel * strides.channel;", "channel;"),
+    ("layout.h", "klass * strides.klass +", "+"),
+]  # fmt: skip
+
+# Mutants that no test can notice, and why: (header, what the mutant says, or the barrier)
+EQUIVALENT: dict[tuple[str, str], str] = {}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    header: str
+    start: int
+    old: str
+    new: str
+    modes: tuple[str, ...]
+
+    def text(self, source: str) -> str:
+        return source[: self.start] + self.new + source[self.start + len(self.old) :]
+
+    def describe(self, source: str) -> str:
+        line = source[: self.start].count("\n") + 1
+        what = f"without {self.old}" if not self.new.strip("; ") else f"{self.old} -> {self.new}"
+        return f"{self.header}:{line}: {' '.join(what.split())}"
+
+
+def find_mutants(kernels: Path, only: str) -> list[Mutant]:
+    mutants = []
+    for path in sorted(kernels.glob("*.cuh")):
+        if path.name == "device.cuh":
+            continue
+        for found in BARRIER.finditer(path.read_text()):
+            mutants.append(Mutant(path.name, found.start(), found[0], ";", ("thread",)))
+    for header, old, new in MUTANTS:
+        source = (kernels / header).read_text()
+        if source.count(old) != 1:
+            raise SystemExit(f"{header} has {source.count(old)} times what is to be changed: {old}")
+        mutants.append(Mutant(header, source.index(old), old, new, ("plain", "address")))
+    return [mutant for mutant in mutants if only in mutant.header]
+
+
+def includes(test: str) -> set[str]:
+    """The kernel headers that a test includes, directly or not"""
+    listed = subprocess.run(
+        [*compiler(ROOT, "plain"), *TESTS[test], "-MM", str(source(ROOT, test))],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {Path(name).name for name in listed.split() if "csrc/kernels" in name}
+
+
+def compiler(root: Path, mode: str) -> list[str]:
+    folders = [f"-I{root}/csrc", f"-I{root}/tests/kernels"]
+    return ["g++", "-std=c++20", "-w", *FLAGS[mode], *folders, "-pthread"]
+
+
+def source(root: Path, test: str) -> Path:
+    return root / "tests" / "kernels" / f"test_{test}.cpp"
+
+
+def verdict(mutant: Mutant, tests: list[str]) -> str | None:
+    """Which test noticed the mutant, and how; None where none did"""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        shutil.copytree(ROOT / "csrc" / "kernels", root / "csrc" / "kernels")
+        shutil.copytree(ROOT / "tests" / "kernels", root / "tests" / "kernels")
+        header = root / "csrc" / "kernels" / mutant.header
+        header.write_text(mutant.text(header.read_text()))
+        environment = {
+            **os.environ,
+            "TSAN_OPTIONS": "halt_on_error=1 atexit_sleep_ms=0 symbolize=0",
+        }
+        for mode in mutant.modes:
+            for test in tests:
+                binary = root / f"{test}_{mode}"
+                command = [*compiler(root, mode), *TESTS[test], str(source(root, test))]
+                built = subprocess.run(
+                    [*command, "-o", str(binary)], capture_output=True, text=True, check=False
+                )
+                if built.returncode:
+                    raise SystemExit(
+                        f"a mutant of {mutant.header} does not compile\n{built.stderr}"
+                    )
+                try:
+                    ran = subprocess.run(
+                        [binary],
+                        capture_output=True,
+                        timeout=TIME_LIMIT,
+                        env=environment,
+                        check=False,
+                    )
+                except subprocess.TimeoutExpired:
+                    return f"{test}, {mode}: too slow"
+                if ran.returncode:
+                    return f"{test}, {mode}"
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("only", nargs="?", default="", help="headers whose name contains this")
+    only = parser.parse_args().only
+
+    kernels = ROOT / "csrc" / "kernels"
+    headers = {test: includes(test) for test in TESTS}
+    mutants = find_mutants(kernels, only)
+    survivors = died = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        verdicts = pool.map(
+            lambda m: verdict(m, [test for test in TESTS if m.header in headers[test]]), mutants
+        )
+        for mutant, noticed in zip(mutants, verdicts, strict=True):
+            text = mutant.describe((kernels / mutant.header).read_text())
+            reason = EQUIVALENT.get(
+                (mutant.header, mutant.new if mutant.new != ";" else mutant.old)
+            )
+            if noticed:
+                died += 1
+                print(f"died      {text}  ({noticed})", flush=True)
+            elif reason:
+                print(f"same      {text}  ({reason})", flush=True)
+            else:
+                survivors += 1
+                print(f"SURVIVED  {text}", flush=True)
+    print(
+        f"{len(mutants)} mutants: {died} died, {len(mutants) - died - survivors} are equivalent, "
+        f"{survivors} survived"
+    )
+    if survivors:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
