@@ -104,15 +104,26 @@ void plane_weights(
               const T* a_plane = a_data + c * a.strides.channel;
               const T* g_plane = g_data + c * g.strides.channel;
               const F total = Method::kUsesActivations ? totals[c] : F(0);
-              double sum = 0;
-              for (int64_t first = 0; first < positions; first += kBlock)
-                sum += sum_elements(
+              const auto block = [&](int64_t first, int64_t count) FASTCAM_INLINED {
+                return sum_elements(
                     wide, a_plane + first * a_step, a_step, g_plane + first * g_step, g_step, total,
-                    std::min(kBlock, positions - first), term);
-              weights[c] = method.weight(static_cast<F>(sum), total, positions);
+                    count, term);
+              };
+              if (positions <= kBlock) {
+                weights[c] = block(0, positions);
+              } else {
+                double sum = 0;
+                for (int64_t first = 0; first < positions; first += kBlock)
+                  sum += block(first, std::min(kBlock, positions - first));
+                weights[c] = static_cast<F>(sum);
+              }
             }
           });
     });
+#pragma omp simd
+    for (int64_t c = 0; c < tile.end - tile.begin; ++c)
+      weights[c] =
+          method.weight(weights[c], Method::kUsesActivations ? totals[c] : F(0), positions);
   });
 }
 

@@ -90,12 +90,18 @@ FASTCAM_HOST_DEVICE Lanes<F> each_lane(const Function& f, const Operands&... ope
   }(LaneArray<F>(operands)...);
 }
 
+// By halves: lanes 0 and 4, 1 and 5...; then 0 and 2, 1 and 3; then 0 and 1
 template <class F>
 FASTCAM_HOST_DEVICE F sum_of_lanes(const Lanes<F>& x) {
+  typedef F Half __attribute__((vector_size(kLaneBytes / 2)));
+  Half low, high;
+  memcpy(&low, &x, sizeof(low));
+  memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof(low), sizeof(high));
+  const Half sums = low + high;
   if constexpr (kLanes<F> == 4)
-    return (x[0] + x[2]) + (x[1] + x[3]);
+    return sums[0] + sums[1];
   else
-    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
 
 // The sum of lanes_at(i), lanes for i and its followers, and of value_at(i) for the last few, i < count.
