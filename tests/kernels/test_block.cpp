@@ -53,9 +53,12 @@ __global__ void sums_kernel(int64_t count, float* sums) {
   float found[2];
   strided_sums(
       int64_t{0}, int64_t{1}, count,
-      [](int64_t i, int j) { return i == 0   ? 0x1p24f
-                                    : j == 0 ? 0.25f
-                                             : 0.5f; }, found);
+      [&](int64_t i, int j) {
+        if (i >= count) return NAN;
+        if (i == 0) return 0x1p24f;
+        return j == 0 ? 0.25f : 0.5f;
+      },
+      found);
   if (thread_number() > 0) return;
   sums[0] = found[0];
   sums[1] = found[1];
