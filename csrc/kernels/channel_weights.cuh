@@ -27,7 +27,7 @@ FASTCAM_HOST_DEVICE int64_t channels_per_block(int64_t positions) {
 
 // weights[n, k, c] of a channel-weight method. A block takes channels_per_block channels of one (n, k).
 template <bool kAcross, class T, class Method>
-__global__ void __launch_bounds__(kThreads) channel_weights_kernel(
+__global__ void __launch_bounds__(kThreads, 2) channel_weights_kernel(
     Features<T> a, Features<T> g, Extents extents, Method method, arithmetic_t<T>* weights) {
   using F = arithmetic_t<T>;
   constexpr int kCount = kChannelsPerThread;
