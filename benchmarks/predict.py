@@ -19,7 +19,7 @@ BANDWIDTH = 4.3e12  # bytes a second that a large copy moves, read and written
 LATENCY = 0.75e-6  # seconds from asking for a byte to having it, under load
 LAUNCH = 2.0e-6  # seconds of a kernel in a replayed graph, beside its bytes
 DEVICE = {"multiprocessors": 132, "block_memory": 232448, "multiprocessor_memory": 233472}
-RESIDENT = 3  # blocks of the fused kernel that the registers of a multiprocessor hold
+RESIDENT = 2  # blocks of the fused kernel that the registers of a multiprocessor hold
 
 
 @dataclass

@@ -258,7 +258,7 @@ FASTCAM_HOST_DEVICE int64_t offset_at(const VolumeStrides& s, const Position& p)
 // product[n, k, c, x] = normalized enlarged map[n, k, x] * guided[n, k, c, x]; `shares` blocks a map.
 // `order` is that of both tensors.
 template <class T>
-__global__ void __launch_bounds__(kThreads) guided_product_kernel(
+__global__ void __launch_bounds__(kThreads, 2) guided_product_kernel(
     MapSource<arithmetic_t<T>> source, const T* guided, Enlargement<arithmetic_t<T>> e,
     int64_t shares, int64_t channels, ChannelOrder order, VolumeStrides gs, VolumeStrides ps,
     arithmetic_t<T> eps, T* product) {

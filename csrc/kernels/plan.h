@@ -16,7 +16,7 @@ namespace fastcam {
 constexpr int kLanes = 32, kRows = 8, kThreads = kLanes * kRows;
 
 // Blocks of the fused kernel that a multiprocessor has registers for
-constexpr int kResident = 3;
+constexpr int kResident = 2;
 
 struct Device {
   int64_t multiprocessors;
