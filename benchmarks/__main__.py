@@ -64,9 +64,11 @@ def run(
     failed = []
     try:
         for i, (name, measure) in enumerate(cases.items(), start=1):
+            print(f"[{i}/{len(cases)}] {name}", end="", flush=True)
             try:
                 measured = measure()
             except Exception:
+                print()
                 traceback.print_exc()
                 failed.append(name)
                 continue
@@ -74,9 +76,9 @@ def run(
             lines.flush()
             results += measured
             times = (f"{result.implementation} {1e3 * result.median:.4g}" for result in measured)
-            print(f"[{i}/{len(cases)}] {name}, ms: {', '.join(times)}", flush=True)
+            print(f", ms: {', '.join(times)}", flush=True)
     except KeyboardInterrupt:
-        print(f"cut off: {len(cases) - i + 1} of {len(cases)} cases were not measured")
+        print(f"\ncut off: {len(cases) - i + 1} of {len(cases)} cases were not measured")
     return results, failed
 
 

@@ -84,20 +84,7 @@ def measure(case: str, device: torch.device) -> list[Result]:
     times = harness.interleaved(
         {name: harness.call_timer(call, device) for name, call in calls.items()}
     )
-    return [
-        Result(
-            suite="capture",
-            case=case,
-            shape=list(net.images.shape),
-            dtype="float32",
-            layout="contiguous",
-            device=harness.machine(device),
-            implementation=name,
-            **harness.summary(seconds),
-            peak_memory=peaks[name],
-        )
-        for name, seconds in times.items()
-    ]
+    return implementations.results("capture", case, net, times, peaks)
 
 
 def cases(device: torch.device, full: bool) -> dict[str, Callable[[], list[Result]]]:

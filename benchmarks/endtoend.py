@@ -28,20 +28,7 @@ def measure(name: str, batch: int, method: str, device: torch.device) -> list[Re
         warmup=1 if device.type == "cpu" else 3,
         repetitions=5 if device.type == "cpu" else 11,
     )
-    return [
-        Result(
-            suite="endtoend",
-            case=_name(name, batch, method),
-            shape=list(net.images.shape),
-            dtype="float32",
-            layout="contiguous",
-            device=harness.machine(device),
-            implementation=implementation,
-            **harness.summary(seconds),
-            peak_memory=peaks[implementation],
-        )
-        for implementation, seconds in times.items()
-    ]
+    return implementations.results("endtoend", _name(name, batch, method), net, times, peaks)
 
 
 def _name(network: str, batch: int, method: str) -> str:

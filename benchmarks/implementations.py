@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fastcam
 from benchmarks import harness
+from benchmarks.harness import Result
 from fastcam import reference
 from fastcam.capture import capture
 from fastcam.targets import select
@@ -167,6 +168,26 @@ def calls(net: Network, method: str) -> dict[str, Call]:
     """Every implementation that is installed and has the method."""
     made = {name: make(net, method) for name, make in IMPLEMENTATIONS.items() if installed(name)}
     return {name: call for name, call in made.items() if call is not None}
+
+
+def results(
+    suite: str, case: str, net: Network, times: dict[str, list[float]], peaks: dict[str, int]
+) -> list[Result]:
+    """One result an implementation, from the seconds and the peak memory of each."""
+    return [
+        Result(
+            suite=suite,
+            case=case,
+            shape=list(net.images.shape),
+            dtype="float32",
+            layout="contiguous",
+            device=harness.machine(net.device),
+            implementation=name,
+            **harness.summary(seconds),
+            peak_memory=peaks[name],
+        )
+        for name, seconds in times.items()
+    ]
 
 
 def _definition(net: Network, method: str) -> Tensor:

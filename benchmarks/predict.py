@@ -46,7 +46,7 @@ def cam(channels: int, positions: int, images: int, element: int, across: bool) 
         seconds = 2 * LAUNCH + (moved + inputs / 2) / (0.85 * BANDWIDTH)
         return Prediction(moved, 2, seconds, "two steps, A twice")
     per_multiprocessor = DEVICE["multiprocessor_memory"] // (plan["shared_bytes"] + 1024)
-    resident = min(RESIDENT, per_multiprocessor, 2048 // 256)
+    resident = min(RESIDENT, per_multiprocessor)
     busy = min(plan["blocks"], DEVICE["multiprocessors"] * resident)
     in_flight = busy * plan["stages"] * plan["tile"] * positions * element * 2
     reached = min(0.92, in_flight / (BANDWIDTH * LATENCY))

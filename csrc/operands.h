@@ -318,6 +318,14 @@ struct UpsampleOperands : MapOperands {
   }
 };
 
+// Extents to enlarge maps of activations to: as many as there are spatial dimensions
+inline void check_size(const Tensor& activations, const std::vector<int64_t>& size) {
+  const int64_t spatial_dims = check_activations(activations);
+  check(
+      static_cast<int64_t>(size.size()) == spatial_dims, "size: got ", shape_string(size),
+      ", expected ", spatial_dims, " extents, as many as the activations have positions in");
+}
+
 // Activations, gradients and the extents of their enlarged maps
 struct SaliencyOperands : CamOperands {
   std::vector<int64_t> shape;
@@ -325,9 +333,7 @@ struct SaliencyOperands : CamOperands {
 
   SaliencyOperands(const Tensor& a, const Tensor& g, const std::vector<int64_t>& extents)
       : CamOperands(a, g), shape(map_shape(a, classes)), size(spatial_size(shape, spatial_dims)) {
-    check(
-        static_cast<int64_t>(extents.size()) == spatial_dims, "size: got ", shape_string(extents),
-        ", expected ", spatial_dims, " extents, as many as the activations have positions in");
+    check_size(a, extents);
     shape.resize(shape.size() - spatial_dims);
     shape.insert(shape.end(), extents.begin(), extents.end());
     enlarged = spatial_size(shape, spatial_dims);

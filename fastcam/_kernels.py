@@ -20,19 +20,6 @@ from torch import Tensor
 from fastcam import reference
 
 _HERE = Path(__file__).parent
-_OPERATORS = (
-    "gap",
-    "gradcam_plus_plus_weights",
-    "weighted_sum",
-    "cam",
-    "saliency",
-    "normalize",
-    "upsample",
-    "guided_relu",
-    "guided_relu_backward",
-    "guided_product",
-    "overlay",
-)
 _REFERENCE_BY_CHOICE = "FASTCAM_KERNELS=reference"
 
 
@@ -166,16 +153,22 @@ def _register_backward() -> None:
     torch.library.register_autograd("fastcam::guided_relu", guided, setup_context=setup_context)
 
 
+def _overload(name: str) -> Callable[..., Tensor]:
+    overload: Callable[..., Tensor] = getattr(torch.ops.fastcam, name).default
+    return overload
+
+
 class _WithoutBackward(torch.autograd.Function):
     """A kernel that has no backward, on tensors that want one.
 
-    Not registered with the dispatcher, where every call would pay for it: some 10 us.
+    Not registered with the dispatcher, where every call would pay for it, more than a small map
+    takes.
     """
 
     @staticmethod
     def forward(ctx: Any, name: str, *arguments: Any) -> Tensor:
         ctx.name = name
-        return _OVERLOADS[name](*arguments)
+        return _overload(name)(*arguments)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
@@ -185,9 +178,6 @@ class _WithoutBackward(torch.autograd.Function):
 
 
 _PROBLEMS = _load_all()
-_OVERLOADS: dict[str, Callable[..., Tensor]] = {}
-if _PROBLEMS["cpu"] is None:
-    _OVERLOADS = {name: getattr(torch.ops.fastcam, name).default for name in _OPERATORS}
 _warned: set[str] = set()
 
 
@@ -216,7 +206,7 @@ def operator(name: str, tensor: Tensor, *others: Tensor) -> Callable[..., Tensor
     wants_gradient = tensor.requires_grad or any(other.requires_grad for other in others)
     if wants_gradient and name != "guided_relu" and torch.is_grad_enabled():
         return functools.partial(_WithoutBackward.apply, name)
-    return _OVERLOADS[name]
+    return _overload(name)
 
 
 def report() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -68,6 +70,7 @@ def test_no_host_synchronization(cuda):
     a, g = operands((4, 300, 7, 7), cuda)
     images = torch.randn(4, 3, 40, 48, device=cuda)
     colormap = torch.zeros(256, 3, dtype=torch.uint8, device=cuda)
+    pictures(a, g, "gradcam++", images, colormap)  # loads the kernels, which may wait
     torch.cuda.synchronize()
     torch.cuda._sleep(1_000_000_000)  # cycles: about half a second
     pictures(a, g, "gradcam++", images, colormap)
@@ -105,7 +108,10 @@ def test_second_device(cuda):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_clusters_agree(shape, dtype, channels_last, cuda, monkeypatch):
-    """The path in clusters of blocks, where the kernels were compiled for it."""
+    """The path in clusters of blocks."""
+    built = re.findall(r"\d+\.\d+", _kernels.build_info()["cuda_architectures"])
+    if torch.cuda.get_device_capability()[0] < 9 or not any(float(a) >= 9 for a in built):
+        pytest.skip("clusters take a GPU of sm_90 or newer, and kernels compiled for it")
     torch.manual_seed(0)
     a, g = operands(shape, cuda, dtype)
     if channels_last:

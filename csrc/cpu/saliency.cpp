@@ -7,7 +7,7 @@ namespace fastcam::cpu {
 Tensor saliency(
     const Tensor& activations, const Tensor& gradients, std::string method,
     std::vector<int64_t> size, bool relu, bool normalize, double eps) {
-  const SaliencyOperands checked(activations, gradients, size);
+  check_size(activations, size);
   return upsample(cam(activations, gradients, method, relu, eps), size, normalize, 0);
 }
 

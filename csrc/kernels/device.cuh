@@ -97,18 +97,6 @@ __device__ __forceinline__ void wait_barrier(CopyBarrier* barrier, uint32_t phas
 
 // ---- clusters of blocks (sm_90) ----
 
-__device__ __forceinline__ unsigned cluster_rank() {
-  unsigned rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-__device__ __forceinline__ unsigned cluster_blocks() {
-  unsigned count;
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(count));
-  return count;
-}
-
 // A barrier of all threads of the cluster
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");

@@ -690,14 +690,6 @@ inline void wait_barrier(CopyBarrier* barrier, uint32_t phase) {
   emulator::release(&phases.tags[phase]);
 }
 
-inline unsigned cluster_rank() {
-  return emulator::block().rank;
-}
-
-inline unsigned cluster_blocks() {
-  return emulator::block().configuration.cluster;
-}
-
 inline void cluster_sync() {
   const emulator::Unseen unseen;
   emulator::Block& block = emulator::block();

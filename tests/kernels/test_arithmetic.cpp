@@ -48,7 +48,8 @@ void test_bfloat16() {
   expect(store<bfloat16>(float_from_bits(0x3f808000u)).bits == 0x3f80, "tie to even, down");
   expect(store<bfloat16>(float_from_bits(0x3f818000u)).bits == 0x3f82, "tie to even, up");
   expect(store<bfloat16>(float_from_bits(0x3f808001u)).bits == 0x3f81, "above the tie");
-  expect(std::isnan(load(store<bfloat16>(NAN))), "store(NaN) as bfloat16");
+  for (uint32_t bits : {0x7f800001u, 0x7fffffffu, 0xff800001u, 0xffffffffu})  // any NaN's
+    expect(std::isnan(load(store<bfloat16>(float_from_bits(bits)))), "store(NaN) as bfloat16");
 }
 
 // ---- formulas ----
@@ -67,10 +68,24 @@ void test_gradcam_plus_plus() {
   expect_near(method.term(0, 0, 1), 0, 0, "no gradient");
   expect_near(method.term(0, NAN, 1), kNaN, 0, "NaN");
   expect_near(method.term(0, 1e30f, 1e30f), 1e-30, 1e-36, "powers that overflow");
+  expect_near(method.term(0, 1e30f, -1e30f), -1e-30, 1e-36, "powers that overflow below 0");
   expect_near(method.term(0, 1e-30f, 1), 5e-31, 1e-36, "powers that underflow");
 }
 
+void test_xgradcam() {
+  expect_near(XGradCAM<double>{1}.weight(6, 2, 49), 2, 1e-12, "sum over total and eps");
+  expect_near(XGradCAM<double>{0}.weight(3, 0, 49), 0, 0, "no activations");
+}
+
 // ---- interpolation ----
+
+void test_quotient() {
+  constexpr int64_t kLarge = int64_t{1} << 32;
+  for (int64_t n : {int64_t{7}, kLarge - 1, kLarge, 5 * kLarge + 9})
+    for (int64_t d : {int64_t{3}, kLarge - 1, kLarge + 2})
+      expect(
+          quotient(n, d) == n / d, "quotient of " + std::to_string(n) + ", " + std::to_string(d));
+}
 
 void test_interpolation() {
   for (int64_t in = 1; in <= 12; ++in) {
@@ -108,6 +123,8 @@ int main() {
   test_float16();
   test_bfloat16();
   test_gradcam_plus_plus();
+  test_xgradcam();
+  test_quotient();
   test_interpolation();
   return report();
 }

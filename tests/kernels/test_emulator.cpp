@@ -99,15 +99,15 @@ __global__ void bulk_copy_kernel(const int* source, int rounds, int* target) {
 }
 
 // Each block reads its right neighbour's dynamic and static memory.
-__global__ void cluster_kernel(int* target) {
-  __shared__ int rank;
+__global__ void cluster_kernel(unsigned cluster, int* target) {
+  __shared__ int shared_rank;
+  const unsigned rank = blockIdx.x % cluster, next = (rank + 1) % cluster;
   int* shared = reinterpret_cast<int*>(shared_memory());
   shared[threadIdx.x] = blockIdx.x * 1000 + threadIdx.x;
-  if (threadIdx.x == 0) rank = cluster_rank();
+  if (threadIdx.x == 0) shared_rank = rank;
   cluster_sync();
-  const unsigned next = (cluster_rank() + 1) % cluster_blocks();
   target[blockIdx.x * blockDim.x + threadIdx.x] =
-      peer_memory(shared, next)[threadIdx.x] + 1000000 * *peer_memory(&rank, next);
+      peer_memory(shared, next)[threadIdx.x] + 1000000 * *peer_memory(&shared_rank, next);
   cluster_sync();
 }
 
@@ -233,8 +233,7 @@ __global__ void static_overflow_kernel(int* target, unsigned bound) {
 __global__ void peer_without_barrier_kernel(int* target) {
   int* shared = reinterpret_cast<int*>(shared_memory());
   shared[threadIdx.x] = blockIdx.x;
-  target[blockIdx.x * blockDim.x + threadIdx.x] =
-      peer_memory(shared, 1 - cluster_rank())[threadIdx.x];
+  target[blockIdx.x * blockDim.x + threadIdx.x] = peer_memory(shared, 1 - blockIdx.x)[threadIdx.x];
   cluster_sync();
 }
 
@@ -243,7 +242,7 @@ __global__ void peer_ends_kernel(int* target) {
   int* shared = reinterpret_cast<int*>(shared_memory());
   shared[threadIdx.x] = blockIdx.x;
   cluster_sync();
-  if (cluster_rank() == 1) return;
+  if (blockIdx.x == 1) return;
   target[threadIdx.x] = peer_memory(shared, 1)[threadIdx.x];
 }
 
@@ -310,7 +309,7 @@ void run_all() {
       ring, [](int i) { return i / kCount * kCount + kCount - 1 - i % kCount; }, "bulk_copy");
 
   std::vector<int> clusters(9 * kCount, -1);
-  emulator::launch(cluster_kernel, {dim3{9}, threads, kThreads * 4, 3}, clusters.data());
+  emulator::launch(cluster_kernel, {dim3{9}, threads, kThreads * 4, 3}, 3, clusters.data());
   const auto neighbour = [](int i) {
     const int block = i / kCount, next = block / 3 * 3 + (block + 1) % 3;
     return next * 1000 + i % kCount + 1000000 * (next % 3);

@@ -144,9 +144,28 @@ void test_products() {
   }
 }
 
+// A sample that rounding lifts past the extremes stays in [0, 1].
+void test_normalized() {
+  const Range<float> range{1, 2};  // low, range
+  expect(normalized(range, 1 - 1e-6f) == 0, "below the minimum");
+  expect(normalized(range, 3 + 1e-6f) == 1, "above the maximum");
+  expect(normalized(range, 2.0f) == 0.5f, "between them");
+  expect(std::isnan(normalized(range, NAN)), "NaN is kept");
+}
+
+// Two channels of a picture that has three are not taken for a whole picture.
+void test_channel_order() {
+  const Size size{1, 4, 5};
+  const VolumeStrides interleaved{60, 60, 1, 60, 15, 3};
+  expect(channel_order(size, interleaved, 3) == ChannelOrder::kInterleaved, "three channels");
+  expect(channel_order(size, interleaved, 2) == ChannelOrder::kScattered, "two of three channels");
+}
+
 }  // namespace
 
 int main() {
+  test_normalized();
+  test_channel_order();
   test_divider();
   test_far_positions();
   test_maps<float>();

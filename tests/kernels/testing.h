@@ -139,15 +139,15 @@ struct Array {
   }
 
   Features<T> features() const { return {buffer.data(), strides}; }
-  T& at(int64_t n, int64_t k, int64_t c, int64_t p) {
-    return buffer
-        [n * strides.image + k * strides.klass + c * strides.channel + p * strides.position];
-  }
+  T& at(int64_t n, int64_t k, int64_t c, int64_t p) { return buffer[offset(n, k, c, p)]; }
   double operator()(int64_t n, int64_t k, int64_t c, int64_t p) const {
-    return load(features().at(n, k, c)[p * strides.position]);
+    return load(buffer[offset(n, k, c, p)]);
   }
 
  private:
+  int64_t offset(int64_t n, int64_t k, int64_t c, int64_t p) const {
+    return n * strides.image + k * strides.klass + c * strides.channel + p * strides.position;
+  }
   static Strides strides_of(const Extents& e, Layout layout) {
     const int64_t k = e.classes, c = e.channels, p = e.positions;
     switch (layout) {
