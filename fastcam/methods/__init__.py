@@ -1,0 +1,98 @@
+"""The methods: a network and images in, maps out. One table of names, :data:`METHODS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastcam.capture import Inputs, Output
+from fastcam.layers import Layers
+from fastcam.layout import Reshape
+from fastcam.methods.base import Method
+from fastcam.methods.gradient import (
+    CAM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    XGradCAM,
+)
+from fastcam.methods.guided import GuidedBackprop, GuidedGradCAM
+from fastcam.targets import Targets
+
+__all__ = [
+    "CAM",
+    "METHODS",
+    "Explanation",
+    "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "GuidedBackprop",
+    "GuidedGradCAM",
+    "HiResCAM",
+    "LayerCAM",
+    "XGradCAM",
+    "explain",
+]
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        CAM,
+        GradCAM,
+        GradCAMPlusPlus,
+        XGradCAM,
+        HiResCAM,
+        LayerCAM,
+        GradCAMElementWise,
+        GuidedBackprop,
+        GuidedGradCAM,
+    )
+}
+"""Every method by the name that Python, command line and benchmarks use."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` gives."""
+
+    maps: Any
+    """As the method returns them."""
+    class_ids: Tensor | None
+    """(N,) or (N, K); None where the targets were functions."""
+    scores: Tensor
+    """The explained scores, (N,) or (N, K)."""
+    outputs: Any
+    """What the model returned."""
+
+
+def explain(
+    model: nn.Module,
+    images: Inputs,
+    method: str = "gradcam++",
+    target_layers: Layers | None = None,
+    targets: Targets = None,
+    *,
+    reshape: Reshape | None = None,
+    output: Output | None = None,
+    **options: Any,
+) -> Explanation:
+    """One explanation in one call: maps, class ids, scores and outputs from one forward.
+
+    Args:
+        model, target_layers, reshape, output: as the methods' constructors take them.
+        images, targets: as the methods' calls take them.
+        method: a name of :data:`METHODS`.
+        options: the call's ``size``, ``normalize`` and ``relu``.
+
+    Raises:
+        ValueError, TypeError: as the method does, and for a name that is not in the table.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: got '{method}', expected one of {', '.join(METHODS)}")
+    cam: Any = METHODS[method](model, target_layers, reshape=reshape, output=output)
+    maps = cam(images, targets, **options)
+    return Explanation(maps, cam.class_ids, cam.scores, cam.outputs)

@@ -1,0 +1,175 @@
+"""CAM, and the methods that weigh activations by gradients: those of :func:`fastcam.ops.cam`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fastcam import ops
+from fastcam.capture import Capture, PooledHead
+from fastcam.methods.base import MapMethod, Size, extents_of
+from fastcam.targets import Selection
+
+
+class CAM(MapMethod):
+    """M = sum_k w_k^c A^k, w^c the weights of the linear layer behind global average pooling.
+
+    Zhou et al. 2016, arXiv 1512.04150, equation 2; the bias and ReLU are left out. Where the head
+    averages ReLU(A), A stands for that.
+    """
+
+    name = "cam"
+    relu = False
+
+    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        if selection.class_ids is None:
+            raise ValueError("targets: CAM needs class ids, for it takes the weights of a class")
+        maps = []
+        for layer, name in enumerate(record.layers):
+            head = record.pooled_head(layer, selection)
+            if head is None:
+                raise ValueError(
+                    f"target_layers: CAM needs global average pooling and one linear layer right "
+                    f"behind '{name}', which this network has not, or every image gave NaN; use "
+                    'Grad-CAM ("gradcam")'
+                )
+            maps.append(ops.weighted_sum(head.pooled, head.weight[selection.class_ids], relu))
+        return maps
+
+
+class GradientMap(MapMethod):
+    """A method of :func:`fastcam.ops.cam`."""
+
+    pooled_shortcut: ClassVar[bool] = True
+    """Whether, where g is constant, M = sum_k w_k A^k with w a function of g and sum(A)."""
+
+    def _finished(
+        self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
+    ) -> Any:
+        one_map = len(record.layers) == 1 and selection.scores.dim() == 1
+        if not one_map or size == "layer":
+            return super()._finished(record, selection, relu, size, normalize)
+        extents = extents_of(record, size)
+        return gradient_maps(
+            record,
+            selection,
+            lambda a, g: ops.saliency(a, g, self.name, extents, relu, normalize),
+        )[0]
+
+    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        ids = selection.class_ids
+        if self.pooled_shortcut and len(record.layers) == 1 and ids is not None and ids.dim() == 2:
+            head = record.pooled_head(0, selection) if ids.shape[1] > 1 else None
+            if head is not None and not head.rectified:
+                return [self._pooled_maps(head, ids, relu)]
+        return gradient_maps(record, selection, lambda a, g: ops.cam(a, g, self.name, relu))
+
+    def _pooled_maps(self, head: PooledHead, class_ids: Tensor, relu: bool) -> Tensor:
+        """The maps of K classes, (N, K, *S), without a backward: g = W[c] / Z at every position."""
+        positions = head.pooled.shape[2:].numel()
+        slopes = head.weight / positions
+        total = ops.gap(head.pooled) * positions
+        # classes by blocks, so that the weights (N, block, C) stay in a CPU's cache
+        elements = 2**18 if total.device.type == "cpu" else 2**26
+        blocks = torch.split(class_ids, max(1, elements // max(1, total.numel())), dim=1)
+        same = bool((class_ids == class_ids[:1]).all())  # as in "all classes": one copy will do
+        maps = []
+        for ids in blocks:
+            gradients = slopes[ids[:1]].expand(*ids.shape, -1) if same else slopes[ids]
+            weights = self._weights(gradients, total, positions)
+            maps.append(ops.weighted_sum(head.pooled, weights, relu))
+        return torch.cat(maps, 1)
+
+    def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
+        """Channel weights (N, K, C) where the gradient is the same at all positions.
+
+        Args:
+            slopes: g, (N, K, C).
+            total: sum(A), (N, C).
+            positions: Z.
+        """
+        return slopes
+
+
+class GradCAM(GradientMap):
+    """M = ReLU(sum_k w_k A^k), w_k = (1/Z) sum_ij g_ij.
+
+    Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2.
+    """
+
+    name = "gradcam"
+
+
+class GradCAMPlusPlus(GradientMap):
+    """M = ReLU(sum_k w_k A^k), w_k = sum_ij alpha_ij ReLU(g_ij).
+
+    Chattopadhyay et al. 2018, arXiv 1710.11063, equations 5 and 19 with Y = exp(S); see
+    :func:`fastcam.ops.gradcam_plus_plus_weights`. The factor exp(S) of the raw map is left out.
+    """
+
+    name = "gradcam++"
+
+    def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
+        # sum_ij ReLU(g) / (2 + g sum(A)): Z times that of a single position with A = sum(A)
+        single = ops.gradcam_plus_plus_weights(total.unsqueeze(-1), slopes.unsqueeze(-1))
+        return single.mul_(positions)
+
+
+class XGradCAM(GradientMap):
+    """M = ReLU(sum_k w_k A^k), w_k = sum_ij g_ij A_ij / sum_ij A_ij, 0 where that is 0.
+
+    Fu et al. 2020, arXiv 2008.02312, equation 8.
+    """
+
+    name = "xgradcam"
+
+
+class HiResCAM(GradientMap):
+    """M = ReLU(sum_k g^k A^k), elementwise.
+
+    Draelos and Carin 2020, arXiv 2011.08891; the ReLU is for display, ``relu=False`` leaves it out.
+    """
+
+    name = "hirescam"
+
+
+class LayerCAM(GradientMap):
+    """M = ReLU(sum_k ReLU(g^k) A^k), elementwise.
+
+    Jiang et al. 2021, IEEE Transactions on Image Processing 30, equations 5 to 7.
+    """
+
+    name = "layercam"
+
+    def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
+        return slopes.relu()
+
+
+class GradCAMElementWise(GradientMap):
+    """M = sum_k ReLU(g^k A^k), elementwise."""
+
+    name = "gradcam-elementwise"
+    pooled_shortcut = False
+
+
+def gradient_maps(
+    record: Capture,
+    selection: Selection,
+    to_map: Callable[[Tensor, Tensor], Tensor],
+    retain: bool = False,
+) -> list[Tensor]:
+    """One map of activations and gradients a layer, (N, *S) or (N, K, *S).
+
+    Class by class, one class's gradients at a time.
+    """
+    columns = selection.columns()
+    maps: list[list[Tensor]] = [[] for _ in record.layers]
+    for k, scores in enumerate(columns, start=1):
+        gradients = record.gradients(scores, retain=retain or k < len(columns))
+        for layer, activations in enumerate(record.activations):
+            maps[layer].append(to_map(activations, gradients[layer]))
+    several = selection.scores.dim() == 2
+    return [torch.stack(layer, 1) if several else layer[0] for layer in maps]

@@ -1,0 +1,113 @@
+"""Guided backpropagation, and its product with Grad-CAM."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from fastcam import ops
+from fastcam.capture import Capture, Inputs, Output
+from fastcam.guided import GuidedReLU
+from fastcam.layers import Layers
+from fastcam.layout import Reshape
+from fastcam.methods.base import Method, extents_of, mean_of_layers
+from fastcam.methods.gradient import gradient_maps
+from fastcam.targets import Selection, Targets
+
+
+class GuidedBackprop(Method):
+    """dS/dx with a ReLU that passes positive gradients at positive inputs only.
+
+    Springenberg et al. 2015, arXiv 1412.6806, section 3.4. Acts on ReLU and ReLU6, modules and
+    functions alike, also as hardtanh, threshold or clamp; other activations keep their gradient, a
+    network without ReLU, or with TorchScript modules, gets a warning.
+    """
+
+    name = "guided-backprop"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Layers | None = None,
+        *,
+        reshape: Reshape | None = None,
+        output: Output | None = None,
+    ) -> None:
+        """As for the other methods, but without layers: those two arguments stay None."""
+        if target_layers is not None or reshape is not None:
+            raise ValueError(
+                "target_layers: guided backpropagation has none, it ends at the images"
+            )
+        super().__init__(model, output=output)
+
+    def __call__(self, images: Inputs, targets: Targets = None) -> Tensor:
+        """The signed gradient in the images' shape (N, C, *S), or (N, K, C, *S) for targets (N, K).
+
+        Args:
+            images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
+            targets: see :func:`fastcam.targets.select`; None for the top class.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            relu = GuidedReLU()
+            with relu:
+                record, selection = self._run(images, targets, from_inputs=True)
+            _warn_of_missed_relus(self.model, relu)
+            return _image_gradients(relu, record, selection)
+
+
+class GuidedGradCAM(Method):
+    """The enlarged, normalized Grad-CAM times guided backpropagation, from one forward.
+
+    Selvaraju et al. 2017, arXiv 1610.02391, section 3.2. The map's own gradient is the plain one.
+    """
+
+    name = "guided-gradcam"
+
+    def __call__(self, images: Inputs, targets: Targets = None) -> Tensor:
+        """Signed, in the images' shape (N, C, *S), or (N, K, C, *S) for targets (N, K).
+
+        Args:
+            images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
+            targets: see :func:`fastcam.targets.select`; None for the top class.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            self._find_layers(images)
+            relu = GuidedReLU()
+            with relu:
+                record, selection = self._run(images, targets, from_inputs=True)
+            _warn_of_missed_relus(self.model, relu)
+            with torch.autocast(record.logits.device.type, enabled=False):
+                maps = gradient_maps(
+                    record, selection, lambda a, g: ops.cam(a, g, "gradcam"), retain=True
+                )
+                if len(maps) > 1:
+                    maps = [mean_of_layers(maps, extents_of(record, None))]
+                guided = _image_gradients(relu, record, selection)
+                return ops.guided_product(maps[0], guided, len(extents_of(record, None)))
+
+
+def _warn_of_missed_relus(model: nn.Module, relu: GuidedReLU) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        warnings.warn(
+            "guided backpropagation does not meet the ReLUs of TorchScript modules: there this is "
+            "the plain gradient",
+            stacklevel=3,
+        )
+    elif not relu.met:
+        warnings.warn(
+            "guided backpropagation met no ReLU in this network: this is the plain gradient",
+            stacklevel=3,
+        )
+
+
+def _image_gradients(relu: GuidedReLU, record: Capture, selection: Selection) -> Tensor:
+    """The guided gradient, (N, C, *S) or (N, K, C, *S); the last use of the graph."""
+    relu.guided = True
+    columns = selection.columns()
+    gradients = [
+        record.image_gradients(scores, retain=k < len(columns))
+        for k, scores in enumerate(columns, start=1)
+    ]
+    return torch.stack(gradients, 1) if selection.scores.dim() == 2 else gradients[0]
