@@ -26,7 +26,8 @@ def _every_class(net: Network, method: str) -> Call:
 
 
 def _one_class(method: str, net: Network) -> dict[str, Call]:
-    return implementations.calls(net, method)
+    calls = implementations.calls(net, method)
+    return {name: call for name, call in calls.items() if not name.startswith("fastcam_fast")}
 
 
 def _all_classes(method: str, net: Network) -> dict[str, Call]:

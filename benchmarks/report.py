@@ -133,6 +133,54 @@ _OPERATORS_ON_GPU = [
 ]
 
 
+def _fast_over_inference(implementation: str) -> Callable[[Case], float | None]:
+    """Of resnet50, batch 8."""
+
+    def figure(case: Case) -> float | None:
+        own = case["fastcam"]
+        if implementation not in case or not own.case.startswith("resnet50") or own.shape[0] != 8:
+            return None
+        return case[implementation].median / case["inference"].median
+
+    return figure
+
+
+def _fast_over_peer(case: Case) -> float | None:
+    """pytorch_grad_cam's time over that of the fast mode, the faster of its precisions."""
+    found = [case[name].median for name in ("fastcam_fast", "fastcam_fast_bf16") if name in case]
+    if (
+        not found
+        or "pytorch_grad_cam" not in case
+        or not case["fastcam"].case.startswith("resnet50")
+    ):
+        return None
+    return case["pytorch_grad_cam"].median / min(found)
+
+
+def _fast_mode(exact: float, bf16: float, faster: float) -> list[Target]:
+    what = "fast mode, resnet50 batch 8, {}: time over float32 inference"
+    return [
+        Target(
+            "endtoend",
+            what.format("float32"),
+            _fast_over_inference("fastcam_fast"),
+            at_most=exact,
+        ),
+        Target(
+            "endtoend",
+            what.format("bfloat16"),
+            _fast_over_inference("fastcam_fast_bf16"),
+            at_most=bf16,
+        ),
+        Target(
+            "endtoend",
+            "fast mode, resnet50: times faster than pytorch_grad_cam",
+            _fast_over_peer,
+            faster,
+        ),
+    ]
+
+
 def _explanations(suite: str, slower: float, faster: float) -> list[Target]:
     return [
         Target(
@@ -156,11 +204,13 @@ TARGETS = {
         *_OPERATORS_ON_CPU,
         *_explanations("capture", 1.1, 2.5),
         *_explanations("endtoend", 1.1, 2.5),
+        *_fast_mode(0.75, 0.4, 6),
     ],
     "cuda": [
         *_OPERATORS_ON_GPU,
         *_explanations("capture", 1.05, 15),
         *_explanations("endtoend", 1.05, 15),
+        *_fast_mode(0.75, 0.25, 15),
     ],
 }
 

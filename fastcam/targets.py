@@ -96,7 +96,7 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
         elif isinstance(targets, TopClasses):
             ids = targets.ids(rows.detach())
         else:
-            ids = _class_ids(targets, rows)
+            ids = class_ids(targets, rows.shape[0], rows.shape[1], rows.device)
         scores = rows.gather(1, ids if ids.dim() == 2 else ids.unsqueeze(1))
         return Selection(scores.reshape(ids.shape), ids)
 
@@ -138,9 +138,15 @@ def _apply(functions: list[Target], logits: Tensor) -> Tensor:
     return torch.stack(scores)
 
 
-def _class_ids(targets: Any, rows: Tensor) -> Tensor:
-    """Ids (N,) or (N, K) on the logits' device, checked as far as the host knows them."""
-    images, classes = rows.shape
+def name_classes(targets: Targets) -> bool:
+    """Whether the targets are class ids, which no answer of the model changes."""
+    if targets is None or isinstance(targets, TopClasses) or callable(targets):
+        return False
+    return not isinstance(targets, (list, tuple)) or not any(map(callable, targets))
+
+
+def class_ids(targets: Any, images: int, classes: int, device: torch.device) -> Tensor:
+    """Ids (N,) or (N, K) on the device, checked as far as the host knows them."""
     ids = targets if isinstance(targets, Tensor) else _tensor(targets)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"targets: got values of type {ids.dtype}, expected class ids (integers)")
@@ -154,7 +160,7 @@ def _class_ids(targets: Any, rows: Tensor) -> Tensor:
         outside = ids[(ids < 0) | (ids >= classes)][0]
         raise ValueError(f"targets: got class {outside}, expected 0 to {classes - 1}")
     ids = ids.clone() if ids.is_inference() else ids
-    return ids.to(rows.device, torch.int64)
+    return ids.to(device, torch.int64)
 
 
 def _tensor(targets: Any) -> Tensor:

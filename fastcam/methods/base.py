@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import Capture, Inputs, Output, capture, unwrap
+from fastcam.capture import Capture, Inputs, Output, capture, logits_of, unwrap
+from fastcam.cuda_graphs import CudaGraphs
+from fastcam.fast import FastModel, Options, is_emulated
 from fastcam.layers import Layers, find_layer, layer_names
 from fastcam.layout import Reshape
-from fastcam.targets import Selection, Targets, look_like_probabilities, select
+from fastcam.targets import (
+    Selection,
+    Targets,
+    class_ids,
+    look_like_probabilities,
+    name_classes,
+    select,
+)
 
 Size = Sequence[int] | Literal["layer"] | None
+_Answer = tuple[Any, Any, Tensor | None, Tensor | None]
+"""Maps, outputs, class ids and scores."""
+_Step = Callable[[Any, Any], _Answer]
+"""What a call does with images and targets."""
 
 
 class Method:
@@ -70,8 +84,9 @@ class Method:
     def _run(
         self, inputs: Inputs, targets: Targets, *, from_inputs: bool = False
     ) -> tuple[Capture, Selection]:
+        model, inputs = self._network(inputs)
         record = capture(
-            self.model,
+            model,
             inputs,
             self.layers,
             reshape=self._reshape,
@@ -91,16 +106,97 @@ class Method:
         self.class_ids, self.scores = selection.class_ids, selection.scores.detach()
         return record, selection
 
+    def _network(self, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+        """What to run, and on what."""
+        return self.model, inputs
+
     def _find_layers(self, inputs: Inputs) -> None:
         if not self.layers:
             found = find_layer(self.model, inputs, reshape=self._reshape, output=self._output)
             self.layers = (found,)
 
 
+@dataclass
+class _FastMode:
+    """What :meth:`MapMethod.compile` asked for, and what came of it."""
+
+    options: Options
+    cuda_graph: bool | Literal["auto"]
+    check: bool
+    copy: FastModel | None = None
+    graphs: CudaGraphs | None = None
+    classes: int = 0
+    """How many the model has."""
+
+    def renew(self, model: nn.Module, images: Inputs, layers: Sequence[str]) -> None:
+        """Makes the copy; graphs of an older one go."""
+        on_gpu = isinstance(images, Tensor) and images.is_cuda
+        if self.cuda_graph is True and not on_gpu:
+            raise RuntimeError("cuda_graph: got True, but the images are no tensor on a GPU")
+        self.copy = FastModel(model, images, layers, self.options)
+        self.graphs = CudaGraphs(self.cuda_graph is True) if on_gpu and self.cuda_graph else None
+
+    def report(self) -> dict[str, str]:
+        if self.copy is None:
+            return {}
+        graphs = {} if self.graphs is None else {"CUDA graph": self.graphs.state}
+        return {**self.copy.report(), **graphs}
+
+
 class MapMethod(Method):
     """A method that gives one map an image and class."""
 
     relu: ClassVar[bool] = True
+
+    _fast: _FastMode | None = None  # None: exact mode
+
+    def compile(
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        channels_last: bool = True,
+        fold_batchnorm: bool = True,
+        cuda_graph: bool | Literal["auto"] = "auto",
+        check: bool = False,
+    ) -> None:
+        """From the next call on, takes the fast mode: a copy of the model, prepared for inference.
+
+        Below the first target layer BatchNorm is folded into convolutions and the network compiled
+        by torch.compile, for each shape, which takes from seconds to a minute; batches of one size
+        are best, and a shorter last one is filled up to it. From the layer up, gradients included,
+        the copy computes as the model does. The model itself stays as it is; where its parameters
+        are written to, the next call makes a new copy. :attr:`compiled` tells what was done.
+
+        Args:
+            dtype: the precision below the layer, float32, bfloat16 or float16; None for the
+                model's own.
+            channels_last: whether channels lie next to each other in memory, as most devices like.
+            fold_batchnorm: whether to fold BatchNorm.
+            cuda_graph: whether on a GPU the whole step, maps included, is recorded and replayed;
+                "auto" where it can be, True that an error says where it cannot.
+            check: whether the first call compares with exact mode: the maps have to correlate by
+                0.99 in the mean, and 99 % of the top classes to be the same.
+
+        Raises:
+            ValueError: for another dtype; in a later call, where the model cannot be copied.
+            RuntimeError: in a later call, where ``check`` or ``cuda_graph=True`` fails.
+
+        Warns:
+            UserWarning: the processor has no instructions for ``dtype``.
+        """
+        options = Options(dtype, channels_last, fold_batchnorm)
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        if is_emulated(dtype, device):
+            warnings.warn(
+                f"dtype: this processor has no instructions for {dtype}; None takes less time",
+                stacklevel=2,
+            )
+        self._fast = _FastMode(options, cuda_graph, check)
+
+    @property
+    def compiled(self) -> dict[str, str]:
+        """By part of the model, what the fast mode made of it, or why not; empty before a call."""
+        return {} if self._fast is None else self._fast.report()
 
     def __call__(
         self,
@@ -131,10 +227,67 @@ class MapMethod(Method):
         """
         with torch.inference_mode(False), torch.no_grad():
             self._find_layers(images)
-            record, selection = self._run(images, targets)
-            with torch.autocast(record.logits.device.type, enabled=False):
-                rectify = self.relu if relu is None else relu
-                return self._finished(record, selection, rectify, size, normalize)
+            rectify = self.relu if relu is None else relu
+
+            def step(images: Inputs, targets: Targets) -> _Answer:
+                record, selection = self._run(images, targets)
+                with torch.autocast(record.logits.device.type, enabled=False):
+                    maps = self._finished(record, selection, rectify, size, normalize)
+                return maps, self.outputs, self.class_ids, self.scores
+
+            if self._fast is None:
+                answer = step(images, targets)
+            else:
+                answer = self._fast_answer(
+                    self._fast, step, images, targets, (size, normalize, relu)
+                )
+            maps, self.outputs, self.class_ids, self.scores = answer
+            return maps
+
+    def _network(self, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+        if self._fast is None or self._fast.copy is None:
+            return super()._network(inputs)
+        return self._fast.copy.model, self._fast.copy.prepared(inputs)
+
+    def _fast_answer(
+        self, fast: _FastMode, step: _Step, images: Inputs, targets: Targets, options: Any
+    ) -> _Answer:
+        """``step`` with the model's copy, from a CUDA graph where that is wanted and possible."""
+        if fast.copy is None or fast.copy.is_stale:
+            fast.renew(self.model, images, self.layers)
+            answer = step(images, targets)
+            logits = logits_of(answer[1], self._output)
+            fast.classes = logits.shape[1] if logits.dim() == 2 else 1
+            if fast.check:
+                fast.check = False
+                self._compare(answer, logits, step, images, targets)
+            return answer
+        if fast.graphs is None:
+            return step(images, targets)
+        if targets is None:
+            return fast.graphs(step, images, None, options)
+        if not name_classes(targets):
+            return step(images, targets)
+        ids = class_ids(targets, len(images), fast.classes, images.device)
+        return fast.graphs(step, images, ids, options)
+
+    def _compare(
+        self, answer: _Answer, logits: Tensor, step: _Step, images: Inputs, targets: Targets
+    ) -> None:
+        """Raises RuntimeError where the fast mode's answer is not that of exact mode."""
+        fast, self._fast = self._fast, None
+        try:
+            exact = step(images, targets)
+        finally:
+            self._fast = fast
+        correlation = _correlation(answer[0], exact[0])
+        same = (logits.argmax(-1) == logits_of(exact[1], self._output).argmax(-1)).float().mean()
+        if not (correlation >= 0.99 and same >= 0.99):
+            raise RuntimeError(
+                f"compile(check=True): the maps correlate with those of exact mode by "
+                f"{correlation:.3f}, expected 0.99, and {same:.1%} of the top classes are the same"
+                ", expected 99 %; choose a higher precision as dtype"
+            )
 
     def _finished(
         self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
@@ -145,6 +298,21 @@ class MapMethod(Method):
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         """One a layer, at the layer's resolution: (N, *S) or (N, K, *S)."""
         raise NotImplementedError
+
+
+def _correlation(maps: Any, expected: Any) -> float:
+    """Pearson's, in the mean over images, of one layer or of several; 1 for constant maps."""
+    if isinstance(maps, list):
+        pairs = zip(maps, expected, strict=True)
+        return sum(_correlation(m, e) for m, e in pairs) / len(maps)
+    rows = [each.reshape(each.shape[0], -1).double() for each in (maps, expected)]
+    deviations = [each - each.mean(1, keepdim=True) for each in rows]
+    lengths = [each.norm(dim=1) for each in deviations]
+    product = (deviations[0] * deviations[1]).sum(1)
+    constant = (lengths[0] == 0) & (lengths[1] == 0)
+    return float(
+        torch.where(constant, 1.0, product / (lengths[0] * lengths[1])).nan_to_num().mean()
+    )
 
 
 def finish(maps: list[Tensor], record: Capture, size: Size, normalize: bool) -> Any:
