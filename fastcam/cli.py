@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastcam.models import LoadedModel
-    from fastcam.video import Frame
+    from fastcam.video import Source
 
 
 class _Command(TyperCommand):
@@ -129,11 +129,12 @@ def image(
 
     render.check_colormap(colormap)
     loaded = _load(model, weights, classes, size, crop, mean, std, device)
-    explainer = Explainer(loaded, method, layer, target, top_k)
+    explainer = Explainer(loaded, method, layer)
+    targets = explainer.targets(target, top_k)
     failed = 0
     for path, name in zip(picture, images.output_names(picture), strict=True):
         try:
-            explanation = images.explain(pictures.read(path), explainer, colormap, alpha)
+            explanation = images.explain(pictures.read(path), explainer, targets, colormap, alpha)
         except UsageError:
             raise
         except FastcamError as error:
@@ -163,18 +164,44 @@ def image(
 @app.command(cls=_Command)
 def video(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A clip in any format that FFmpeg reads.")
+        str,
+        typer.Argument(
+            metavar="IN", help="A clip, a folder or glob of pictures, a camera's number, a URL, -."
+        ),
     ],
-    sink: Annotated[Path, typer.Argument(metavar="OUT", help="The H.264 clip to write.")],
+    sink: Annotated[
+        Path, typer.Argument(metavar="OUT", help=".mp4, .mov, .mkv, .gif, .safetensors, a folder.")
+    ],
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
     classes: Classes = None,
     method: Method = "gradcam++",
     layer: Layer = "auto",
-    target: Target = "top1",
+    target: Annotated[
+        str, typer.Option(help="The class to explain: lock, clip, top1, an id or a name.")
+    ] = "lock",
+    norm: Annotated[
+        str, typer.Option(help="The range of the heat: frame, clip, running, fixed:LOW,HIGH.")
+    ] = "running",
+    smooth: Annotated[
+        str, typer.Option(help="Maps over time: none, ema:A (A up to 1), gauss:S (S frames).")
+    ] = "none",
+    stride: Annotated[
+        int, typer.Option(min=1, help="Explain every N-th frame; between, interpolate.")
+    ] = 1,
+    layout: Annotated[str, typer.Option(help="overlay, side-by-side or heat.")] = "overlay",
+    max_height: Annotated[
+        int | None, typer.Option(min=2, help="Shrink higher frames to this, in pixels.")
+    ] = None,
     batch: Annotated[
-        int, typer.Option(min=1, help="Frames that go through the network together.")
-    ] = 16,
+        int | None, typer.Option(min=1, help="Frames together in the network; 8, on a GPU 32.")
+    ] = None,
+    codec: Annotated[
+        str, typer.Option(help="h264, mjpeg; auto: h264, but mjpeg on GPUs without encoder.")
+    ] = "auto",
+    raw: Annotated[
+        str | None, typer.Option(help="WxH or WxH@RATE of RGB frames on stdin, where IN is -.")
+    ] = None,
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,
     size: Size = None,
@@ -187,42 +214,54 @@ def video(
     """Explain every frame of a clip: heat over it, the class in its corner.
 
     Times, sound and orientation stay those of the clip.
-    The target top1 is each frame's own top class.
+    The target lock holds the first frame's top class until another leads it for a while.
     """
     from fastcam import render
+    from fastcam import video as videos
     from fastcam.explainer import Explainer
-    from fastcam.video import Clip, Writer
-    from fastcam.video import explain as explain_frames
 
     render.check_colormap(colormap)
-    if sink.resolve() == source.resolve():
-        raise UsageError(f"{sink}: IN and OUT are the same file")
-    started = time.perf_counter()
-    with Clip(source) as clip, Writer(sink, clip.rate, source) as writer:
+    with videos.open_source(source, raw, _device(device).type) as opened, _bar(opened) as advance:
         loaded = _load(model, weights, classes, size, crop, mean, std, device)
-        explainer = Explainer(loaded, method, layer, target)
-        frames = explain_frames(clip, explainer, batch, colormap, alpha)
-        for frame in _progress(frames, clip.frames):
-            writer.write(frame)
-    seconds = time.perf_counter() - started
-    if writer.padded is not None:
-        height, width = writer.padded
+        explainer = Explainer(loaded, method, layer)
+        done = videos.explain(
+            opened,
+            sink,
+            explainer,
+            target=target,
+            norm=norm,
+            smooth=smooth,
+            stride=stride,
+            layout=layout,
+            colormap=colormap,
+            alpha=alpha,
+            max_height=max_height,
+            batch=batch,
+            codec=codec,
+            progress=advance,
+        )
+    if done.padded is not None:
+        height, width = done.padded
         _say(f"odd width or height: padded to {width}x{height}")
     report = {
-        "source": str(source),
+        "source": source,
         "model": model,
         "weights": weights,
         "method": method,
         "layer": explainer.layer,
         "target": target,
-        "frames": writer.frames,
-        "seconds": seconds,
-        "clip": str(sink),
+        "frames": done.frames,
+        "seconds": done.seconds,
+        "frames_per_second": done.frames_per_second,
+        "stages": done.stages,
+        "slowest_stage": done.slowest_stage,
+        "sink": str(sink),
     }
     if as_json:
         _print_json(report)
     else:
-        print(f"{sink}: {writer.frames} frames in {seconds:.1f} s")
+        speed = f"{done.frames_per_second:.1f} frames/s, slowest: {done.slowest_stage}"
+        print(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
 
 
 @app.command(cls=_Command)
@@ -330,12 +369,14 @@ class _Speed(ProgressColumn):
         return Text(f"{speed:.1f} frames/s" if speed else "")
 
 
-def _progress(frames: Iterable[Frame], total: int | None) -> Iterator[Frame]:
-    """The frames, with a bar on stderr where that is a terminal."""
+@contextmanager
+def _bar(source: Source) -> Iterator[Callable[[], object]]:
+    """What to call after every frame: a bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        yield from bar.track(frames, total=total)
+        task = bar.add_task("", total=source.frames)
+        yield lambda: bar.advance(task)
 
 
 def _say(message: str) -> None:

@@ -34,24 +34,24 @@ def grid(path: Path) -> str:
 
 def clip(path: Path) -> str:
     """Writes the clip with the heat of one digit over every frame; returns what to see in it."""
-    with video.Clip(demo.asset("clip.mp4")) as source, video.Writer(path, source.rate) as sink:
-        large = (replace(frame, picture=_enlarged(frame.picture)) for frame in source)
-        for frame in video.explain(large, _explainer("clip.json")):
-            sink.write(frame)
+    with video.open_source(demo.asset("clip.mp4")) as source:
+        large = (replace(frame, pixels=_enlarged(frame.picture)) for frame in source)
+        video.explain(large, path, _explainer("clip.json"), target=_DIGIT)
     return f"the heat follows the {_DIGIT} from frame to frame"
 
 
 def _explained_scene(top_k: int = 1) -> image.ImageExplanation:
     picture = pictures.read(demo.asset("scene.png"))
-    return image.explain(_enlarged(picture), _explainer("scene.json", top_k))
+    explainer = _explainer("scene.json")
+    return image.explain(_enlarged(picture), explainer, explainer.targets(_DIGIT, top_k))
 
 
-def _explainer(about: str, top_k: int = 1) -> Explainer:
+def _explainer(about: str) -> Explainer:
     """For pictures that are enlarged from the size that the description gives."""
     size = _about(about)
     model = models.load("digits")
     back = replace(model.preprocessing, resize=(size["height"], size["width"]))
-    return Explainer(replace(model, preprocessing=back), "gradcam", target=_DIGIT, top_k=top_k)
+    return Explainer(replace(model, preprocessing=back), "gradcam")
 
 
 def _about(name: str) -> dict[str, Any]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastcam.capture import logits_of
 from fastcam.errors import FastcamError, UsageError, first_line, near
 from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM
 from fastcam.models import LoadedModel
-from fastcam.targets import TopClasses
+from fastcam.targets import ClassChoice, TopClasses
 
 TOP_CLASS = "top1"
+_TOP = TopClasses(1)
 
 
 @dataclass(frozen=True)
@@ -22,82 +25,110 @@ class Explained:
     """K classes of N pictures, on the CPU."""
 
     maps: Tensor
-    """(N, K, h, w) at the layer's resolution before normalizing; guided methods (N, K, 3, h, w)."""
+    """(N, K, *S) at the layer's resolution before normalizing; guided methods (N, K, 3, *S)."""
     class_ids: Tensor
     """(N, K)."""
     scores: Tensor
     """(N, K), the logits."""
     probabilities: Tensor
     """(N, K)."""
+    top_probabilities: Tensor
+    """(N,), of each picture's top class."""
+    signed: bool
+    """Whether the maps are gradients of the three channels."""
 
     def heat(self, k: int) -> Tensor:
-        """The map of the k-th class to draw, (N, h, w): the magnitude of a signed gradient."""
+        """The map of the k-th class to draw, (N, *S): the magnitude of a signed gradient."""
         maps = self.maps[:, k]
-        return maps if maps.dim() == 3 else maps.abs().amax(1)
+        return maps.abs().amax(1) if self.signed else maps
 
 
 class Explainer:
-    """One model, method, layer and choice of classes, for any number of pictures.
+    """One model, method and layer, for any number of pictures.
 
     Args:
         model: as :func:`fastcam.models.load` gives it.
         method: a name of :data:`fastcam.METHODS`.
         layer: a dotted name, or "auto".
-        target: "top1", a class id or a class name: the first of the K classes.
-        top_k: K; the others are the most probable ones.
 
     Raises:
-        UsageError: an unknown method, layer or class.
+        UsageError: an unknown method or layer.
     """
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        method: str = "gradcam++",
-        layer: str = "auto",
-        target: str = TOP_CLASS,
-        top_k: int = 1,
-    ) -> None:
+    def __init__(self, model: LoadedModel, method: str = "gradcam++", layer: str = "auto") -> None:
         if method not in METHODS:
             hint = near(method, METHODS) or f"; there are: {', '.join(METHODS)}"
             raise UsageError(f"unknown method {method}{hint}")
         self.model = model
-        first = None if target == TOP_CLASS else model.class_id(target)
-        self._targets = TopClasses(top_k, first)
         options: dict[str, Any] = {} if layer == "auto" else {"target_layers": layer}
         self._method: Any = _as_usage_error(lambda: METHODS[method](model.module, **options))
-        guided = isinstance(self._method, (GuidedBackprop, GuidedGradCAM))
-        self._raw: dict[str, Any] = {} if guided else {"size": "layer", "normalize": False}
+        self._signed = isinstance(self._method, (GuidedBackprop, GuidedGradCAM))
+        self._raw: dict[str, Any] = {} if self._signed else {"size": "layer", "normalize": False}
 
     @property
     def layer(self) -> str | None:
         """The target layer's name; None before an automatic choice, and where there is none."""
         return self._method.layers[0] if self._method.layers else None
 
-    def __call__(self, pictures: Tensor) -> Explained:
-        """Explains (N, H, W, 3) uint8 RGB pictures in one forward.
+    def targets(self, name: str = TOP_CLASS, top_k: int = 1) -> TopClasses:
+        """What to explain: "top1", a class id or name, and behind it the most probable ones.
+
+        Raises:
+            UsageError: there is no such class.
+        """
+        return TopClasses(top_k, None if name == TOP_CLASS else self.model.class_id(name))
+
+    def __call__(self, images: Tensor, targets: ClassChoice = _TOP) -> Explained:
+        """Explains K classes of each image in one forward.
+
+        Args:
+            images: what the network takes, (N, 3, h, w), or (N, 3, T, h, w) for one that takes
+                clips; see :attr:`fastcam.models.LoadedModel.preprocessing`.
+            targets: chooses the K classes.
 
         Raises:
             UsageError: the layer, the class or the method does not fit the model.
-            FastcamError: the model fails on pictures of this size.
+            FastcamError: the model fails on images of this size.
         """
-        device = next((each.device for each in self.model.module.parameters()), pictures.device)
-        images = self.model.preprocessing(pictures).to(device)
-        try:
-            maps = _as_usage_error(lambda: self._method(images, self._targets, **self._raw))
-        except (RuntimeError, AssertionError) as error:
-            height, width = images.shape[2:]
-            raise FastcamError(
-                f"the model fails on an input of {width}x{height} pixels: {first_line(error)}"
-            ) from error
-        ids = self._method.class_ids
-        logits = logits_of(self._method.outputs).reshape(len(ids), -1).float()
+        images = images.to(self._device(images))
+        with self._failures(images):
+            maps = _as_usage_error(lambda: self._method(images, targets, **self._raw))
+        ids, scores = self._method.class_ids, self._method.scores
+        probabilities = self._probabilities(self._method.outputs, len(ids))
+        return Explained(
+            maps.float().cpu(),
+            ids.cpu(),
+            scores.float().cpu(),
+            probabilities.gather(1, ids).cpu(),
+            probabilities.amax(1).cpu(),
+            self._signed,
+        )
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(N, classes) on the CPU, of images as for a call, without an explanation."""
+        images = images.to(self._device(images))
+        with self._failures(images), torch.no_grad():
+            return self._probabilities(self.model.module(images), len(images)).cpu()
+
+    def _probabilities(self, outputs: Any, images: int) -> Tensor:
+        logits = logits_of(outputs).reshape(images, -1).float()
         names, classes = len(self.model.classes), logits.shape[1]
         if names not in (0, classes):
             raise UsageError(f"there are {names} class names for the model's {classes} classes")
-        probabilities = self.model.probabilities(logits).gather(1, ids)
-        scores = self._method.scores
-        return Explained(maps.float().cpu(), ids.cpu(), scores.float().cpu(), probabilities.cpu())
+        return self.model.probabilities(logits)
+
+    def _device(self, images: Tensor) -> torch.device:
+        return next((each.device for each in self.model.module.parameters()), images.device)
+
+    @contextmanager
+    def _failures(self, images: Tensor) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, AssertionError) as error:
+            height, width = images.shape[-2:]
+            raise FastcamError(
+                f"the model fails on an input of {width}x{height} pixels: {first_line(error)}"
+            ) from error
 
 
 def _as_usage_error(call: Callable[[], Any]) -> Any:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcam import _json, pictures, render
+from fastcam import _json, ops, pictures, render
+from fastcam.errors import UsageError
 from fastcam.explainer import Explained, Explainer
 from fastcam.pictures import Picture
+from fastcam.targets import TopClasses
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,28 @@ class ImageExplanation:
 
 
 def explain(
-    picture: Picture, explainer: Explainer, colormap: str = "turbo", alpha: float = 0.5
+    picture: Picture,
+    explainer: Explainer,
+    targets: TopClasses,
+    colormap: str = "turbo",
+    alpha: float = 0.5,
 ) -> ImageExplanation:
-    """Explains a picture; ``colormap`` and ``alpha`` as in :func:`fastcam.render.overlay`."""
+    """Explains the classes of a picture that ``targets`` chooses.
+
+    ``colormap`` and ``alpha`` are as in :func:`fastcam.render.overlay`.
+
+    Raises:
+        UsageError: the network takes clips, or as :class:`fastcam.explainer.Explainer` does.
+    """
     model = explainer.model
+    if model.clip_length is not None:
+        raise UsageError(
+            f"this network takes clips of {model.clip_length} frames, not pictures: "
+            "use fastcam video"
+        )
     batch = torch.from_numpy(picture).unsqueeze(0)
     region = model.preprocessing.region(*picture.shape[:2])
-    explained = explainer(batch)
+    explained = explainer(model.preprocessing(batch), targets)
     classes, overlays = [], []
     for k, class_id in enumerate(explained.class_ids[0].tolist()):
         raw = explained.maps[0, k]
@@ -51,7 +68,9 @@ def explain(
                 "range": [raw.min().item(), raw.max().item()],
             }
         )
-        overlays.append(render.heat(batch, explained.heat(k), region, colormap, alpha)[0].numpy())
+        seen = region.bottom - region.top, region.right - region.left
+        heat = ops.upsample(explained.heat(k), seen)
+        overlays.append(render.heat(batch, heat, region, colormap, alpha)[0].numpy())
     titles = [render.Title(each["name"], f"{each['probability']:.1%}") for each in classes]
     grid = render.grid([(render.Title("picture"), picture), *zip(titles, overlays, strict=True)])
     return ImageExplanation(overlays[0], grid, explained, classes, region)

@@ -21,6 +21,8 @@ from fastcam.render import Region
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_CLIP_LENGTH = 16  # frames that torchvision's video networks were trained and evaluated on ...
+_CLIP_LENGTHS = {f"swin3d_{size}": 32 for size in "tsb"}  # ... but for these
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,24 @@ class Preprocessing:
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, h, w) float32."""
+        return self.normalized(self.fitted(pictures))
+
+    def fitted(self, pictures: Tensor) -> Tensor:
+        """Resized and cropped: (N, H, W, 3) -> (N, 3, h, w), uint8."""
         images = pictures.permute(0, 3, 1, 2)
-        resized = self._resized(*images.shape[2:])
-        if resized != images.shape[2:]:
-            images = F.interpolate(images, resized, mode=self.interpolation, antialias=True)
+        size = self._resized(*images.shape[2:])
+        if size != images.shape[2:]:
+            images = resized(images, size, self.interpolation)
         if self.crop is not None:
-            top, left = self._offset(resized)
+            top, left = self._offset(size)
             images = images[:, :, top : top + self.crop[0], left : left + self.crop[1]]
-        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
+        return images
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """(N, 3, h, w) uint8 -> the same, float32, by ``mean`` and ``std``."""
+        mean, std = (
+            torch.tensor(each, device=images.device).view(3, 1, 1) for each in (self.mean, self.std)
+        )
         return (images / 255 - mean) / std
 
     def region(self, height: int, width: int) -> Region:
@@ -104,12 +116,14 @@ class LoadedModel:
         classes: the names by class id; empty where they are not known.
         multilabel: whether each class is a yes or no of its own (sigmoid) rather than one of all
             (softmax).
+        clip_length: T of a network that takes clips, (N, 3, T, h, w); None where it takes pictures.
     """
 
     module: nn.Module
     preprocessing: Preprocessing = Preprocessing()
     classes: tuple[str, ...] = ()
     multilabel: bool = False
+    clip_length: int | None = None
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (N, classes) -> probabilities (N, classes)."""
@@ -141,6 +155,14 @@ class LoadedModel:
             )
             raise UsageError(f"unknown class {text}{hint}")
         return found[0]
+
+
+def resized(images: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
+    """(N, C, H, W) uint8 -> (N, C, *size) uint8, without aliasing; "bilinear" or "bicubic"."""
+    if images.is_cuda:  # where torch interpolates floating point alone
+        large = F.interpolate(images.float(), size, mode=interpolation, antialias=True)
+        return large.round_().clamp_(0, 255).byte()
+    return F.interpolate(images, size, mode=interpolation, antialias=True)
 
 
 def load(name: str, weights: str = "DEFAULT", device: torch.device | str = "cpu") -> LoadedModel:
@@ -197,26 +219,31 @@ def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> Lo
     except ImportError:
         raise FastcamError(f"model {name} needs torchvision: pip install torchvision") from None
 
-    known = models.list_models(module=models)
+    pictures = models.list_models(module=models)
+    known = [*pictures, *models.list_models(module=models.video)]
     if name not in known:
         hint = near(name, ["digits", *known])
         raise UsageError(f"unknown model {name}{hint} (or timm:NAME, or package.module:function)")
     default: Any = models.get_model_weights(name)["DEFAULT"]
-    module, usual = _build(
+    module, is_usual = _build(
         name,
         partial(models.get_model, name, weights=default if weights == "DEFAULT" else None),
         state,
+        usual=len(default.meta["categories"]),
     )
     transform = default.transforms()
-    (resize,), (crop,) = transform.resize_size, transform.crop_size
+    resize, crop = transform.resize_size, transform.crop_size  # one number: of the shorter side
     preprocessing = Preprocessing(
-        resize=(resize, resize),
-        crop=(crop, crop),
+        resize=(resize[0], resize[-1]),
+        crop=(crop[0], crop[-1]),
+        stretch=len(resize) == 2,
         mean=tuple(transform.mean),
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,
     )
-    return LoadedModel(module, preprocessing, tuple(default.meta["categories"]) if usual else ())
+    classes = tuple(default.meta["categories"]) if is_usual else ()
+    clip_length = None if name in pictures else _CLIP_LENGTHS.get(name, _CLIP_LENGTH)
+    return LoadedModel(module, preprocessing, classes, clip_length=clip_length)
 
 
 def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedModel:
@@ -281,7 +308,10 @@ def _of_kind(error: Exception) -> str:
 
 
 def _build(
-    name: str, create: Callable[..., nn.Module], state: dict[str, Tensor] | None
+    name: str,
+    create: Callable[..., nn.Module],
+    state: dict[str, Tensor] | None,
+    usual: int = 1000,
 ) -> tuple[nn.Module, bool]:
     """The module, and whether it has the usual classes or a number of its own, as ``state`` has."""
     try:
@@ -293,9 +323,9 @@ def _build(
         ) from None
     for key, value in module.state_dict().items():
         given = state.get(key) if state is not None else None
-        if value.dim() and len(value) == 1000 and isinstance(given, Tensor):
+        if value.dim() and len(value) == usual and isinstance(given, Tensor):
             count = given.shape[:1].numel()
-            if count != 1000:
+            if count != usual:
                 return create(num_classes=count), False
     return module, True
 

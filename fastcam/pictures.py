@@ -69,6 +69,7 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
-def cannot_write(path: Path, error: Exception) -> FastcamError:
+def cannot_write(path: Path, error: Exception, where: str = "") -> FastcamError:
     """The failure to raise where ``error`` came up while ``path`` was written."""
-    return FastcamError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}")
+    reason = getattr(error, "strerror", None) or error
+    return FastcamError(f"{path}: cannot be written{where}: {reason}")

@@ -89,11 +89,11 @@ def overlay(images: Tensor, maps: Tensor, colormap: str = "turbo", alpha: float 
 def heat(
     pictures: Tensor, maps: Tensor, region: Region, colormap: str = "turbo", alpha: float = 0.5
 ) -> Tensor:
-    """Raw maps over the part of the pictures that the network saw; the rest is half as bright.
+    """Maps over the part of the pictures that the network saw; the rest is half as bright.
 
     Args:
         pictures: (N, H, W, 3) uint8, RGB.
-        maps: (N, h, w), any range; each is enlarged to the region, then brought to [0, 1].
+        maps: (N, h, w) in [0, 1], enlarged linearly to the region; NaN counts as 0.
         region: what the network saw.
         colormap: the name of one of OpenCV's colour tables.
         alpha: the share of the heat, in [0, 1].
@@ -104,7 +104,7 @@ def heat(
     rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
     seen = pictures[:, rows, columns]
     result = pictures >> 1
-    result[:, rows, columns] = overlay(seen, ops.upsample(maps, seen.shape[1:3]), colormap, alpha)
+    result[:, rows, columns] = overlay(seen, maps, colormap, alpha)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -12,8 +13,16 @@ import torch
 from torch import Tensor
 
 
+class ClassChoice(ABC):
+    """As targets: classes that are chosen by the logits of the forward that explains."""
+
+    @abstractmethod
+    def ids(self, logits: Tensor) -> Tensor:
+        """(N, K), for logits (N, classes); asked once for every forward."""
+
+
 @dataclass(frozen=True)
-class TopClasses:
+class TopClasses(ClassChoice):
     """As targets: each image's classes of the highest scores, ranked by the forward that explains.
 
     Args:
@@ -45,7 +54,7 @@ Targets = (
     | Sequence[int]
     | Tensor
     | np.ndarray[Any, Any]
-    | TopClasses
+    | ClassChoice
     | Target
     | Sequence[Target]
     | None
@@ -93,7 +102,7 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
         rows = logits if logits.dim() == 2 else logits.unsqueeze(1)
         if targets is None:
             ids = rows.argmax(1)
-        elif isinstance(targets, TopClasses):
+        elif isinstance(targets, ClassChoice):
             ids = targets.ids(rows.detach())
         else:
             ids = class_ids(targets, rows.shape[0], rows.shape[1], rows.device)

@@ -240,6 +240,8 @@ def test_what_video_writes(clips: ModuleType, clip: Path, tmp_path: Path) -> Non
     report = json.loads(result.stdout)
     assert report["frames"] == 7
     assert report["layer"] == "features"
+    assert report["slowest_stage"] in report["stages"]
+    assert report["frames_per_second"] == pytest.approx(7 / report["seconds"])
     before, after = clips.contents(clip), clips.contents(out)
     assert after.times == before.times
     assert [data for _, data in after.sound] == [data for _, data in before.sound]
@@ -275,7 +277,7 @@ def test_an_odd_size_is_mentioned(clips: ModuleType, tmp_path: Path) -> None:
     [
         ("missing.mp4", "out.mp4", 1, "missing.mp4: no such file"),
         ("squares.png.txt", "out.mp4", 1, "not a clip that can be read"),
-        ("in.mp4", "out.gif", 2, "the suffix must be one of"),
+        ("in.mp4", "out.avi", 2, "the suffix must be one of"),
         ("in.mp4", "in.mp4", 2, "the same file"),
     ],
 )
@@ -290,11 +292,39 @@ def test_clips_that_cannot_be_explained(
     assert not (clip.parent / "out.mp4").exists()
 
 
-def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    result = run("video", demo.asset("clip.mp4"), tmp_path / "out.mp4", *COLORS)
-    assert result.exit_code == 1
-    assert "pip install fastcam[video]" in result.stderr
+def test_the_options_of_video(clips: ModuleType, clip: Path, tmp_path: Path) -> None:
+    options = ("--target", "clip", "--norm", "clip", "--smooth", "gauss:1", "--stride", 2)
+    drawn = ("--layout", "side-by-side", "--max-height", 48, "--codec", "h264")
+    result = run("video", clip, tmp_path / "out.mov", *COLORS, *options, *drawn)
+    assert result.exit_code == 0
+    assert "7 frames in" in result.stdout and "slowest: " in result.stdout
+    assert clips.contents(tmp_path / "out.mov").pictures[0].shape == (48, 2 * 60, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--norm", "best"), "norm best: expected frame, running, clip"),
+        (("--smooth", "ema:2"), "smooth ema:2: expected none"),
+        (("--layout", "none"), "unknown layout none; there are: overlay"),
+        (("--codec", "h265"), "unknown codec h265"),
+        (("--raw", "1x1"), "only for frames on standard input"),
+    ],
+)
+def test_options_of_video_that_are_refused(
+    clips: ModuleType, clip: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = run("video", clip, clip.parent / "out.mp4", *COLORS, *options)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert list(clip.parent.iterdir()) == [clip]
+
+
+def test_a_video_network_explains_no_pictures(picture: Path) -> None:
+    result = run("image", picture, "--model", "tiny_models:motion", "--method", "gradcam")
+    assert result.exit_code == 2
+    assert "takes clips of 8 frames, not pictures: use fastcam video" in result.stderr
 
 
 def test_demo(clips: ModuleType, tmp_path: Path) -> None:

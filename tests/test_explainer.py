@@ -16,10 +16,10 @@ RED, GREEN, BLUE = range(3)
 
 def test_all_classes_come_from_one_forward() -> None:
     model = colors()
-    explainer = Explainer(model, "gradcam", layer="features", top_k=3)
+    explainer = Explainer(model, "gradcam", layer="features")
     forwards = []
     model.module.register_forward_hook(lambda *_: forwards.append(1))
-    explained = explainer(PICTURES)
+    explained = explainer(model.preprocessing(PICTURES), explainer.targets(top_k=3))
     assert len(forwards) == 1
     assert explained.class_ids.tolist() == [[BLUE, RED, GREEN]] * 2
     assert explained.maps.shape == (2, 3, 12, 12)
@@ -30,13 +30,16 @@ def test_all_classes_come_from_one_forward() -> None:
 
 
 def test_the_chosen_class_comes_first() -> None:
-    explained = Explainer(colors(), "gradcam", target="green", top_k=2)(PICTURES)
+    explainer = Explainer(colors(), "gradcam")
+    images = explainer.model.preprocessing(PICTURES)
+    explained = explainer(images, explainer.targets("green", 2))
     assert explained.class_ids.tolist() == [[GREEN, BLUE]] * 2
 
 
 def test_maps_are_raw() -> None:
     model = colors()
-    explained = Explainer(model, "hirescam", target="red")(PICTURES)
+    explainer = Explainer(model, "hirescam")
+    explained = explainer(model.preprocessing(PICTURES), explainer.targets("red"))
     features = model.module.features(model.preprocessing(PICTURES))  # type: ignore[operator]
     positions = features.shape[2:].numel()
     torch.testing.assert_close(explained.maps[:, 0], 5 / positions * features[:, RED])
@@ -44,8 +47,9 @@ def test_maps_are_raw() -> None:
 
 
 def test_a_signed_gradient_is_drawn_by_its_magnitude() -> None:
-    explainer = Explainer(colors(), "guided-gradcam", target="red")
+    explainer = Explainer(colors(), "guided-gradcam")
+    images = explainer.model.preprocessing(PICTURES)
     with pytest.warns(UserWarning, match="met no ReLU"):
-        explained = explainer(PICTURES)
+        explained = explainer(images, explainer.targets("red"))
     assert explained.maps.shape == (2, 1, 3, 96, 96)
     assert explained.heat(0).equal(explained.maps[:, 0].abs().amax(1))

@@ -1,215 +1,796 @@
-"""Clips keep their times, sound, orientation and colours; broken ones keep what was read."""
+"""A clip from its source through the network to its sink, and what goes wrong on the way."""
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from clips import contents, quarters, write_clip
+import tiny_models
+import torch
+from clips import av, contents, quarters, write_clip
 
-from fastcam import models, video
+from fastcam import demo, models, pictures, video
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
-from fastcam.video import Clip, Frame, Writer
+from fastcam.video import Frame
+from fastcam.video.sources import Clip, StandardInput
+from fastcam.video.threads import Ahead, Behind
 
-UNEVEN = np.cumsum(np.random.default_rng(0).integers(15, 80, 40)).tolist()
-
-
-def copy(source: Path, target: Path) -> Writer:
-    with Clip(source) as clip, Writer(target, clip.rate, source) as writer:
-        for frame in clip:
-            writer.write(frame)
-    return writer
+SIDE = 96
 
 
-@pytest.mark.parametrize("source", ["in.mp4", "in.mkv", "in.mov"])
-@pytest.mark.parametrize("time_base", [Fraction(1, 1000), Fraction(1, 90000)])
-def test_times_and_sound_are_kept(tmp_path: Path, source: str, time_base: Fraction) -> None:
-    times = [round(time / 1000 / time_base) for time in UNEVEN]
-    before = contents(write_clip(tmp_path / source, times, time_base))
-    writer = copy(tmp_path / source, tmp_path / "out.mp4")
-    after = contents(tmp_path / "out.mp4")
-    assert after.times == before.times
-    assert [data for _, data in after.sound] == [data for _, data in before.sound]
-    shifts = [float(a - b) for (a, _), (b, _) in zip(after.sound, before.sound, strict=True)]
-    assert np.abs(shifts).max() < 1e-3
-    assert (after.codec, after.pix_fmt) == ("h264", "yuv420p")
-    assert writer.frames == len(times)
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No thread and no open file outlives a call."""
+    before = set(threading.enumerate())
+    files = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    yield
+    ours = [each for each in threading.enumerate() if each not in before]
+    assert [each.name for each in ours if each.name.startswith("fastcam")] == []
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) <= files + 1  # a library may open something once
 
 
-def test_the_index_comes_first_and_sound_lies_between_the_frames(tmp_path: Path) -> None:
-    write_clip(tmp_path / "in.mkv", [40 * index for index in range(200)])
-    copy(tmp_path / "in.mkv", tmp_path / "out.mp4")
-    data = (tmp_path / "out.mp4").read_bytes()
-    assert data.find(b"moov") < data.find(b"mdat")
-    sound = contents(tmp_path / "out.mp4").sound
-    places = [data.find(packet) for _, packet in sound if len(packet) > 30]
-    assert max(np.diff(sorted(places))) > 200, "video between the packets of sound"
+def colors() -> Explainer:
+    """The map of a class is that colour; pictures go in as they are."""
+    model = models.load("tiny_models:colors")
+    as_it_is = models.Preprocessing(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1))
+    return Explainer(models.LoadedModel(model.module, as_it_is, model.classes), "gradcam")
 
 
-@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
-def test_rotation_is_applied(tmp_path: Path, rotation: int) -> None:
-    path = write_clip(tmp_path / "in.mp4", [0, 40, 80], rotation=rotation)
-    copy(path, tmp_path / "out.mp4")
-    found, expected = cv2.VideoCapture(str(path)).read()  # OpenCV turns the picture too
-    assert found
-    for reread in (path, tmp_path / "out.mp4"):
-        with Clip(reread) as clip:
-            picture = next(iter(clip)).picture
-        assert picture.shape == expected.shape
-        assert np.abs(picture.astype(int) - expected[..., ::-1]).mean() < 4
+def square(left: int, color: tuple[int, int, int] = (255, 0, 0)) -> pictures.Picture:
+    picture = np.zeros((SIDE, SIDE, 3), np.uint8)
+    picture[40:56, left : left + 16] = color
+    return picture
 
 
-@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
-def test_pixels_that_are_not_square_turn_with_the_picture(tmp_path: Path, rotation: int) -> None:
-    wide = Fraction(4, 3)
-    path = write_clip(tmp_path / "in.mp4", [0, 40], rotation=rotation, pixel_aspect=wide)
-    copy(path, tmp_path / "out.mp4")
-    assert contents(path).pixel_aspect == wide
-    turned = 1 / wide if rotation % 180 else wide
-    assert contents(tmp_path / "out.mp4").pixel_aspect == turned
+def squares(count: int) -> list[Frame]:
+    """A red square that moves to the right over black; there is none in the last frame."""
+    shown = [square(8 * (index % 10)) for index in range(count - 1)]
+    return [
+        Frame(picture, index, Fraction(1, 25))
+        for index, picture in enumerate([*shown, square(0, (0, 0, 0))])
+    ]
 
 
-@pytest.mark.parametrize("tag", [{}, *({"DURATION": text} for text in ("", "3 s", "a:b:c"))])
-def test_a_duration_of_any_format_is_read(tmp_path: Path, tag: dict[str, str]) -> None:
-    with Clip(write_clip(tmp_path / "in.mkv", [0, 40], sound=None)) as clip:
-        # FFmpeg writes no such file itself
-        clip._stream = SimpleNamespace(duration=None, metadata=tag)
-        assert clip._announced_end() == 0
+def center(values: Any) -> Any:
+    """The mean position of what is hot, (y, x), in shares of the extents."""
+    values = np.asarray(values, float)
+    hot = np.argwhere(values > 0.5 * values.max())
+    return (hot.mean(0) + 0.5) / values.shape
 
 
-def test_colours_are_kept(tmp_path: Path) -> None:
-    write_clip(tmp_path / "in.mp4", [0, 40])
-    copy(tmp_path / "in.mp4", tmp_path / "out.mp4")
-    with Clip(tmp_path / "out.mp4") as clip:
-        picture = next(iter(clip)).picture
-    for y, x in ((20, 30), (20, 130), (70, 30), (70, 130)):
-        assert np.abs(picture[y, x].astype(int) - quarters()[y, x]).max() <= 8
+# --- what is drawn
 
 
-def test_odd_sizes_are_padded(tmp_path: Path) -> None:
-    picture = quarters(61, 83)
-    with Writer(tmp_path / "out.mp4", Fraction(25)) as writer:
-        writer.write(Frame(picture, 0, Fraction(1, 25)))
-    assert writer.padded == (62, 84)
-    (result,) = contents(tmp_path / "out.mp4").pictures
-    assert result.shape == (62, 84, 3)
-    assert np.abs(result[-1, -1].astype(int) - picture[-1, -1]).max() < 12
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("batch", [3, 16])
+def test_the_heat_follows_what_it_explains(stride: int, batch: int) -> None:
+    frames = squares(8)
+    explained = list(
+        video.explain(
+            iter(frames), None, colors(), target="red", batch=batch, stride=stride,
+            colormap="bone", alpha=1.0, norm="frame",
+        )
+    )  # fmt: skip
+    assert [each.frame.pts for each in explained] == list(range(8))
+    for index, each in enumerate(explained[:-1]):
+        if index % stride == 0:
+            red = center(frames[index].picture[30:, :, 0])
+            assert np.abs(red - center(each.picture[30:, :, 0])).max() < 0.05
+            assert each.name == "red"
+    if stride == 1:
+        assert (explained[-1].picture[30:] == 0).all(), "nothing to see is cold, not NaN"
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-@pytest.mark.parametrize("share", [0.4, 0.8])
-def test_a_clip_that_is_cut_short(tmp_path: Path, suffix: str, share: float) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (60, 64, 96, 3), dtype=np.uint8)
-    times = [40 * index for index in range(60)]
-    whole = write_clip(tmp_path / f"whole{suffix}", times, picture=lambda index: noise[index])
-    data = whole.read_bytes()
-    cut = tmp_path / f"cut{suffix}"
-    cut.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(FastcamError, match=r"cut\.\w+: (cut short|broken) after the frame at \d"):
-        copy(cut, tmp_path / "out.mp4")
+def test_maps_between_explained_frames_are_interpolated_by_time() -> None:
+    times = [0, 1, 2, 8, 9]
+    frames = [Frame(square(0 if at < 4 else 64), at, Fraction(1, 10)) for at in times]
+    options = {"target": "red", "norm": "fixed:0,1"}
+    every = [each.map for each in video.explain(frames, None, colors(), **options)]
+    strided = [each.map for each in video.explain(frames, None, colors(), stride=4, **options)]
+    for index, at in enumerate(times):
+        expected = torch.lerp(every[0], every[-1], at / 9)
+        torch.testing.assert_close(strided[index], expected)
+
+
+def test_frames_behind_the_last_explained_one_keep_its_map() -> None:
+    explained = list(video.explain(squares(6), None, colors(), stride=4, target="red"))
+    assert len(explained) == 6
+    assert explained[5].map.equal(explained[4].map)
+
+
+def test_layouts() -> None:
+    frame = squares(2)[:1]
+    options = {"target": "red", "colormap": "bone"}
+
+    def drawn(layout: str) -> pictures.Picture:
+        (each,) = video.explain(frame, None, colors(), layout=layout, **options)
+        return each.picture
+
+    both = drawn("side-by-side")
+    assert both.shape == (SIDE, 2 * SIDE, 3)
+    assert (both[:, :SIDE] == frame[0].picture).all()
+    assert (both[:, SIDE:] == drawn("overlay")).all()
+    heat = drawn("heat")
+    assert (heat[48, 8] == 255).all(), "the top of the colour table, without the picture"
+    assert (heat[80, 80] == 0).all()
+    with pytest.raises(UsageError, match="unknown layout sideways; there are: overlay"):
+        drawn("sideways")
+
+
+def test_max_height_shrinks_and_never_enlarges() -> None:
+    for limit, shape in ((48, (48, 48, 3)), (200, (SIDE, SIDE, 3))):
+        (each,) = video.explain(squares(2)[:1], None, colors(), max_height=limit, target="red")
+        assert each.picture.shape == shape
+        assert each.frame.size == (SIDE, SIDE)
+
+
+# --- what acts over time, seen through a clip
+
+
+def chroma(*names: str) -> list[pictures.Picture]:
+    color = {"r": (200, 0, 0), "g": (0, 200, 0)}
+    return [square(0, color[name]) for name in "".join(names)]
+
+
+def test_lock_holds_the_class_until_another_leads_for_a_while() -> None:
+    shown = chroma("rr", "ggg", "r", "gggggggggg", "r")
+    sharp = colors()
+    sharp.model.module.scale.data.fill_(300.0)  # type: ignore[operator, union-attr]
+    locked = [each.name for each in video.explain(shown, None, sharp, batch=4)]
+    assert locked == ["red"] * 13 + ["green"] * 4, "on the eighth frame in a row"
+    own = [each.name for each in video.explain(shown, None, sharp, target="top1")]
+    assert own == [{"r": "red", "g": "green"}[name] for name in "rrgggrggggggggggr"]
+
+
+def test_clip_takes_the_class_of_the_highest_mean(tmp_path: Path) -> None:
+    for index, picture in enumerate(chroma("r", "ggg", "r")):
+        pictures.write(tmp_path / f"{index}.png", picture)
+    explained = list(video.explain(tmp_path, None, colors(), target="clip"))
+    assert [each.name for each in explained] == ["green"] * 5
+
+
+@pytest.mark.parametrize("option", [{"norm": "clip"}, {"smooth": "gauss:1"}, {"target": "clip"}])
+def test_what_reads_twice_refuses_what_cannot_be(option: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="the iterator: can be read only once"):
+        video.explain(iter(squares(3)), None, colors(), **option)
+
+
+def test_the_range_of_the_clip_is_shared(tmp_path: Path) -> None:
+    for index, level in enumerate((50, 200, 100)):
+        pictures.write(tmp_path / f"{index}.png", square(0, (level, 0, 0)))
+    options = {"target": "red", "norm": "clip"}
+    peaks = [each.map.max().item() for each in video.explain(tmp_path, None, colors(), **options)]
+    assert peaks == pytest.approx([0.25, 1, 0.5])
+
+
+def test_flicker_on_the_demo_clip_where_the_digit_is_absent() -> None:
+    about = json.loads(demo.asset("clip.json").read_text())["frames"]
+    explainer = Explainer(models.load("digits"), "gradcam++")
+    for digit in (2, 5, 7, 8):
+        absent = np.array([digit not in [each["class"] for each in frame] for frame in about])
+        assert absent.sum() > 20
+        flicker = {}
+        for norm in ("frame", "running"):
+            maps = torch.stack(
+                [
+                    each.map
+                    for each in video.explain(
+                        demo.asset("clip.mp4"), None, explainer, target=str(digit), norm=norm
+                    )
+                ]
+            )
+            changes = (maps[1:] - maps[:-1]).abs().mean((1, 2))
+            flicker[norm] = changes[torch.from_numpy(absent[1:] & absent[:-1])].mean().item()
+        assert flicker["running"] <= flicker["frame"] / 5, digit
+
+
+# --- video networks
+
+
+def motion() -> Explainer:
+    return Explainer(tiny_models.motion(), "gradcam")
+
+
+@pytest.mark.parametrize("count", [8, 16, 19])
+def test_a_video_network_explains_the_right_frames(count: int) -> None:
+    """Red in frames 4 to 7 of every window of 8."""
+    shown = [square(8 * (i % 8), (255, 0, 0) if i % 8 >= 4 else (0, 0, 0)) for i in range(count)]
+    explained = list(video.explain(iter(shown), None, motion(), target="red", norm="fixed:0,1e-3"))
+    assert len(explained) == count
+    for index, each in enumerate(explained):
+        assert each.map.shape == (SIDE // 8, SIDE // 8)
+        if index % 8 in (1, 2) and index < 16:
+            assert each.map.max() == 0, index
+        if index % 8 in (5, 6):
+            expected = 4 + (index % 8 // 2 * 2 + 0.5)  # features hold two frames
+            y, x = center(each.map)
+            assert abs(y - 48 / SIDE) < 0.05
+            assert abs(x - (8 * (expected - 4) + 8) / SIDE) < 0.09, index
+
+
+def test_a_stride_is_the_video_networks_own_pace() -> None:
+    seen = []
+    explainer = motion()
+    explainer.model.module.register_forward_hook(lambda _, args, out: seen.append(args[0][0, 0]))
+    shown = [square(0, (index, 0, 0)) for index in range(32)]
+    explained = list(video.explain(iter(shown), None, explainer, target="red", stride=2))
+    assert len(explained) == 32
+    windows = [(255 * each[:, 48, 4]).round().int().tolist() for each in seen]
+    assert windows[-2:] == [list(range(0, 16, 2)), list(range(16, 32, 2))]
+
+
+def test_pictures_do_not_go_through_a_video_network(tmp_path: Path) -> None:
+    from fastcam import image
+
+    explainer = motion()
+    with pytest.raises(UsageError, match="takes clips of 8 frames, not pictures"):
+        image.explain(square(0), explainer, explainer.targets())
+
+
+@pytest.mark.parametrize(("name", "length", "side"), [("r3d_18", 16, 112), ("swin3d_t", 32, 224)])
+def test_torchvisions_video_networks(name: str, length: int, side: int) -> None:
+    pytest.importorskip("torchvision", reason="torchvision is missing: no r3d_18, no swin3d_t")
+    model = models.load(name, "none")
+    assert model.clip_length == length
+    assert len(model.classes) == 400
+    assert model.preprocessing.crop == (side, side)
+    small = models.Preprocessing(resize=None, crop=None)  # so that it takes a second
+    explainer = Explainer(models.LoadedModel(model.module, small, model.classes, clip_length=4))
+    frames = [np.full((64, 64, 3), 10 * index, np.uint8) for index in range(6)]
+    explained = list(video.explain(iter(frames), None, explainer, target="0"))
+    assert len(explained) == 6
+    assert all(each.map.shape == explained[0].map.shape for each in explained)
+    assert explained[0].map.dim() == 2
+
+
+# --- sources
+
+
+def gray(frame: Frame) -> float:
+    return float(frame.picture.mean())
+
+
+def test_folders_and_globs_are_read_in_order(tmp_path: Path) -> None:
+    for index in (2, 0, 1):
+        pictures.write(tmp_path / f"{index}.png", np.full((32, 48, 3), 50 * index, np.uint8))
+    (tmp_path / "notes.txt").write_text("no picture")
+    for source in (tmp_path, str(tmp_path / "*.png"), str(tmp_path / "[0-2].png")):
+        opened = video.open_source(source)
+        assert opened.frames == 3
+        assert [gray(frame) for frame in opened] == [0, 50, 100]
+        assert [frame.time for frame in opened] == [0, 0.04, 0.08], "a second time too"
+    with pytest.raises(FastcamError, match="matches no file"):
+        video.open_source(str(tmp_path / "*.jpg"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FastcamError, match="no picture in this folder"):
+        video.open_source(tmp_path / "empty")
+
+
+def test_a_clip_can_be_read_twice(tmp_path: Path) -> None:
+    with Clip(write_clip(tmp_path / "in.mp4", [0, 40, 80])) as clip:
+        first, second = list(clip), list(clip)
+    assert [each.pts for each in first] == [each.pts for each in second]
+    assert (first[0].picture == second[0].picture).all()
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+def test_y4m_and_raw_frames_on_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [np.full((32, 48, 3), 40 * index, np.uint8) for index in range(5)]
+    with av.open(str(tmp_path / "in.y4m"), "w") as container:
+        stream = container.add_stream("rawvideo", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for picture in shown:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+    stdin(monkeypatch, (tmp_path / "in.y4m").read_bytes())
+    with video.open_source("-") as source:
+        read = list(source)
+    assert [frame.time for frame in read] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert [gray(frame) for frame in read] == pytest.approx(list(range(0, 161, 40)), abs=3)
+
+    stdin(monkeypatch, b"".join(picture.tobytes() for picture in shown))
+    with video.open_source("-", raw="48x32@5") as source:
+        read = list(source)
+    assert [gray(frame) for frame in read] == [0, 40, 80, 120, 160]
+    assert read[1].time == pytest.approx(0.2)
+    for raw in ("48", "48x32@0", "0x3", "axb"):
+        with pytest.raises(UsageError, match="expected WIDTHxHEIGHT"):
+            video.open_source("-", raw=raw)
+    with pytest.raises(UsageError, match="only for frames on standard input"):
+        video.open_source("in.mp4", raw="48x32")
+
+
+def test_waiting_for_standard_input_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "wb") as feed:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe))
+        feed.write(bytes(48 * 32 * 3 * 3))
+        feed.flush()  # and nothing more, but it stays open
+        frames = video.explain(
+            StandardInput((48, 32, Fraction(25))), None, colors(), batch=1, target="red"
+        )
+        next(frames)
+        frames.close()
+
+
+def test_a_url(tmp_path: Path) -> None:
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    write_clip(tmp_path / "in.mp4", [0, 40, 80])
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/in.mp4"
+        report = video.explain(url, tmp_path / "out.mp4", colors(), target="red")
+        with pytest.raises(FastcamError, match="not a clip that can be read"):
+            video.open_source(url + "x")
+        server.shutdown()
+    assert report.frames == 3
+    assert contents(tmp_path / "out.mp4").sound, "fetched from the same place"
+
+
+def test_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Camera:
+        left = 3
+
+        def __init__(self, number: int) -> None:
+            assert number == 0
+
+        def isOpened(self) -> bool:
+            return True
+
+        def get(self, what: int) -> float:
+            return 0.0
+
+        def release(self) -> None:
+            pass
+
+        def read(self) -> tuple[bool, Any]:
+            self.left -= 1
+            return self.left >= 0, quarters()[..., ::-1]
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    with video.open_source("0") as camera:
+        frames = []
+        with pytest.raises(FastcamError, match="camera 0: gives no more frames after"):
+            for frame in camera:
+                frames.append(frame)
+    assert len(frames) == 3
+    assert (frames[0].picture == quarters()).all(), "RGB"
+    assert frames[0].time < frames[1].time < frames[2].time
+
+
+def test_without_pyav_sound_and_times_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_clip(tmp_path / "in.mp4", [0, 40, 80, 200])
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.warns(UserWarning, match=r"sound and times are lost: pip install fastcam\[video\]"):
+        opened = video.open_source(source)
+    with pytest.warns(UserWarning, match="MPEG-4 without sound"):
+        report = video.explain(opened, tmp_path / "out.mp4", colors(), norm="clip", target="red")
+    assert report.frames == 4
+    monkeypatch.undo()
     result = contents(tmp_path / "out.mp4")
-    assert 0.5 * share * 60 < len(result.times) < 60
-    assert result.times == [Fraction(time, 1000) for time in times[: len(result.times)]]
-    assert result.sound[-1][0] <= result.times[-1] + 0.2
+    assert len(result.times) == 4 and not result.sound
+    assert result.codec == "mpeg4"
 
 
-def test_what_was_written_before_an_interruption_plays(tmp_path: Path) -> None:
-    source = write_clip(tmp_path / "in.mp4", [40 * index for index in range(100)])
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Clip(source) as clip,
-        Writer(tmp_path / "out.mp4", clip.rate, source) as writer,
-    ):
-        for frame in clip:
-            writer.write(frame)
-            if writer.frames == 20:
-                raise KeyboardInterrupt
+# --- colours
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+@pytest.mark.parametrize("said", [True, False])
+def test_colours_by_arithmetic_are_those_of_swscale(
+    matrix: str, full_range: bool, said: bool
+) -> None:
+    from fastcam.video.frame import Decoded
+
+    height, width = (96, 160) if matrix == "bt601" else (720, 1280)
+    frame = av.VideoFrame(width, height, "yuv420p")
+    noise = np.random.default_rng(0)
+    for plane in frame.planes:
+        small = noise.integers(60, 190, (6, 8), dtype=np.uint8)
+        plane.update(cv2.resize(small, (plane.line_size, plane.height)).tobytes())
+    if said:
+        frame.colorspace = 6 if matrix == "bt601" else 1
+    frame.color_range = 2 if full_range else 1
+    decoded = Decoded(frame, 0)
+    planes = decoded.planes()
+    assert planes is not None
+    assert (planes.matrix, planes.full_range) == (matrix, full_range)
+    difference = (planes.rgb().float() - decoded.rgb().float()).abs()
+    assert difference.mean() < 1
+    assert difference.max() <= 3
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_planes_are_turned_as_pictures_are(turns: int) -> None:
+    from fastcam.video.frame import Decoded
+
+    rgb = av.VideoFrame.from_ndarray(quarters(), format="rgb24")
+    decoded = Decoded(rgb.reformat(format="yuv420p"), turns)
+    planes = decoded.planes()
+    assert planes is not None
+    assert planes.size() == decoded.size() == tuple(decoded.rgb().shape[:2])
+    assert (planes.rgb().float() - decoded.rgb().float()).abs().mean() < 1.5
+
+
+# --- sinks
+
+
+def test_a_folder_of_pictures(tmp_path: Path) -> None:
+    report = video.explain(iter(squares(4)), tmp_path / "new", colors(), target="red")
+    assert report.frames == 4
+    names = [path.name for path in sorted((tmp_path / "new").iterdir())]
+    assert names == ["000000.png", "000001.png", "000002.png", "000003.png"]
+    expected = list(video.explain(iter(squares(4)), None, colors(), target="red"))
+    assert (pictures.read(tmp_path / "new" / "000002.png") == expected[2].picture).all()
+
+
+def test_a_gif_keeps_times_and_colours(tmp_path: Path) -> None:
+    frames = [Frame(square(8 * i), time, Fraction(1, 1000)) for i, time in enumerate((0, 40, 200))]
+    video.explain(iter(frames), tmp_path / "out.gif", colors(), target="red", layout="side-by-side")
+    with av.open(str(tmp_path / "out.gif")) as container:
+        read = list(container.decode(video=0))
+    assert [float(frame.pts * frame.time_base) for frame in read] == pytest.approx([0, 0.04, 0.2])
+    shown = read[2].to_ndarray(format="rgb24")
+    assert np.abs(shown[48, 24].astype(int) - (255, 0, 0)).max() < 10
+
+
+def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import safe_open
+
+    from fastcam.video import sinks
+
+    monkeypatch.setattr(sinks, "_SHARD", 4)
+    options = {"target": "red", "norm": "running"}
+    report = video.explain(iter(squares(6)), tmp_path / "maps.safetensors", colors(), **options)
+    assert report.frames == 6
+    expected = list(video.explain(iter(squares(6)), None, colors(), **options))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["maps-00000.safetensors", "maps-00001.safetensors"]
+    with safe_open(tmp_path / names[1], "pt") as shard:
+        assert shard.get_tensor("maps").dtype == torch.float16
+        assert shard.get_tensor("maps").shape == (2, SIDE // 8, SIDE // 8)
+        torch.testing.assert_close(
+            shard.get_tensor("maps")[0].float(), expected[4].map, atol=1e-3, rtol=0
+        )
+        assert shard.get_tensor("times").tolist() == [4 / 25, 5 / 25]
+        assert shard.get_tensor("classes").tolist() == [0, 0]
+        assert shard.get_tensor("scores")[0].item() == pytest.approx(expected[4].score)
+        assert shard.get_tensor("probabilities")[1].item() == pytest.approx(expected[5].probability)
+        assert shard.get_tensor("ranges")[0].tolist() == pytest.approx(expected[4].range)
+        assert json.loads(shard.metadata()["classes"]) == {"0": "red"}
+
+
+def test_pictures_of_jpegs_in_a_clip(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision", reason="torchvision is missing: no JPEGs on a GPU")
+    source = write_clip(tmp_path / "in.mp4", [0, 40, 100])
+    video.explain(source, tmp_path / "out.mp4", colors(), target="red", codec="mjpeg", alpha=0.0)
     result = contents(tmp_path / "out.mp4")
-    assert len(result.times) == 20
-    assert result.sound[-1][0] < 1.0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+    assert result.codec == "mjpeg"
+    assert result.times == [Fraction(time, 1000) for time in (0, 40, 100)]
+    assert result.sound
+    assert np.abs(result.pictures[0][70, 30].astype(int) - quarters()[70, 30]).max() < 12
+    with pytest.raises(UsageError, match="unknown codec vp9; there are: auto, h264, mjpeg"):
+        video.explain(source, tmp_path / "out.mp4", colors(), codec="vp9")
 
 
-def test_nothing_written_leaves_no_file(tmp_path: Path) -> None:
-    (tmp_path / "out.mp4").write_text("an older one")
-    with pytest.raises(ZeroDivisionError), Writer(tmp_path / "out.mp4", Fraction(25)):
-        raise ZeroDivisionError
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["an older one"]
+# --- faults
 
 
-def test_sound_that_does_not_fit_is_left_out_with_a_word(tmp_path: Path) -> None:
-    source = write_clip(tmp_path / "in.avi", [0, 1, 2, 30], Fraction(1, 25), sound="pcm_alaw")
-    with pytest.warns(UserWarning, match="sound is left out.*pcm_alaw"):
-        copy(source, tmp_path / "out.mp4")
+def broken(frames: list[Frame], error: BaseException) -> Iterator[Frame]:
+    yield from frames
+    raise error
+
+
+@pytest.mark.parametrize("sink", ["out.mp4", "out.mkv", "out.gif", "out", "out.safetensors"])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_broken_source_keeps_every_frame_before(tmp_path: Path, sink: str, stride: int) -> None:
+    with pytest.raises(FastcamError, match="broken"):
+        video.explain(
+            broken(squares(21), FastcamError("broken")), tmp_path / sink, colors(),
+            target="red", batch=4, stride=stride,
+        )  # fmt: skip
+    if sink == "out":
+        assert len(list((tmp_path / sink).iterdir())) == 21
+    elif sink == "out.safetensors":
+        assert (tmp_path / "out-00000.safetensors").exists()
+    else:
+        assert len(contents(tmp_path / sink).times) == 21
+    assert not [path for path in tmp_path.iterdir() if ".part" in path.name]
+
+
+@pytest.mark.parametrize("option", [{}, {"norm": "clip"}, {"target": "clip"}])
+def test_a_clip_cut_in_the_middle(tmp_path: Path, option: dict[str, str]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 96, 3), dtype=np.uint8)
+    whole = write_clip(
+        tmp_path / "whole.mkv", [40 * i for i in range(40)], picture=lambda i: noise[i]
+    )
+    (tmp_path / "cut.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(FastcamError, match=r"cut\.mkv: (cut short|broken) after the frame at \d"):
+        video.explain(tmp_path / "cut.mkv", tmp_path / "out.mp4", colors(), **option)
+    assert 10 < len(contents(tmp_path / "out.mp4").times) < 30
+
+
+def test_a_change_of_resolution(tmp_path: Path) -> None:
+    frames = [Frame(quarters(), i, Fraction(1, 25)) for i in range(5)]
+    frames += [Frame(quarters(64, 96), i, Fraction(1, 25)) for i in range(5, 8)]
+    said = r"the iterator: 96x64 pixels after the frame at 0\.16 s, but 160x96 up to there"
+    with pytest.raises(FastcamError, match=said):
+        video.explain(iter(frames), tmp_path / "out.mp4", colors(), target="red")
+    assert len(contents(tmp_path / "out.mp4").times) == 5
+
+    for index, size in enumerate(((32, 48), (32, 48), (48, 32))):
+        pictures.write(tmp_path / f"{index}.png", np.zeros((*size, 3), np.uint8))
+    with pytest.raises(FastcamError, match=r"2\.png: 32x48 pixels after"):
+        video.explain(str(tmp_path / "*.png"), tmp_path / "out", colors(), target="red")
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_stream_that_changes_its_resolution(tmp_path: Path) -> None:
+    with (tmp_path / "in.ts").open("wb") as whole:
+        for size in ((96, 160), (64, 96)):
+            part = tmp_path / "part.ts"
+            shown = quarters(*size)
+            write_clip(part, [0, 40, 80, 120], sound=None, picture=lambda _, shown=shown: shown)
+            whole.write(part.read_bytes())
+    with pytest.raises(FastcamError, match=r"in\.ts: 96x64 pixels after the frame at"):
+        video.explain(tmp_path / "in.ts", tmp_path / "out.mp4", colors(), target="red")
     assert len(contents(tmp_path / "out.mp4").times) == 4
 
 
-def test_files_that_are_no_clips(tmp_path: Path) -> None:
-    (tmp_path / "text.mp4").write_text("no clip")
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    for name, message in (
-        ("text.mp4", "not a clip"),
-        ("empty.mp4", "not a clip"),
-        ("none.mp4", "no such file"),
-        (".", "not a clip"),
-    ):
-        with pytest.raises(FastcamError, match=message):
-            Clip(tmp_path / name)
+def test_a_frame_that_does_not_decode(tmp_path: Path) -> None:
+    for index in range(4):
+        pictures.write(tmp_path / f"{index}.png", quarters())
+    (tmp_path / "2.png").write_bytes(b"\x89PNG, but no more")
+    with pytest.raises(FastcamError, match=r"2\.png: not a picture"):
+        video.explain(str(tmp_path / "*.png"), tmp_path / "out.mp4", colors(), target="red")
+    assert len(contents(tmp_path / "out.mp4").times) == 2
+
+    clip = tmp_path / "in.avi"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "rgb24"
+        for _ in range(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(quarters(), format="rgb24")))
+        container.mux(stream.encode(None))
+    data = clip.read_bytes()
+    fourth = [i for i in range(len(data)) if data.startswith(b"\x89PNG", i)][3]
+    clip.write_bytes(data[:fourth] + b"\0" * 60 + data[fourth + 60 :])
+    with pytest.raises(FastcamError, match=r"in\.avi: broken after the frame at 0\.\d+ s"):
+        video.explain(clip, tmp_path / "out2.mp4", colors(), target="red")
+    assert 0 < len(contents(tmp_path / "out2.mp4").times) <= 3
 
 
-def test_where_a_clip_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"must be one of \.mp4"):
-        Writer(tmp_path / "out.gif", Fraction(25))
-    (tmp_path / "file").write_text("")
-    frame = Frame(quarters(), 0, Fraction(1, 25))
-    with (
-        pytest.raises(FastcamError, match="cannot be written"),
-        Writer(tmp_path / "file" / "out.mp4", Fraction(25)) as writer,
-    ):
-        writer.write(frame)
+def test_zero_frames(tmp_path: Path) -> None:
+    with pytest.raises(FastcamError, match="the iterator: no frame in it can be decoded"):
+        video.explain(iter([]), tmp_path / "out.mp4", colors())
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def explainer() -> Explainer:
-    return Explainer(models.load("tiny_models:colors"), "gradcam", target="red")
+def test_an_odd_size_is_padded(tmp_path: Path) -> None:
+    frames = [quarters(61, 83)] * 3
+    report = video.explain(iter(frames), tmp_path / "out.mp4", colors(), target="red")
+    assert report.padded == (62, 84)
+    assert contents(tmp_path / "out.mp4").pictures[0].shape == (62, 84, 3)
 
 
-def squares(count: int, height: int = 96, width: int = 96) -> list[Frame]:
-    """A red square that moves to the right over black; there is none in the last frame."""
-    frames = []
-    for index in range(count):
-        picture = np.zeros((height, width, 3), np.uint8)
-        if index < count - 1:
-            picture[40:56, 8 * index : 8 * index + 16] = (255, 0, 0)
-        frames.append(Frame(picture, index, Fraction(1, 25)))
-    return frames
+_FULL = """
+import resource, signal, sys
+from fractions import Fraction
+import numpy as np
+from fastcam.video import Frame, explain
+sys.path.insert(0, {tests!r})
+from test_video import colors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+noise = np.random.default_rng(0).integers(0, 256, (16, 96, 160, 3), dtype=np.uint8)
+frames = (Frame(noise[i % 16], i, Fraction(1, 25)) for i in range(400))
+explain(frames, {sink!r}, colors(), target="red", alpha=0.1)
+"""
 
 
-def test_the_heat_follows_what_it_explains(explainer: Explainer) -> None:
-    wide = models.Preprocessing(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1))
-    object.__setattr__(explainer.model, "preprocessing", wide)
-    frames = squares(8)
-    explained = list(video.explain(iter(frames), explainer, batch=3, colormap="bone", alpha=1))
-    assert [frame.pts for frame in explained] == list(range(8))
-    for frame, heated in zip(frames[:-1], explained, strict=False):
-        red = np.argwhere(frame.picture[30:, :, 0]).mean(0)
-        hot = np.argwhere(heated.picture[30:, :, 0] > 128).mean(0)
-        assert np.abs(red - hot).max() < 4
-    assert (explained[-1].picture[30:] == 0).all(), "nothing to see is cold, not NaN"
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files to simulate it")
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_a_full_disk_leaves_a_file_that_plays(tmp_path: Path, name: str) -> None:
+    tests = Path(__file__).parent
+    script = _FULL.format(tests=str(tests), limit=1_000_000, sink=str(tmp_path / name))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tests,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), *sys.path])},
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"{name}: cannot be written after the frame at" in last, done.stderr
+    assert "File too large" in last
+    result = contents(tmp_path / name)
+    assert 25 <= len(result.times) < 400
+    assert result.times == [Fraction(index, 25) for index in range(len(result.times))]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_broken_clip_gives_every_frame_before_it_raises(explainer: Explainer) -> None:
-    def broken() -> object:
-        yield from squares(5)
-        raise FastcamError("broken")
+@pytest.mark.parametrize("batch", [1, 5])
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path, batch: int) -> None:
+    done = []
 
-    explained = []
-    with pytest.raises(FastcamError, match="broken"):
-        for frame in video.explain(broken(), explainer, batch=4):  # type: ignore[arg-type]
-            explained.append(frame)
-    assert len(explained) == 5
+    def interrupt() -> None:
+        done.append(1)
+        if len(done) == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        video.explain(
+            iter(squares(200)), tmp_path / "out.mp4", colors(),
+            target="red", batch=batch, progress=interrupt,
+        )  # fmt: skip
+    assert len(contents(tmp_path / "out.mp4").times) == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_a_network_that_fails_ends_everything(tmp_path: Path) -> None:
+    explainer = colors()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory\nand more")
+
+    explainer.model.module.register_forward_hook(fail)
+    with pytest.raises(FastcamError, match="input of 96x96 pixels: out of memory"):
+        video.explain(iter(squares(50)), tmp_path / "out.mp4", explainer, target="red")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_iterator_that_is_left_early(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", [40 * index for index in range(60)])
+    frames = video.explain(source, None, colors(), target="red")
+    next(frames)
+    assert any(each.name == "fastcam-decode" for each in threading.enumerate())
+    frames.close()  # and nothing_left_behind looks at the rest
+
+
+# --- threads
+
+
+def test_the_decoder_waits_for_a_slow_encoder() -> None:
+    made: list[int] = []
+    held = threading.Event()
+
+    def frames() -> Iterator[Frame]:
+        for frame in squares(200):
+            made.append(frame.pts)
+            yield frame
+
+    class Slow(video.Sink):
+        def write(self, explained: video.ExplainedFrame) -> None:
+            held.wait(30)
+            self.frames += 1
+
+    batch = 4
+    finished = []
+
+    def work() -> None:
+        finished.append(video.explain(frames(), Slow(), colors(), target="red", batch=batch))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(1)
+    ahead = len(made)
+    held.set()
+    thread.join(60)
+    assert finished[0].frames == 200
+    assert ahead <= 3 * batch + 4, "a batch waits on each side of the network, one is in it"
+
+
+@pytest.mark.parametrize("error", [FastcamError("full"), ZeroDivisionError("own")])
+def test_an_error_behind_arrives_in_front(error: Exception) -> None:
+    def consume(item: int) -> None:
+        if item == 3:
+            raise error
+
+    behind = Behind(consume, 2, "fastcam-test")
+    with pytest.raises(type(error)):
+        for item in range(100):
+            behind.put(item)
+    behind.close()
+
+
+def test_an_error_ahead_comes_behind_the_items() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise FastcamError("at the end")
+
+    ahead = Ahead(items(), 2, "fastcam-test")
+    got = [next(ahead) for _ in range(5)]
+    assert got == list(range(5))
+    with pytest.raises(FastcamError, match="at the end"):
+        next(ahead)
+    with pytest.raises(StopIteration):
+        next(ahead)
+    ahead.close()
+
+
+def test_report() -> None:
+    class Nowhere(video.Sink):
+        def write(self, explained: video.ExplainedFrame) -> None:
+            assert explained.picture.shape == (SIDE, SIDE, 3)
+            self.frames += 1
+
+    report = video.explain(iter(squares(20)), Nowhere(), colors(), target="red")
+    assert report.frames == 20
+    assert report.stages.keys() == {"decode", "network", "draw", "encode"}
+    assert report.slowest_stage in report.stages
+    assert report.frames_per_second == pytest.approx(20 / report.seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "runing"}, "norm runing: expected frame"),
+        ({"norm": "fixed:2,1"}, "LOW below HIGH"),
+        ({"norm": "fixed:1"}, "LOW below HIGH"),
+        ({"norm": "clip:1"}, "expected frame"),
+        ({"smooth": "ema:0"}, r"A in \(0, 1\]"),
+        ({"smooth": "gauss"}, "S above 0"),
+        ({"smooth": "box:3"}, "expected none"),
+        ({"stride": 0}, "stride 0: expected 1 or more"),
+        ({"batch": 0}, "batch 0: expected 1 or more"),
+        ({"target": "purple"}, "unknown class purple"),
+    ],
+)
+def test_options_that_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        video.explain(iter(squares(3)), tmp_path / "out.mp4", colors(), **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupted(process: subprocess.Popen[str], until: Callable[[], bool]) -> str:
+    """Ctrl-C for a program once ``until`` holds; what it said."""
+    deadline = time.monotonic() + 60
+    while not until():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    return process.communicate(timeout=60)[1]
+
+
+def test_ctrl_c_while_standard_input_is_silent(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastcam", "video", "-", str(tmp_path / "out.mp4"),
+         "--raw", "96x96", "--model", "tiny_models:colors", "--method", "gradcam", "--batch", "1"],
+        cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])},
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.buffer.write(bytes(96 * 96 * 3 * 30))
+    process.stdin.buffer.flush()
+    said = interrupted(process, (tmp_path / ".out.part.mp4").exists)
+    assert process.returncode == 130, said
+    assert "interrupted" in said
+    assert len(contents(tmp_path / "out.mp4").times) > 0

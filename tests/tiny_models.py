@@ -29,6 +29,24 @@ def colors() -> LoadedModel:
     return LoadedModel(Colors(), seen, COLORS)
 
 
+class Motion(nn.Module):
+    """How much of each colour there is in a clip (N, 3, T, H, W): a map of T / 2 times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.AvgPool3d((2, STRIDE, STRIDE))
+        self.scale = nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.scale * self.features(clips).mean((2, 3, 4))
+
+
+def motion() -> LoadedModel:
+    """Takes clips of 8 frames, as they are."""
+    as_it_is = Preprocessing(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1))
+    return LoadedModel(Motion(), as_it_is, COLORS, clip_length=8)
+
+
 def module() -> nn.Module:
     """Nothing but a module, for pictures of the usual size."""
     return Colors()

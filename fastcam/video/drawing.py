@@ -1,0 +1,109 @@
+"""Explained frames, and what they look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcam import render
+from fastcam.errors import UsageError
+from fastcam.models import Preprocessing, resized
+from fastcam.pictures import Picture
+from fastcam.video.frame import Frame
+from fastcam.video.temporal import Range
+
+Layout = Literal["overlay", "side-by-side", "heat"]
+LAYOUTS: Final[tuple[str, ...]] = get_args(Layout)
+
+_NOTHING = np.empty((0, 0, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class ExplainedFrame:
+    """A frame, the map of its class, and a drawing of both on demand."""
+
+    frame: Frame
+    """As it came from the source."""
+    map: Tensor
+    """(h, w) float32 in [0, 1], at the layer's resolution."""
+    range: Range
+    """The raw values that 0 and 1 stand for."""
+    class_id: int
+    name: str
+    score: float
+    """The logit."""
+    probability: float
+    drawing: Callable[[ExplainedFrame], Picture]
+
+    @property
+    def time(self) -> float:
+        """Seconds."""
+        return self.frame.time
+
+    @property
+    def picture(self) -> Picture:
+        """(H', W', 3), RGB: drawn anew on every access."""
+        return self.drawing(self)
+
+    def drawn(self) -> Frame:
+        """The drawing in the place of the frame's pixels."""
+        return replace(self.frame, pixels=self.picture)
+
+    def without_pixels(self) -> ExplainedFrame:
+        """The same, but the frame's pixels are let go."""
+        return replace(self, frame=replace(self.frame, pixels=_NOTHING))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How explained frames are drawn.
+
+    Args:
+        preprocessing: of the network, for the part of the frame that it sees.
+        layout: "overlay", "side-by-side" (the frame on the left, the overlay on the right) or
+            "heat" (no frame).
+        colormap, alpha: as in :func:`fastcam.render.overlay`.
+        max_height: higher frames are shrunk to it, in pixels.
+
+    Raises:
+        UsageError: an unknown layout or colour table.
+    """
+
+    preprocessing: Preprocessing
+    layout: str = "overlay"
+    colormap: str = "turbo"
+    alpha: float = 0.5
+    max_height: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise UsageError(f"unknown layout {self.layout}; there are: {', '.join(LAYOUTS)}")
+        render.check_colormap(self.colormap)
+
+    def __call__(self, explained: ExplainedFrame) -> Picture:
+        picture = self._shrunk(explained.frame.rgb().unsqueeze(0))  # (1, H, W, 3)
+        heat_alone = self.layout == "heat"
+        heated = render.heat(
+            torch.zeros_like(picture) if heat_alone else picture,
+            explained.map.unsqueeze(0).to(picture.device),
+            self.preprocessing.region(*picture.shape[1:3]),
+            self.colormap,
+            1.0 if heat_alone else self.alpha,
+        )
+        drawn: Picture = heated[0].cpu().numpy()
+        render.caption(drawn, render.Title(explained.name, f"{explained.probability:.0%}"))
+        if self.layout == "side-by-side":
+            return np.concatenate((picture[0].cpu().numpy(), drawn), 1)
+        return drawn
+
+    def _shrunk(self, picture: Tensor) -> Tensor:
+        height, width = picture.shape[1:3]
+        if self.max_height is None or height <= self.max_height:
+            return picture
+        size = self.max_height, max(1, round(width * self.max_height / height))
+        return resized(picture.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)

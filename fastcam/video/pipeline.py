@@ -1,0 +1,257 @@
+"""The stages put together: decode, explain, act over time, draw, encode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, overload
+
+import torch
+
+from fastcam.errors import FastcamError, UsageError
+from fastcam.explainer import Explainer
+from fastcam.pictures import Picture
+from fastcam.targets import ClassChoice, TopClasses
+from fastcam.video.drawing import Drawing, ExplainedFrame
+from fastcam.video.frame import Frame
+from fastcam.video.network import Fitted, Network
+from fastcam.video.sinks import Sink, open_sink
+from fastcam.video.sources import Source, open_source
+from fastcam.video.temporal import Lock, Norm, Range, RawMap, Smoothing, scaled
+from fastcam.video.threads import Ahead, Behind, Clock
+
+LOCK: Final = "lock"
+CLIP: Final = "clip"
+_BATCH, _BATCH_ON_GPU = 8, 32
+
+T = TypeVar("T")
+Frames = Source | Iterable[Frame | Picture] | Path | str | int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done."""
+
+    frames: int
+    seconds: float
+    stages: dict[str, float]
+    """Seconds that decode, network, draw and encode were at work; they overlap."""
+    padded: tuple[int, int] | None
+    """(height, width) of a clip whose odd height or width was padded to an even one."""
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.frames / self.seconds
+
+    @property
+    def slowest_stage(self) -> str:
+        """The stage that was at work longest."""
+        return max(self.stages, key=lambda stage: self.stages[stage])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a clip is explained."""
+
+    target: str = LOCK
+    """The class: "lock" holds the first frame's top class until another has led it for a while (see
+    :class:`fastcam.video.temporal.Lock`); "clip" takes the one with the highest mean probability
+    and reads the clip once more for that; "top1" takes each frame's own; or a class id or name."""
+    norm: str = "running"
+    """How maps are brought to [0, 1], see :class:`fastcam.video.temporal.Norm`."""
+    smooth: str = "none"
+    """Over time, see :class:`fastcam.video.temporal.Smoothing`."""
+    stride: int = 1
+    """Only every so-many-th frame goes through the network; maps between are interpolated."""
+    layout: str = "overlay"
+    """This and the next three: see :class:`fastcam.video.drawing.Drawing`."""
+    colormap: str = "turbo"
+    alpha: float = 0.5
+    max_height: int | None = None
+    batch: int | None = None
+    """Frames that go through the network together; by default 8 on a CPU, 32 on a GPU."""
+    codec: str = "auto"
+    """See :class:`fastcam.video.writer.Writer`."""
+    raw: str | None = None
+    """See :func:`fastcam.video.open_source`."""
+    progress: Callable[[], object] = lambda: None
+    """Called after every frame that went to the sink."""
+
+    def __post_init__(self) -> None:
+        for name in ("stride", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value}: expected 1 or more")
+
+
+@overload
+def explain(
+    source: Frames, sink: None, explainer: Explainer, **options: Any
+) -> Generator[ExplainedFrame]: ...
+
+
+@overload
+def explain(
+    source: Frames, sink: Sink | Path | str, explainer: Explainer, **options: Any
+) -> Report: ...
+
+
+def explain(
+    source: Frames, sink: Sink | Path | str | None, explainer: Explainer, **options: Any
+) -> Report | Generator[ExplainedFrame]:
+    """Explains every frame of a clip: heat over it, the class's name and probability in its corner.
+
+    Decoder and encoder run in threads of their own, with bounded queues between: memory does not
+    grow with the clip, and a slow encoder stalls the decoder.
+
+    Args:
+        source: what :func:`fastcam.video.open_source` takes; it is closed at the end.
+        sink: what :func:`fastcam.video.open_sink` takes; None for an iterator.
+        explainer: the network, the method and the layer.
+        options: the attributes of :class:`Options`.
+
+    Returns:
+        A :class:`Report`; without a sink the explained frames, one by one. Closing the iterator
+        ends its threads.
+
+    Raises:
+        UsageError: an option, the class or the layer is not known or does not fit.
+        FastcamError: the source is broken or ends early, or the sink cannot be written. The frames
+            up to there are in the sink, which can be read. The same holds for KeyboardInterrupt.
+    """
+    chosen = Options(**options)
+    run = _Run(explainer, chosen)
+    if sink is None:
+        return run.explained(run.open(source), run.drawing)
+    started = time.perf_counter()
+    device = run.device.type
+    with run.open(source) as opened, open_sink(sink, opened, chosen.codec, device) as made:
+
+        def draw(each: ExplainedFrame) -> Picture:
+            with run.clock.of("draw"):
+                return run.drawing(each)
+
+        def write(each: ExplainedFrame) -> None:
+            with run.clock.of("encode"):
+                made.write(each)
+
+        behind = Behind(write, run.batch, "fastcam-encode")
+        try:
+            with closing(run.explained(opened, draw)) as explained:
+                for each in explained:
+                    behind.put(each)
+                    chosen.progress()
+        finally:
+            behind.close()
+    stages = run.clock.seconds
+    stages["encode"] -= stages.get("draw", 0.0)  # the sink asks for the drawing
+    return Report(made.frames, time.perf_counter() - started, stages, made.padded)
+
+
+class _Run:
+    """One clip's way from the source to explained frames; options are checked when it is made."""
+
+    def __init__(self, explainer: Explainer, options: Options) -> None:
+        model = explainer.model
+        self.device = next((each.device for each in model.module.parameters()), torch.device("cpu"))
+        self.batch = options.batch or (_BATCH_ON_GPU if self.device.type == "cuda" else _BATCH)
+        self.clock = Clock()
+        self.drawing = Drawing(
+            model.preprocessing,
+            options.layout,
+            options.colormap,
+            options.alpha,
+            options.max_height,
+        )
+        self._raw = options.raw
+        self._explainer = explainer
+        self._network = Network(explainer, self.batch, options.stride, self.clock)
+        self._norm, self._smoothing = Norm(options.norm), Smoothing(options.smooth)
+        self._targets: ClassChoice | None = None  # not known before the clip is
+        if options.target == LOCK:
+            self._targets = Lock(model.probabilities)
+        elif options.target != CLIP:
+            self._targets = explainer.targets(options.target)
+
+    @property
+    def _maps_first(self) -> bool:
+        """Whether all maps have to be known before the first frame is drawn."""
+        return self._norm.looks_ahead or self._smoothing.looks_ahead
+
+    def open(self, source: Frames) -> Source:
+        opened = open_source(source, self._raw, self.device.type)
+        if not opened.twice and (self._maps_first or self._targets is None):
+            opened.close()
+            raise UsageError(
+                f"{opened.name}: can be read only once, "
+                "and norm clip, smooth gauss and target clip read it twice"
+            )
+        return opened
+
+    def explained(
+        self, source: Source, drawing: Callable[[ExplainedFrame], Picture]
+    ) -> Generator[ExplainedFrame]:
+        """The frames of the source, which is closed at the end."""
+        model = self._explainer.model
+        with source, closing(self._maps(source)) as maps:
+            for frame, raw, (low, high) in maps:
+                yield ExplainedFrame(
+                    frame,
+                    scaled(raw.map, (low, high)),
+                    (low, high),
+                    raw.class_id,
+                    model.class_name(raw.class_id),
+                    raw.score,
+                    raw.probability,
+                    drawing,
+                )
+
+    def _maps(self, source: Source) -> Generator[tuple[Frame, RawMap, Range]]:
+        targets = self._targets
+        if targets is None:
+            with self._ahead(source, self._network.fitted) as fitted:
+                mean = self._network.mean_probabilities(_until_broken(fitted))
+            targets = TopClasses(1, int(mean.argmax()))
+        if not self._maps_first:
+            ranges = self._norm.ranges()
+            with self._ahead(source, self._network.fitted) as fitted:
+                for frame, raw in self._network.maps(fitted, targets):
+                    raw = self._smoothing.next(raw)
+                    yield frame, raw, ranges(raw)
+            return
+        with self._ahead(source, self._network.fitted) as fitted:
+            raws = [raw for _, raw in self._network.maps(_until_broken(fitted), targets)]
+        smooth = self._smoothing.all(raws)
+        ranges = self._norm.ranges(smooth)
+        with self._ahead(source, iter) as frames:
+            # frames come first, so that what broke the clip behind the last one is met here
+            for frame, raw in zip(frames, smooth, strict=False):
+                yield frame, raw, ranges(raw)
+
+    @contextmanager
+    def _ahead(
+        self, source: Source, prepare: Callable[[Iterable[Frame]], Iterator[T]]
+    ) -> Iterator[Iterator[T]]:
+        """What ``prepare`` makes of the frames, in the decoder's thread."""
+        frames: Iterable[Frame] = source
+        if self.device.type == "cuda":
+            from fastcam.video import cuda
+
+            frames = cuda.uploaded(frames, self.device, self.batch)
+        ahead = Ahead(self.clock.each("decode", prepare(frames)), self.batch, "fastcam-decode")
+        try:
+            yield ahead
+        finally:
+            source.stop()
+            ahead.close()
+
+
+def _until_broken(fitted: Iterator[Fitted]) -> Iterator[Fitted]:
+    """What comes before a clip breaks; the pass that draws meets the break again and tells."""
+    try:
+        yield from fitted
+    except FastcamError:
+        return

@@ -1,0 +1,270 @@
+"""Where explained frames go: a clip, a GIF, a folder of pictures, the maps alone."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from typing_extensions import Self
+
+from fastcam import pictures
+from fastcam.errors import FastcamError, UsageError
+from fastcam.pictures import cannot_write, replacing, temporary_name
+from fastcam.video.drawing import ExplainedFrame
+from fastcam.video.frame import Frame
+from fastcam.video.sources import Source, av_library, has_av
+from fastcam.video.writer import SUFFIXES, Writer
+
+_SHARD = 1024  # frames
+_CENTISECONDS = 100  # a second, the unit of a GIF's times
+_SHORTEST = 2  # of them: what viewers show a frame of a GIF at least
+
+
+class Sink(ABC):
+    """Takes explained frames in order. Closed after a failure, it keeps what it was given."""
+
+    padded: tuple[int, int] | None = None
+    """(height, width) in the file where it is not that of the frames."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        """How many it was given."""
+
+    @abstractmethod
+    def write(self, explained: ExplainedFrame) -> None:
+        """Raises FastcamError where it cannot be kept."""
+
+    def close(self, complete: bool = True) -> None:  # noqa: B027
+        """The end; not ``complete``: after a failure, here or elsewhere."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        self.close(complete=kind is None)
+
+
+class ClipFile(Sink):
+    """A clip by :class:`fastcam.video.writer.Writer`."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def write(self, explained: ExplainedFrame) -> None:
+        self._writer.write(explained.drawn())
+        self.frames, self.padded = self._writer.frames, self._writer.padded
+
+    def close(self, complete: bool = True) -> None:
+        self._writer.close(complete)
+
+
+class OpenCVFile(Sink):
+    """A clip without PyAV: MPEG-4 part 2 at an even pace, without sound."""
+
+    def __init__(self, path: Path, source: Source) -> None:
+        super().__init__()
+        self._path, self._rate = path, source.rate
+        self._temporary = temporary_name(path)
+        self._writer: Any = None
+
+    def write(self, explained: ExplainedFrame) -> None:
+        import cv2
+
+        picture = explained.drawn().picture
+        height, width = picture.shape[:2]
+        if self._writer is None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self._path, error) from error
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(
+                str(self._temporary), code, float(self._rate), (width, height)
+            )
+            if not self._writer.isOpened():
+                raise FastcamError(f"{self._path}: cannot be written by OpenCV; PyAV is missing")
+        self._writer.write(np.ascontiguousarray(picture[..., ::-1]))
+        self.frames += 1
+
+    def close(self, complete: bool = True) -> None:
+        if self._writer is not None:
+            self._writer.release()
+        if self.frames:
+            self._temporary.replace(self._path)
+        with suppress(OSError):
+            self._temporary.unlink()
+
+
+class Gif(Sink):
+    """An animation with 256 colours a frame; frames that follow too fast for it are left out."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._temporary = path, temporary_name(path)
+        self._container: Any = None
+        self._last = -_SHORTEST  # centiseconds
+        av_library()
+
+    def write(self, explained: ExplainedFrame) -> None:
+        frame = explained.drawn()
+        try:
+            if self._container is None:
+                self._start(frame)
+            time = round(frame.time * _CENTISECONDS)
+            if time - self._last >= _SHORTEST or self.frames == 0:
+                picture = np.ascontiguousarray(frame.picture)
+                rgb = av_library().VideoFrame.from_ndarray(picture, format="rgb24")
+                rgb.pts, rgb.time_base = time, self._stream.codec_context.time_base
+                self._graph.push(rgb)
+                self._container.mux(self._stream.encode(self._graph.pull()))
+                self._last = time
+        except (av_library().FFmpegError, OSError) as error:
+            raise cannot_write(self._path, error) from error
+        self.frames += 1
+
+    def _start(self, frame: Frame) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av_library().open(str(self._temporary), "w", format="gif")
+        self._stream = self._container.add_stream("gif", rate=_CENTISECONDS)
+        self._stream.height, self._stream.width = frame.size
+        self._stream.pix_fmt = "pal8"
+        self._stream.codec_context.time_base = Fraction(1, _CENTISECONDS)
+        self._graph = av_library().filter.Graph()
+        height, width = frame.size
+        source = self._graph.add_buffer(
+            width=width, height=height, format="rgb24", time_base=Fraction(1, _CENTISECONDS)
+        )
+        split = self._graph.add("split")
+        palette = self._graph.add("palettegen", "stats_mode=single")
+        use = self._graph.add("paletteuse", "new=1:dither=sierra2_4a")
+        sink = self._graph.add("buffersink")
+        source.link_to(split)
+        split.link_to(use, 0, 0)
+        split.link_to(palette, 1, 0)
+        palette.link_to(use, 0, 1)
+        use.link_to(sink)
+        self._graph.configure()
+
+    def close(self, complete: bool = True) -> None:
+        if self._container is None:
+            return
+        try:
+            with suppress(av_library().FFmpegError):
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
+            self._temporary.replace(self._path)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        finally:
+            self._container = None
+
+
+class PngFolder(Sink):
+    """000000.png, 000001.png, ... in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def write(self, explained: ExplainedFrame) -> None:
+        path = self._folder / f"{self.frames:06d}.png"
+        pictures.write(path, explained.drawn().picture)
+        self.frames += 1
+
+
+class MapShards(Sink):
+    """The maps without pictures: NAME-00000.safetensors, NAME-00001.safetensors, ...
+
+    A file holds up to 1,024 frames: ``maps`` (N, h, w) float16 in [0, 1] at the layer's resolution,
+    ``ranges`` (N, 2), what 0 and 1 stand for in raw values; ``times`` (N,) float64 in seconds;
+    ``classes`` (N,) int64; ``scores`` and ``probabilities`` (N,) float32. Its metadata name the
+    classes, as a JSON object from id to name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._shards = 0
+        self._waiting: list[ExplainedFrame] = []
+        self._names: dict[int, str] = {}
+
+    def write(self, explained: ExplainedFrame) -> None:
+        self._waiting.append(explained.without_pixels())
+        self._names[explained.class_id] = explained.name
+        self.frames += 1
+        if len(self._waiting) == _SHARD:
+            self._flush()
+
+    def close(self, complete: bool = True) -> None:
+        if self._waiting:
+            self._flush()
+
+    def _flush(self) -> None:
+        from safetensors.torch import save_file
+
+        waiting, self._waiting = self._waiting, []
+        tensors = {
+            "maps": torch.stack([each.map.half() for each in waiting]),
+            "ranges": torch.tensor([each.range for each in waiting]),
+            "times": torch.tensor([each.time for each in waiting], dtype=torch.float64),
+            "classes": torch.tensor([each.class_id for each in waiting]),
+            "scores": torch.tensor([each.score for each in waiting]),
+            "probabilities": torch.tensor([each.probability for each in waiting]),
+        }
+        name = f"{self._path.stem}-{self._shards:05d}{self._path.suffix}"
+        with replacing(self._path.with_name(name)) as temporary:
+            save_file(tensors, temporary, {"classes": json.dumps(self._names)})
+        self._shards += 1
+
+
+def open_sink(
+    sink: Sink | Path | str, source: Source, codec: str = "auto", device: str = "cpu"
+) -> Sink:
+    """What a person or a program names, as a sink.
+
+    ============================== ============================
+    a Sink                         itself
+    .mp4, .m4v, .mov, .mkv         a clip
+    .gif                           an animation
+    .safetensors                   the maps alone, in shards
+    no suffix, or a folder         a folder of PNGs
+    ============================== ============================
+
+    Args:
+        sink: as in the table.
+        source: gives the rate and the sound.
+        codec, device: as for :class:`fastcam.video.writer.Writer`.
+
+    Raises:
+        UsageError: another suffix; the sink is the source.
+        FastcamError: it needs PyAV, which is missing.
+    """
+    if isinstance(sink, Sink):
+        return sink
+    path = Path(sink)
+    if path.resolve() == Path(source.name).resolve():
+        raise UsageError(f"{path}: IN and OUT are the same file")
+    suffix = path.suffix.lower()
+    if suffix == "" or path.is_dir():
+        return PngFolder(path)
+    if suffix == ".gif":
+        return Gif(path)
+    if suffix == ".safetensors":
+        return MapShards(path)
+    if suffix not in SUFFIXES:
+        known = ", ".join((*SUFFIXES, ".gif", ".safetensors"))
+        raise UsageError(
+            f"{path}: the suffix must be one of {known}, or none for a folder of pictures"
+        )
+    if not has_av():
+        warnings.warn("PyAV is missing: MPEG-4 without sound, at an even pace", stacklevel=2)
+        return OpenCVFile(path, source)
+    return ClipFile(Writer(path, source.rate, source.sound, codec, device))

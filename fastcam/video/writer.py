@@ -1,0 +1,351 @@
+"""A clip on disk: H.264 frames with their own times, another file's sound, whole at any moment."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from fastcam.errors import FastcamError, UsageError
+from fastcam.pictures import Picture, cannot_write, temporary_name
+from fastcam.video.frame import Frame
+from fastcam.video.sources import av_library, open_container
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
+CODECS = ("auto", "h264", "mjpeg")
+
+# A file that ends anywhere plays up to its last whole fragment: a second of frames.
+_FRAGMENTS = {
+    "movflags": "+frag_keyframe+delay_moov+default_base_moof",
+    "frag_duration": "1000000",  # microseconds
+}
+_JPEG_QUALITY = 90
+
+
+class Writer:
+    """A clip that frames are written to, with their own times and another file's sound.
+
+    The file appears under its name when the ``with`` block ends; where that is an exception, or the
+    disk is full, with the frames that were written so far and no more sound than those. Pictures
+    of odd width or height are padded by a row or column (see :attr:`padded`), for the format needs
+    even ones.
+
+    Args:
+        path: .mp4, .m4v, .mov or .mkv.
+        rate: frames a second, in the mean.
+        sound: a file or URL whose sound is copied as it is.
+        codec: "h264", "mjpeg" (JPEGs: many times the size, little work), or "auto": h264, but mjpeg
+            on a GPU that has no encoder of its own.
+        device: "cuda" encodes on the GPU, as far as it can; what cannot is done on the CPU.
+
+    Raises:
+        UsageError: another suffix or codec.
+        FastcamError: the file cannot be written.
+
+    Warns:
+        UserWarning: this kind of file cannot hold this kind of sound, and goes without; or the GPU
+            has no encoder.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        rate: Fraction,
+        sound: str | None = None,
+        codec: str = "auto",
+        device: str = "cpu",
+    ) -> None:
+        if path.suffix.lower() not in SUFFIXES:
+            raise UsageError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
+        if codec not in CODECS:
+            raise UsageError(f"unknown codec {codec}; there are: {', '.join(CODECS)}")
+        self.path = path
+        self.frames = 0
+        self.padded: tuple[int, int] | None = None
+        """(height, width) in the file where it is not that of the pictures."""
+        self._rate = rate
+        self._codec, self._device = codec, device
+        self._temporary = temporary_name(path)
+        self._fragmented = path.suffix.lower() != ".mkv"
+        self._container: Any = None
+        self._encoder: _H264 | _MJPEG
+        self._last = 0.0  # seconds
+        self._failed = False
+        self._sound = _Sound(sound) if sound is not None else None
+
+    def write(self, frame: Frame) -> None:
+        """Appends a frame; all have one size and pixel aspect, and times grow."""
+        try:
+            if self._container is None:
+                self._start(frame)
+            picture = frame.picture
+            if self.padded is not None:
+                height, width = picture.shape[:2]
+                growth = ((0, height % 2), (0, width % 2), (0, 0))
+                picture = np.pad(picture, growth, mode="edge")
+            self._mux(self._encoder.encode(picture, frame.pts, frame.time_base))
+            self.frames, self._last = self.frames + 1, frame.time
+        except (av_library().FFmpegError, OSError) as error:
+            self._failed = True
+            raise self._complaint(error) from error
+
+    def close(self, complete: bool = True) -> None:
+        """Finishes the file; not ``complete``: without the sound behind the last frame."""
+        try:
+            if self._container is not None and self._failed:
+                self._save()
+            elif self.frames:
+                self._finish(complete)
+        except (av_library().FFmpegError, OSError) as error:
+            self._save()
+            raise self._complaint(error) from error
+        finally:
+            self._container = None
+            if self._sound is not None:
+                self._sound.close()
+            with suppress(OSError):  # it has been renamed, or could not be made
+                self._temporary.unlink()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        self.close(complete=kind is None)
+
+    def _start(self, frame: Frame) -> None:
+        height, width = frame.size
+        even = height + height % 2, width + width % 2
+        self.padded = None if even == (height, width) else even
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        options = _FRAGMENTS if self._fragmented else {}
+        self._container = av_library().open(str(self._temporary), "w", options=options)
+        encoder = _encoder(self._codec, self._device, even)
+        self._encoder = encoder(self._container, self._rate, even, frame)
+        if self._sound is not None:
+            self._sound.add_to(self._container)
+
+    def _mux(self, packets: Iterable[Any]) -> None:
+        """Writes video packets, each behind the sound of its time."""
+        for packet in packets:
+            if self._sound is not None and packet.dts is not None:
+                self._sound.copy_until(packet.dts * packet.time_base, self._container)
+            self._container.mux(packet)
+
+    def _finish(self, complete: bool) -> None:
+        self._mux(self._encoder.rest())
+        if self._sound is not None and complete:
+            self._sound.copy_until(None, self._container)
+        self._container.close()
+        if self._fragmented:
+            _put_index_first(self._temporary)
+        self._temporary.replace(self.path)
+
+    def _save(self) -> None:
+        """What lies on the disk as a file that plays, where nothing more can be written."""
+        with suppress(av_library().FFmpegError, OSError):
+            self._container.close()
+        with suppress(OSError):
+            if not self._fragmented or _cut_to_whole_fragments(self._temporary):
+                self._temporary.replace(self.path)
+
+    def _complaint(self, error: Exception) -> FastcamError:
+        where = f" after the frame at {self._last:.2f} s" if self.frames else ""
+        return cannot_write(self.path, error, where)
+
+
+def _put_index_first(path: Path) -> None:
+    """Copies a file of fragments into one with an index at its start, for players on the web."""
+    whole = temporary_name(path)
+    try:
+        with (
+            av_library().open(str(path)) as source,
+            av_library().open(str(whole), "w", options={"movflags": "+faststart"}) as sink,
+        ):
+            streams = {each: sink.add_stream_from_template(each) for each in source.streams}
+            for packet in source.demux():
+                if packet.dts is not None:
+                    packet.stream = streams[packet.stream]
+                    sink.mux(packet)
+        whole.replace(path)
+    except (av_library().FFmpegError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        warnings.warn(f"{path}: its index stays in pieces ({why}); it plays", stacklevel=4)
+    finally:
+        with suppress(OSError):
+            whole.unlink()
+
+
+def _cut_to_whole_fragments(path: Path) -> bool:
+    """Takes off what lies behind the last whole fragment; False where there is none."""
+    end, size = 0, path.stat().st_size
+    with path.open("r+b") as file:
+        offset = 0
+        while len(head := _read_at(file, offset, 16)) == 16:
+            length, kind, large = struct.unpack(">I4sQ", head)
+            offset += large if length == 1 else length
+            if offset > size or length == 0:
+                break
+            if kind == b"mdat":
+                end = offset
+        file.truncate(end)
+    return end > 0
+
+
+def _read_at(file: Any, offset: int, count: int) -> bytes:
+    file.seek(offset)
+    return file.read(count)
+
+
+class _H264:
+    """libx264."""
+
+    name = "libx264"
+    options: ClassVar = {"crf": "23", "preset": "veryfast"}
+
+    def __init__(self, container: Any, rate: Fraction, size: tuple[int, int], first: Frame) -> None:
+        self._stream = container.add_stream(self.name, rate=rate, options=self.options)
+        _describe(self._stream, size, first, "yuv420p")
+        # 1 is BT.709 in all three lists, and the limited range
+        context = self._stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
+        self._reformatter = av_library().video.reformatter.VideoReformatter()
+
+    def encode(self, picture: Picture, pts: int, time_base: Fraction) -> Iterable[Any]:
+        rgb = av_library().VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        yuv = self._reformatter.reformat(
+            rgb, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", threads=1
+        )
+        yuv.pts, yuv.time_base = pts, time_base
+        return self._stream.encode(yuv)
+
+    def rest(self) -> Iterable[Any]:
+        return self._stream.encode(None)
+
+
+class _NVENC(_H264):
+    """The GPU's own encoder."""
+
+    name = "h264_nvenc"
+    options: ClassVar = {"rc": "vbr", "cq": "23", "preset": "p4"}
+
+
+class _MJPEG:
+    """JPEGs one behind the other, made by torchvision on the GPU where there is one."""
+
+    device = "cpu"
+
+    def __init__(self, container: Any, rate: Fraction, size: tuple[int, int], first: Frame) -> None:
+        self._stream = container.add_stream("mjpeg", rate=rate)
+        _describe(self._stream, size, first, "yuvj420p")
+
+    def encode(self, picture: Picture, pts: int, time_base: Fraction) -> Iterable[Any]:
+        packet = av_library().Packet(_jpeg(picture, self.device))
+        packet.stream, packet.time_base = self._stream, time_base
+        packet.pts = packet.dts = pts
+        packet.is_keyframe = True
+        return [packet]
+
+    def rest(self) -> Iterable[Any]:
+        return ()
+
+
+class _MJPEGOnGPU(_MJPEG):
+    device = "cuda"
+
+
+def _describe(stream: Any, size: tuple[int, int], first: Frame, pix_fmt: str) -> None:
+    stream.height, stream.width = size
+    stream.pix_fmt = pix_fmt
+    stream.time_base = stream.codec_context.time_base = first.time_base
+    stream.codec_context.sample_aspect_ratio = first.pixel_aspect
+
+
+def _jpeg(picture: Picture, device: str) -> bytes:
+    try:
+        from torchvision.io import encode_jpeg
+    except ImportError:
+        raise FastcamError("codec mjpeg needs torchvision: pip install torchvision") from None
+    channels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).contiguous()
+    return encode_jpeg(channels.to(device), _JPEG_QUALITY).cpu().numpy().tobytes()
+
+
+def _encoder(codec: str, device: str, size: tuple[int, int]) -> Any:
+    """The encoder's class: the GPU's where it has one."""
+    if codec == "mjpeg":
+        return _MJPEGOnGPU if device == "cuda" else _MJPEG
+    if device != "cuda":
+        return _H264
+    why = _refusal(lambda: _try_nvenc(size))
+    if why is None:
+        return _NVENC
+    if codec == "auto":
+        why_not = _refusal(lambda: _jpeg(np.zeros((*size, 3), np.uint8), device))
+        if why_not is None:
+            warnings.warn(
+                f"the GPU has no H.264 encoder ({why}): JPEGs instead; codec h264 uses the CPU",
+                stacklevel=5,
+            )
+            return _MJPEGOnGPU
+    warnings.warn(f"the GPU has no H.264 encoder ({why}): the CPU encodes", stacklevel=5)
+    return _H264
+
+
+def _refusal(attempt: Any) -> str | None:
+    """Why it cannot be done; None where it can."""
+    try:
+        attempt()
+    except (av_library().FFmpegError, RuntimeError, ValueError, FastcamError) as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
+def _try_nvenc(size: tuple[int, int]) -> None:
+    context = av_library().CodecContext.create("h264_nvenc", "w")
+    context.height, context.width = size
+    context.pix_fmt, context.time_base = "yuv420p", Fraction(1, 25)
+    context.open()
+
+
+class _Sound:
+    """The sound tracks of a file, copied packet by packet."""
+
+    def __init__(self, source: str) -> None:
+        self._source = open_container(source, source)
+        self._tracks: dict[Any, Any] = {}
+        self._packets: Iterator[Any] = iter(())
+        self._next: Any = None
+
+    def add_to(self, container: Any) -> None:
+        for track in self._source.streams.audio:
+            try:
+                self._tracks[track] = container.add_stream_from_template(track)
+            except ValueError as error:
+                warnings.warn(f"the sound is left out: {error}; try .mkv or .mov", stacklevel=5)
+        if self._tracks:
+            self._packets = self._source.demux(*self._tracks)
+            self._advance()
+
+    def copy_until(self, time: Fraction | None, container: Any) -> None:
+        """Writes what comes before ``time`` in seconds, or all that is left."""
+        while self._next is not None:
+            if time is not None and self._next.dts * self._next.time_base >= time:
+                return
+            self._next.stream = self._tracks[self._next.stream]
+            container.mux(self._next)
+            self._advance()
+
+    def _advance(self) -> None:
+        try:
+            self._next = next((each for each in self._packets if each.dts is not None), None)
+        except av_library().FFmpegError:  # the picture is broken at the same place and says so
+            self._next = None
+
+    def close(self) -> None:
+        self._source.close()
