@@ -18,7 +18,7 @@ import torch
 from benchmarks import report
 from benchmarks.harness import Result
 
-SUITES = ("ops", "capture", "endtoend")
+SUITES = ("ops", "capture", "endtoend", "video")
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 _LIBRARIES = (
-    *("torch", "torchvision", "numpy", "opencv-python-headless"),
+    *("torch", "torchvision", "numpy", "opencv-python-headless", "av"),
     *("fastcam", "grad-cam", "torchcam", "captum"),
 )
 _LARGE_COPY = {"cpu": 2**28, "cuda": 2**32}  # bytes read plus bytes written

@@ -98,8 +98,7 @@ class _Ring:
     def upload(self, data: Tensor) -> Tensor:
         """A copy on the GPU, in the order of the current stream."""
         if len(self._slots) < self._depth:
-            pinned = torch.empty_like(data, memory_format=torch.contiguous_format, pin_memory=True)
-            self._slots.append((pinned, torch.cuda.Event()))
+            self._slots.append((_pinned(data), torch.cuda.Event()))
             index = len(self._slots) - 1
         else:
             index, self._next = self._next, (self._next + 1) % self._depth
@@ -109,3 +108,8 @@ class _Ring:
         result = pinned.to(self._device, non_blocking=True)
         copied.record()
         return result
+
+
+def _pinned(data: Tensor) -> Tensor:
+    """Memory for ``data`` that the GPU can read by itself."""
+    return torch.empty(data.shape, dtype=data.dtype, pin_memory=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
@@ -26,6 +26,7 @@ from fastcam.video.threads import Ahead, Behind, Clock
 LOCK: Final = "lock"
 CLIP: Final = "clip"
 _BATCH, _BATCH_ON_GPU = 8, 32
+_DRAWN = 2  # drawn pictures that wait for the encoder: they are twice as large as planes
 
 T = TypeVar("T")
 Frames = Source | Iterable[Frame | Picture] | Path | str | int
@@ -104,8 +105,8 @@ def explain(
 ) -> Report | Generator[ExplainedFrame]:
     """Explains every frame of a clip: heat over it, the class's name and probability in its corner.
 
-    Decoder and encoder run in threads of their own, with bounded queues between: memory does not
-    grow with the clip, and a slow encoder stalls the decoder.
+    Decoding, drawing and encoding have a thread each beside the network's, with bounded queues
+    between: memory does not grow with the clip, and a slow encoder stalls the decoder.
 
     Args:
         source: what :func:`fastcam.video.open_source` takes; it is closed at the end.
@@ -125,30 +126,31 @@ def explain(
     chosen = Options(**options)
     run = _Run(explainer, chosen)
     if sink is None:
-        return run.explained(run.open(source), run.drawing)
+        return run.explained(run.open(source))
     started = time.perf_counter()
     device = run.device.type
     with run.open(source) as opened, open_sink(sink, opened, chosen.codec, device) as made:
 
-        def draw(each: ExplainedFrame) -> Picture:
-            with run.clock.of("draw"):
-                return run.drawing(each)
-
-        def write(each: ExplainedFrame) -> None:
+        def encode(each: ExplainedFrame) -> None:
             with run.clock.of("encode"):
                 made.write(each)
 
-        behind = Behind(write, run.batch, "fastcam-encode")
-        try:
-            with closing(run.explained(opened, draw)) as explained:
-                for each in explained:
-                    behind.put(each)
-                    chosen.progress()
-        finally:
-            behind.close()
-    stages = run.clock.seconds
-    stages["encode"] -= stages.get("draw", 0.0)  # the sink asks for the drawing
-    return Report(made.frames, time.perf_counter() - started, stages, made.padded)
+        def draw(each: ExplainedFrame) -> None:
+            with run.clock.of("draw"):
+                picture = each.picture
+            encoder.put(replace(each, drawing=lambda _: picture))
+
+        with (
+            Behind(encode, _DRAWN if made.draws else run.batch, "fastcam-encode") as encoder,
+            Behind(draw, run.batch, "fastcam-draw") as drawer,
+            closing(run.explained(opened)) as explained,
+        ):
+            put = drawer.put if made.draws else encoder.put
+            for each in explained:
+                put(each)
+                chosen.progress()
+    seconds = time.perf_counter() - started
+    return Report(made.frames, seconds, run.clock.seconds, made.padded)
 
 
 class _Run:
@@ -159,7 +161,7 @@ class _Run:
         self.device = next((each.device for each in model.module.parameters()), torch.device("cpu"))
         self.batch = options.batch or (_BATCH_ON_GPU if self.device.type == "cuda" else _BATCH)
         self.clock = Clock()
-        self.drawing = Drawing(
+        self._drawing = Drawing(
             model.preprocessing,
             options.layout,
             options.colormap,
@@ -191,9 +193,7 @@ class _Run:
             )
         return opened
 
-    def explained(
-        self, source: Source, drawing: Callable[[ExplainedFrame], Picture]
-    ) -> Generator[ExplainedFrame]:
+    def explained(self, source: Source) -> Generator[ExplainedFrame]:
         """The frames of the source, which is closed at the end."""
         model = self._explainer.model
         with source, closing(self._maps(source)) as maps:
@@ -206,7 +206,7 @@ class _Run:
                     model.class_name(raw.class_id),
                     raw.score,
                     raw.probability,
-                    drawing,
+                    self._drawing,
                 )
 
     def _maps(self, source: Source) -> Generator[tuple[Frame, RawMap, Range]]:

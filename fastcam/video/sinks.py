@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ _SHORTEST = 2  # of them: what viewers show a frame of a GIF at least
 class Sink(ABC):
     """Takes explained frames in order. Closed after a failure, it keeps what it was given."""
 
+    draws: ClassVar[bool] = True
+    """Whether it asks for the frames' drawings."""
     padded: tuple[int, int] | None = None
     """(height, width) in the file where it is not that of the frames."""
 
@@ -188,6 +190,8 @@ class MapShards(Sink):
     ``classes`` (N,) int64; ``scores`` and ``probabilities`` (N,) float32. Its metadata name the
     classes, as a JSON object from id to name.
     """
+
+    draws = False
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from typing_extensions import Self
+
 T = TypeVar("T")
 
 
@@ -123,6 +125,12 @@ class Behind(Generic[T]):
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class Clock:
