@@ -178,14 +178,12 @@ def video(
     method: Method = "gradcam++",
     layer: Layer = "auto",
     target: Annotated[
-        str, typer.Option(help="The class to explain: lock, clip, top1, an id or a name.")
+        str, typer.Option(help="The class: lock, clip, top1, an id or a name.")
     ] = "lock",
     norm: Annotated[
-        str, typer.Option(help="The range of the heat: frame, clip, running, fixed:LOW,HIGH.")
+        str, typer.Option(help="The heat's range: running, clip, frame, fixed:LO,HI.")
     ] = "running",
-    smooth: Annotated[
-        str, typer.Option(help="Maps over time: none, ema:A (A up to 1), gauss:S (S frames).")
-    ] = "none",
+    smooth: Annotated[str, typer.Option(help="Maps over time: none, ema:A or gauss:S.")] = "none",
     stride: Annotated[
         int, typer.Option(min=1, help="Explain every N-th frame; between, interpolate.")
     ] = 1,
@@ -196,11 +194,9 @@ def video(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Frames together in the network; 8, on a GPU 32.")
     ] = None,
-    codec: Annotated[
-        str, typer.Option(help="h264, mjpeg; auto: h264, but mjpeg on GPUs without encoder.")
-    ] = "auto",
+    codec: Annotated[str, typer.Option(help="h264 or mjpeg; auto: what the GPU encodes.")] = "auto",
     raw: Annotated[
-        str | None, typer.Option(help="WxH or WxH@RATE of RGB frames on stdin, where IN is -.")
+        str | None, typer.Option(help="WxH or WxH@RATE: IN is -, raw RGB frames.")
     ] = None,
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,

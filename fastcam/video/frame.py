@@ -120,7 +120,7 @@ class Decoded:
 
     def rgb(self) -> Tensor:
         given: dict[str, Any] = {}
-        if self.frame.format.name in _PLANAR:
+        if self.frame.format.name.startswith(("yuv", "nv")):
             given = {
                 "src_colorspace": "ITU709" if self.matrix == "bt709" else "ITU601",
                 "src_color_range": "JPEG" if self.full_range else "MPEG",
@@ -152,7 +152,7 @@ class Decoded:
 
     @property
     def full_range(self) -> bool:
-        return self.frame.color_range == 2 or self.frame.format.name == "yuvj420p"
+        return self.frame.color_range == 2 or self.frame.format.name.startswith("yuvj")
 
 
 def reformatter() -> Any:

@@ -29,7 +29,7 @@ _BATCH, _BATCH_ON_GPU = 8, 32
 _DRAWN = 2  # drawn pictures that wait for the encoder: they are twice as large as planes
 
 T = TypeVar("T")
-Frames = Source | Iterable[Frame | Picture] | Path | str | int
+AnySource = Source | Iterable[Frame | Picture] | Path | str | int
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,18 @@ class Options:
 
 @overload
 def explain(
-    source: Frames, sink: None, explainer: Explainer, **options: Any
+    source: AnySource, sink: None, explainer: Explainer, **options: Any
 ) -> Generator[ExplainedFrame]: ...
 
 
 @overload
 def explain(
-    source: Frames, sink: Sink | Path | str, explainer: Explainer, **options: Any
+    source: AnySource, sink: Sink | Path | str, explainer: Explainer, **options: Any
 ) -> Report: ...
 
 
 def explain(
-    source: Frames, sink: Sink | Path | str | None, explainer: Explainer, **options: Any
+    source: AnySource, sink: Sink | Path | str | None, explainer: Explainer, **options: Any
 ) -> Report | Generator[ExplainedFrame]:
     """Explains every frame of a clip: heat over it, the class's name and probability in its corner.
 
@@ -183,7 +183,7 @@ class _Run:
         """Whether all maps have to be known before the first frame is drawn."""
         return self._norm.looks_ahead or self._smoothing.looks_ahead
 
-    def open(self, source: Frames) -> Source:
+    def open(self, source: AnySource) -> Source:
         opened = open_source(source, self._raw, self.device.type)
         if not opened.twice and (self._maps_first or self._targets is None):
             opened.close()
