@@ -704,7 +704,8 @@ def test_the_decoder_waits_for_a_slow_encoder() -> None:
     held.set()
     thread.join(60)
     assert finished[0].frames == 200
-    assert ahead <= 3 * batch + 4, "a batch waits on each side of the network, one is in it"
+    # a batch waits on each side of the network and one is in it, two for the encoder; one a thread
+    assert ahead <= 3 * batch + 2 + 4
 
 
 @pytest.mark.parametrize("error", [FastcamError("full"), ZeroDivisionError("own")])
