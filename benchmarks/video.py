@@ -40,7 +40,7 @@ SIZES = {"360p": (360, 640), "1080p": (1080, 1920)}
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v3_small")
 METHOD = "gradcam"
 RATE = 30
-FRAMES = 120
+FRAMES = 60
 SHORT, LONG = 10 * RATE, 600 * RATE  # frames of the clips whose memory is compared
 DIGITS = (2, 5, 7, 8)  # those that come or go in the clip that ships
 _HELD = 16  # frames that the stages alone work on in turns
@@ -76,8 +76,8 @@ def clip(size: str) -> Path:
     return path
 
 
-def _explainer(name: str, device: torch.device) -> Explainer:
-    return Explainer(models.load(name, "none", device), METHOD)
+def _explainer(name: str, device: torch.device, fast: bool = False) -> Explainer:
+    return Explainer(models.load(name, "none", device), METHOD, fast=fast)
 
 
 def _stages(source: Path, sink: Path, explainer: Explainer, batch: int) -> dict[str, Call]:
@@ -159,8 +159,10 @@ def measure(size: str, name: str, device: torch.device) -> list[Result]:
         return run
 
     stages = _stages(source, sink, explainer, batch)
+    fast = _explainer(name, device, fast=True)
     calls: dict[str, Call] = {
         "fastcam": lambda: video.explain(source, sink, explainer, target="top1", batch=batch),
+        "fastcam_fast": lambda: video.explain(source, sink, fast, target="top1", batch=batch),
         **stages,
     }
     layer = explainer.layer

@@ -194,6 +194,9 @@ def video(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Frames together in the network; 8, on a GPU 32.")
     ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Compile the network first, for less time a frame.")
+    ] = False,
     codec: Annotated[str, typer.Option(help="h264 or mjpeg; auto: what the GPU encodes.")] = "auto",
     raw: Annotated[
         str | None, typer.Option(help="WxH or WxH@RATE: IN is -, raw RGB frames.")
@@ -219,7 +222,7 @@ def video(
     render.check_colormap(colormap)
     with videos.open_source(source, raw, _device(device).type) as opened, _bar(opened) as advance:
         loaded = _load(model, weights, classes, size, crop, mean, std, device)
-        explainer = Explainer(loaded, method, layer)
+        explainer = Explainer(loaded, method, layer, fast)
         done = videos.explain(
             opened,
             sink,
@@ -250,6 +253,7 @@ def video(
         "seconds": done.seconds,
         "frames_per_second": done.frames_per_second,
         "stages": done.stages,
+        "compiled": explainer.compiled,
         "slowest_stage": done.slowest_stage,
         "sink": str(sink),
     }
@@ -258,6 +262,8 @@ def video(
     else:
         speed = f"{done.frames_per_second:.1f} frames/s, slowest: {done.slowest_stage}"
         print(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
+        for part, state in explainer.compiled.items():
+            print(f"  {part}: {state}")
 
 
 @app.command(cls=_Command)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from fastcam.capture import logits_of
 from fastcam.errors import FastcamError, UsageError, first_line, near
+from fastcam.fast import preferred_dtype
 from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM
+from fastcam.methods.base import MapMethod
 from fastcam.models import LoadedModel
 from fastcam.targets import ClassChoice, TopClasses
 
@@ -50,12 +52,20 @@ class Explainer:
         model: as :func:`fastcam.models.load` gives it.
         method: a name of :data:`fastcam.METHODS`.
         layer: a dotted name, or "auto".
+        fast: whether to take the fast mode, in bfloat16 where the device has that; see
+            :meth:`fastcam.GradCAM.compile`.
 
     Raises:
-        UsageError: an unknown method or layer.
+        UsageError: an unknown method or layer, or a method that has no fast mode.
     """
 
-    def __init__(self, model: LoadedModel, method: str = "gradcam++", layer: str = "auto") -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        method: str = "gradcam++",
+        layer: str = "auto",
+        fast: bool = False,
+    ) -> None:
         if method not in METHODS:
             hint = near(method, METHODS) or f"; there are: {', '.join(METHODS)}"
             raise UsageError(f"unknown method {method}{hint}")
@@ -63,12 +73,21 @@ class Explainer:
         options: dict[str, Any] = {} if layer == "auto" else {"target_layers": layer}
         self._method: Any = _as_usage_error(lambda: METHODS[method](model.module, **options))
         self._signed = isinstance(self._method, (GuidedBackprop, GuidedGradCAM))
+        if fast:
+            if not isinstance(self._method, MapMethod):
+                raise UsageError(f"fast: {method} has no fast mode, only methods that give maps")
+            self._method.compile(dtype=preferred_dtype(self._device()))
         self._raw: dict[str, Any] = {} if self._signed else {"size": "layer", "normalize": False}
 
     @property
     def layer(self) -> str | None:
         """The target layer's name; None before an automatic choice, and where there is none."""
         return self._method.layers[0] if self._method.layers else None
+
+    @property
+    def compiled(self) -> dict[str, str]:
+        """What the fast mode did, by part of the network; empty before it, and without it."""
+        return self._method.compiled if isinstance(self._method, MapMethod) else {}
 
     def targets(self, name: str = TOP_CLASS, top_k: int = 1) -> TopClasses:
         """What to explain: "top1", a class id or name, and behind it the most probable ones.
@@ -90,7 +109,7 @@ class Explainer:
             UsageError: the layer, the class or the method does not fit the model.
             FastcamError: the model fails on images of this size.
         """
-        images = images.to(self._device(images))
+        images = images.to(self._device())
         with self._failures(images):
             maps = _as_usage_error(lambda: self._method(images, targets, **self._raw))
         ids, scores = self._method.class_ids, self._method.scores
@@ -106,7 +125,7 @@ class Explainer:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(N, classes) on the CPU, of images as for a call, without an explanation."""
-        images = images.to(self._device(images))
+        images = images.to(self._device())
         with self._failures(images), torch.no_grad():
             return self._probabilities(self.model.module(images), len(images)).cpu()
 
@@ -117,8 +136,9 @@ class Explainer:
             raise UsageError(f"there are {names} class names for the model's {classes} classes")
         return self.model.probabilities(logits)
 
-    def _device(self, images: Tensor) -> torch.device:
-        return next((each.device for each in self.model.module.parameters()), images.device)
+    def _device(self) -> torch.device:
+        found = (each.device for each in self.model.module.parameters())
+        return next(found, torch.device("cpu"))
 
     @contextmanager
     def _failures(self, images: Tensor) -> Iterator[None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,15 +41,29 @@ class Options:
 
 
 def is_emulated(dtype: torch.dtype | None, device: torch.device) -> bool:
-    """Whether an x86 processor has no instructions for a precision, so that it takes longer."""
+    """Whether a device has no instructions for a precision, so that it takes longer; if known."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if device.type == "cuda":
+        return dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(False)
+    found = _capabilities() if device.type == "cpu" else {}
     names = {
         torch.bfloat16: ("avx512_bf16", "amx_bf16"),
         torch.float16: ("avx512_fp16", "amx_fp16"),
     }
-    if device.type != "cpu" or dtype not in names or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    found = torch.cpu.get_capabilities()
-    return found["architecture"] == "x86_64" and not any(found.get(name) for name in names[dtype])
+    return found.get("architecture") == "x86_64" and not any(map(found.get, names[dtype]))
+
+
+def preferred_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the device is known to have instructions for it, else None."""
+    known = device.type == "cuda" or (device.type == "cpu" and "avx512_bf16" in _capabilities())
+    return torch.bfloat16 if known and not is_emulated(torch.bfloat16, device) else None
+
+
+def _capabilities() -> Mapping[str, Any]:
+    """Of the processor; empty where torch does not tell."""
+    find: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return find()
 
 
 class FastModel:

@@ -43,7 +43,7 @@ class TopClasses(ClassChoice):
         if self.first is not None:
             if not 0 <= self.first < classes:
                 raise ValueError(f"targets: got class {self.first}, expected 0 to {classes - 1}")
-            front = torch.tensor([self.first], device=logits.device)
+            front = torch.full((1,), self.first, device=logits.device)
             logits = logits.index_fill(1, front, torch.inf)
         return logits.topk(min(self.count, classes)).indices
 
@@ -149,7 +149,7 @@ def _apply(functions: list[Target], logits: Tensor) -> Tensor:
 
 def name_classes(targets: Targets) -> bool:
     """Whether the targets are class ids, which no answer of the model changes."""
-    if targets is None or isinstance(targets, TopClasses) or callable(targets):
+    if targets is None or isinstance(targets, ClassChoice) or callable(targets):
         return False
     return not isinstance(targets, (list, tuple)) or not any(map(callable, targets))
 

@@ -248,6 +248,20 @@ def test_what_video_writes(clips: ModuleType, clip: Path, tmp_path: Path) -> Non
     assert after.pictures[0].shape == (96, 120, 3)
 
 
+def test_the_fast_mode(
+    clips: ModuleType, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    options = ("video", clip, tmp_path / "out.mp4", "--model", "digits", "--fast")
+    report = json.loads(run(*options, "--json").stdout)
+    assert report["compiled"]["BatchNorm"].endswith(" folded")
+    shown = run(*options).stdout.splitlines()[-len(report["compiled"]) :]
+    assert shown == [f"  {part}: {state}" for part, state in report["compiled"].items()]
+    refused = run(*options, "--method", "guided-backprop")
+    assert refused.exit_code == 2
+    assert "fast: guided-backprop has no fast mode" in refused.stderr
+
+
 def test_a_clip_cut_short_ends_with_a_word(clips: ModuleType, clip: Path, tmp_path: Path) -> None:
     data = clip.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: int(0.9 * len(data))])

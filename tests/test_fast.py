@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fastcam
 from fastcam import cuda_graphs, demo
 from fastcam.cuda_graphs import CudaGraphs
-from fastcam.fast import BatchSizes, is_emulated
+from fastcam.fast import BatchSizes, is_emulated, preferred_dtype
 
 pytestmark = pytest.mark.filterwarnings("ignore:dtype. this processor has no instructions")
 METHODS = ["gradcam", "gradcam++", "layercam"]
@@ -278,6 +278,9 @@ def test_precisions_that_a_processor_has_not_got(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     assert is_emulated(torch.float16, cpu) and not is_emulated(torch.bfloat16, cpu)
     assert not is_emulated(None, cpu) and not is_emulated(torch.float16, torch.device("cuda"))
+    assert preferred_dtype(cpu) == torch.bfloat16
+    monkeypatch.setitem(has, "avx512_bf16", False)
+    assert preferred_dtype(cpu) is None
 
 
 # ---- the compiler ----

@@ -19,6 +19,7 @@ from fastcam.layout import Reshape
 from fastcam.targets import (
     Selection,
     Targets,
+    TopClasses,
     class_ids,
     look_like_probabilities,
     name_classes,
@@ -264,12 +265,12 @@ class MapMethod(Method):
             return answer
         if fast.graphs is None:
             return step(images, targets)
-        if targets is None:
-            return fast.graphs(step, images, None, options)
-        if not name_classes(targets):
-            return step(images, targets)
-        ids = class_ids(targets, len(images), fast.classes, images.device)
-        return fast.graphs(step, images, ids, options)
+        if name_classes(targets):
+            ids = class_ids(targets, len(images), fast.classes, images.device)
+            return fast.graphs(step, images, ids, options)
+        if targets is None or isinstance(targets, TopClasses):
+            return fast.graphs(lambda i, _: step(i, targets), images, None, (options, targets))
+        return step(images, targets)  # the host has a say in what is explained
 
     def _compare(
         self, answer: _Answer, logits: Tensor, step: _Step, images: Inputs, targets: Targets
