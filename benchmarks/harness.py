@@ -191,15 +191,16 @@ def peak_memory(call: Call, device: torch.device, calls: int = 3) -> int:
         # what earlier work left behind goes back, and the high-water mark starts from here
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        before = _high_water()
+        before = high_water()
     for _ in range(calls):
         call()
     synchronize(device)
-    after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _high_water()
+    after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else high_water()
     return after - before
 
 
-def _high_water() -> int:
+def high_water() -> int:
+    """The most memory that this process has held, in bytes."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
