@@ -116,8 +116,9 @@ def _merge(blocks: _Blocks, axis: int) -> tuple[_Blocks, _Step]:
 
     first, second = (_every_other(blocks, axis, start) for start in (0, 1))
     distance = (blocks.places[:, None] - (blocks.places + shift)[None]).abs()
-    weights = torch.where(distance.sum(2) == 1, _SIDE, _CORNER) * (distance.amax(2) == 1)
-    between = -weights.to(first.matrix) * first.missing.unsqueeze(-1) * second.missing.unsqueeze(-2)
+    side, corner = distance.sum(2) == 1, (distance == 1).all(2)
+    weights = side.to(first.matrix) * _SIDE + corner.to(first.matrix) * _CORNER
+    between = -weights * first.missing.unsqueeze(-1) * second.missing.unsqueeze(-2)
     matrix = torch.cat(
         [
             torch.cat([first.matrix, between], -1),

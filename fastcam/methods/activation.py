@@ -45,7 +45,8 @@ class FEM(MapMethod):
         for activations in record.activations:
             a = activations if activations.dtype == torch.float64 else activations.float()
             a = a.flatten(2)
-            deviation, mean = torch.std_mean(a, 2, correction=0, keepdim=True)
+            mean = a.mean(2, keepdim=True)
+            deviation = (a - mean).square().mean(2, keepdim=True).sqrt()
             weights = (a > mean + self.k * deviation).to(a.dtype).mean(2)
             weights = weights.where(mean.squeeze(2).isfinite(), torch.nan)
             maps.append(for_every_class(ops.weighted_sum(activations, weights, relu), selection))

@@ -76,7 +76,7 @@ class FinerCAM(MapMethod):
                 f"output: got {tuple(logits.shape)}, but Finer-CAM compares classes: it expects "
                 "logits (N, classes) of 2 classes and more"
             )
-        columns = ids.reshape(len(ids), -1)
+        columns = ids if ids.dim() == 2 else ids.unsqueeze(1)
         with torch.enable_grad():
             scores = logits.gather(1, columns)  # (N, K)
             rows = logits.unsqueeze(1).expand(-1, columns.shape[1], -1)  # (N, K, classes)

@@ -111,7 +111,8 @@ class LeGrad(Method):
                         score, [edge], torch.ones_like(score), retain_graph=True
                     )
                     gradient = gradient if gradient.dtype == torch.float64 else gradient.float()
-                    gradient = gradient.reshape(count, -1, *shape[-2:]).relu().mean((1, 2))
+                    heads = gradient.shape[:-2].numel() // max(count, 1)
+                    gradient = gradient.reshape(count, heads, *shape[-2:]).relu().mean((1, 2))
                     found[k].append(read(gradient.unsqueeze(2)).squeeze(1))
             maps = [torch.stack(layers).mean(0) for layers in found]
             several = torch.stack(maps, 1) if selection.scores.dim() == 2 else maps[0]

@@ -64,8 +64,8 @@ class SmoothGradCAMPlusPlus(MapMethod):
                 output=self._output,
             )
         with torch.enable_grad():
-            scores = selection.of(noisy.logits, rows)
-        columns = [scores] if scores.dim() == 1 else list(scores.unbind(1))
+            scores = Selection(selection.of(noisy.logits, rows), None)
+        columns = scores.columns()
         maps: list[list[Tensor]] = [[] for _ in record.layers]
         for k, column in enumerate(columns, start=1):
             gradients = noisy.gradients(column, retain=k < len(columns))
@@ -74,7 +74,7 @@ class SmoothGradCAMPlusPlus(MapMethod):
                 samples = gradient.unflatten(0, (self.samples, count))
                 weights = _weights(activations, samples)
                 maps[layer].append(ops.weighted_sum(activations, weights, relu))
-        several = scores.dim() == 2
+        several = selection.scores.dim() == 2
         return [torch.stack(layer, 1) if several else layer[0] for layer in maps]
 
 
