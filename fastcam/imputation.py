@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SIDE, _CORNER = 1 / 6, 1 / 12  # a neighbour's weight
-_ELEMENTS = 2**26  # of float64 in work at once
 
 
 def impute(images: Tensor, known: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -40,7 +39,8 @@ def impute(images: Tensor, known: Tensor, noise: Tensor | None = None) -> Tensor
         )
     height, width = images.shape[2:]
     # the last blocks have a perimeter of some 2 (H + W) pixels each: a few such matrices
-    systems = max(1, _ELEMENTS // (32 * (height + width) ** 2))
+    elements = 2**24 if images.device.type == "cpu" else 2**28
+    systems = max(1, elements // (32 * (height + width) ** 2))
     parts = zip(images.split(systems), known.split(systems), strict=True)
     filled = torch.cat([_solve(some, kept) for some, kept in parts]) if len(images) else images
     if noise is not None:
