@@ -54,11 +54,17 @@ class SmoothGradCAMPlusPlus(MapMethod):
         count = len(images)
         rows = torch.arange(count, device=images.device).repeat(self.samples)
         generator = torch.Generator(images.device).manual_seed(self.seed)
-        noise = torch.empty_like(images[rows]).normal_(0, self.std, generator=generator)
+        noise = self.std * torch.randn(
+            (len(rows), *images.shape[1:]),
+            generator=generator,
+            dtype=images.dtype,
+            device=images.device,
+        )
+        model, inputs = self._network(record.inputs(rows, images[rows] + noise))
         with record.autocast():
             noisy = capture(
-                self.model,
-                record.inputs(rows, images[rows] + noise),
+                model,
+                inputs,
                 self.layers,
                 reshape=self._reshape,
                 output=self._output,
