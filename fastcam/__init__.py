@@ -6,10 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcam.factorization import Factorization, deep_feature_factorization
     from fastcam.methods import (
         CAM,
+        FEM,
+        ISCAM,
+        KPCACAM,
         METHODS,
+        SSCAM,
+        AblationCAM,
+        Deconvnet,
+        EigenCAM,
+        EigenGradCAM,
         Explanation,
+        FinerCAM,
+        FullGrad,
         GradCAM,
         GradCAMElementWise,
         GradCAMPlusPlus,
@@ -17,6 +28,13 @@ if TYPE_CHECKING:
         GuidedGradCAM,
         HiResCAM,
         LayerCAM,
+        LeGrad,
+        RandomCAM,
+        RefineCAM,
+        ScoreCAM,
+        SegEigenCAM,
+        ShapleyCAM,
+        SmoothGradCAMPlusPlus,
         XGradCAM,
         explain,
     )
@@ -25,8 +43,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAM",
+    "FEM",
+    "ISCAM",
+    "KPCACAM",
     "METHODS",
+    "SSCAM",
+    "AblationCAM",
+    "Deconvnet",
+    "EigenCAM",
+    "EigenGradCAM",
     "Explanation",
+    "Factorization",
+    "FinerCAM",
+    "FullGrad",
     "GradCAM",
     "GradCAMElementWise",
     "GradCAMPlusPlus",
@@ -34,14 +63,27 @@ __all__ = [
     "GuidedGradCAM",
     "HiResCAM",
     "LayerCAM",
+    "LeGrad",
+    "RandomCAM",
+    "RefineCAM",
+    "ScoreCAM",
+    "SegEigenCAM",
+    "ShapleyCAM",
+    "SmoothGradCAMPlusPlus",
     "TopClasses",
     "XGradCAM",
+    "deep_feature_factorization",
     "explain",
     "overlay",
 ]
 
-_ELSEWHERE = {"TopClasses": "fastcam.targets", "overlay": "fastcam.render"}
-_MODULES = ("demo", "models", "ops", "pictures", "reference", "render", "video")
+_ELSEWHERE = {
+    "Factorization": "fastcam.factorization",
+    "TopClasses": "fastcam.targets",
+    "deep_feature_factorization": "fastcam.factorization",
+    "overlay": "fastcam.render",
+}
+_MODULES = ("demo", "metrics", "models", "ops", "pictures", "reference", "render", "video")
 
 
 def __getattr__(name: str) -> Any:

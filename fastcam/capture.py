@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from fastcam.targets import Selection
 
 Inputs = Any  # a tensor, or a tuple (positional) or mapping (by keyword) of what the model takes
 Output = Callable[[Any], Tensor]
+Graph = Literal["layers", "images"]  # where the recorded graph starts
+Hooks = Sequence[tuple[nn.Module, Callable[..., Any]]]
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,19 @@ class Capture:
     extents: tuple[int, ...] | None
     """The spatial extents of the images that went in."""
     images: Tensor | None
-    """The first input with positions; the graph's leaf where it starts at the inputs."""
+    """The first input with positions; the graph's leaf where it starts at the images."""
+    nodes: tuple[Tensor, ...]
+    """What the layers returned, with its graph: in another form than ``activations``, as a rule."""
+    readings: tuple[Reshape, ...]
+    """What turns that, and its gradient, into (N, C, *S)."""
 
-    _nodes: tuple[Tensor, ...]
-    _readings: tuple[Reshape, ...]
+    runs: tuple[int, ...]
+    """How often each layer ran; the last time counts."""
+
+    _model: nn.Module
+    _inputs: Inputs
+    _output: Output | None
+    _autocast: tuple[str, bool, torch.dtype]  # device type, on or off, precision
     _linear: tuple[nn.Linear, Tensor, Tensor] | None  # the last one that ran, its input and output
 
     def gradients(self, scores: Tensor, *, retain: bool = True) -> list[Tensor]:
@@ -71,15 +82,48 @@ class Capture:
         Raises:
             ValueError: if a score does not depend on a layer.
         """
-        found = _gradients(scores, self._nodes, retain)
+        found = self._raw_gradients(scores, retain)
+        return [read(gradient) for read, gradient in zip(self.readings, found, strict=True)]
+
+    def hessian_products(
+        self, scores: Tensor, *, retain: bool = True
+    ) -> list[tuple[Tensor, Tensor]]:
+        """dS/dA, and the Hessian d2S/dA2 times A, for each layer: twice (N, C, *S).
+
+        Args:
+            scores: as for :meth:`gradients`.
+            retain: whether the graph stays for further calls.
+        """
+        products = []
+        with torch.enable_grad():
+            found = self._raw_gradients(scores, True, create_graph=True)
+        for i, (gradient, node, read) in enumerate(
+            zip(found, self.nodes, self.readings, strict=True), start=1
+        ):
+            kept = retain or i < len(found)
+            product = None
+            if gradient.requires_grad:
+                (product,) = torch.autograd.grad(
+                    gradient, node, node.detach(), retain_graph=kept, allow_unused=True
+                )
+            # a network that is linear from the layer up has no second derivative
+            product = torch.zeros_like(gradient) if product is None else product
+            products.append((read(gradient.detach()), read(product)))
+        return products
+
+    def _raw_gradients(
+        self, scores: Tensor, retain: bool, create_graph: bool = False
+    ) -> list[Tensor]:
+        """dS/dA as the layers returned A."""
+        found = _gradients(scores, self.nodes, retain, create_graph)
         gradients = []
-        for name, read, gradient in zip(self.layers, self._readings, found, strict=True):
+        for name, gradient in zip(self.layers, found, strict=True):
             if gradient is None:
                 raise ValueError(
                     f"target_layers: the score does not depend on what '{name}' returned (a branch "
                     "that is not used, or torch.no_grad() or detach() behind it in the model)"
                 )
-            gradients.append(read(gradient))
+            gradients.append(gradient)
         return gradients
 
     def image_gradients(self, scores: Tensor, *, retain: bool = True) -> Tensor:
@@ -89,6 +133,42 @@ class Capture:
         if gradient is None:
             raise ValueError("model: the score does not depend on the images")
         return gradient
+
+    def module(self, layer: int) -> nn.Module:
+        """The layer itself."""
+        return self._model.get_submodule(self.layers[layer])
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the run had, for others like it."""
+        device, enabled, dtype = self._autocast
+        return torch.autocast(device, dtype=dtype, enabled=enabled)
+
+    def inputs(self, rows: Tensor, images: Tensor | None = None) -> Inputs:
+        """What went into the model, other rows of it.
+
+        Args:
+            rows: (R,), which image each row is of.
+            images: (R, C, *S), what to put in the place of those images.
+        """
+        count = self.logits.shape[0]
+
+        def row(tensor: Tensor) -> Tensor:
+            if tensor is self.images and images is not None:
+                return images
+            return tensor[rows] if tensor.dim() and tensor.shape[0] == count else tensor
+
+        return rebuild(self._inputs, row)
+
+    def again(self, rows: Tensor, images: Tensor | None = None, hooks: Hooks = ()) -> Tensor:
+        """The logits (R, ...) of another run of the model, in the same precision.
+
+        Args:
+            rows, images: see :meth:`inputs`.
+            hooks: forward hooks, for this run.
+        """
+        with self.autocast():
+            outputs = run(self._model, self.inputs(rows, images), hooks)
+        return logits_of(outputs, self._output).detach()
 
     def pooled_head(self, layer: int, selection: Selection) -> PooledHead | None:
         """The layer's global average pooling and linear head, None where the network has another.
@@ -123,11 +203,11 @@ class Capture:
             return None
         for rectified in (False, True):
             pooled = activations.relu() if rectified else activations
-            if not _close(features[finite], pooled.flatten(2).mean(-1)[finite]):
+            if not close(features[finite], pooled.flatten(2).mean(-1)[finite]):
                 continue
             expected = slope * (activations > 0) if rectified else slope.expand_as(activations)
             gradient = self.gradients(selection.columns()[0])[layer]
-            if _close(gradient[finite], expected[finite]):
+            if close(gradient[finite], expected[finite]):
                 return PooledHead(weight, pooled, rectified)
         return None
 
@@ -139,7 +219,7 @@ def capture(
     *,
     reshape: Reshape | None = None,
     output: Output | None = None,
-    from_inputs: bool = False,
+    graph: Graph | None = "layers",
 ) -> Capture:
     """Runs the model once in evaluation mode and records it from the first of the layers up.
 
@@ -152,34 +232,42 @@ def capture(
         reshape: turns a layer's output, and its gradient, into (N, C, *S) where the shape does not
             tell how.
         output: picks the logits out of what the model returns (see :func:`logits_of`).
-        from_inputs: whether the graph starts at the images rather than at the first layer.
+        graph: where it starts, at the first layer or at the images; None records none.
 
     Raises:
         ValueError: if a layer did not run or has no positions, or the model returned no logits.
     """
     inputs = rebuild(inputs, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
     images = images_of(inputs)
-    if from_inputs:
+    given = inputs
+    if graph == "images":
         if images is None or not images.is_floating_point():
-            raise ValueError("images: guided backpropagation needs images in floating point")
-        given, images = images, images.detach().requires_grad_()
+            raise ValueError(
+                "images: got none in floating point, but this method derives the score by them"
+            )
+        first, images = images, images.detach().requires_grad_()
         with torch.enable_grad():
             copied = images.clone()  # the model may write into it
-        inputs = rebuild(inputs, lambda tensor: copied if tensor is given else tensor)
+        inputs = rebuild(inputs, lambda tensor: copied if tensor is first else tensor)
     extents = None if images is None else tuple(images.shape[2:])
     nodes: dict[str, Tensor] = {}
+    runs = dict.fromkeys(layers, 0)
     shared: list[tuple[str, Tensor, int]] = []  # returned tensors that are the layer's input too
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def record(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, returned: Any) -> Any:
             def node(tensor: Tensor) -> Tensor:
-                nodes[name] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
-                torch.set_grad_enabled(True)  # undone by the no_grad around the model
-                if any(storage(tensor) == storage(given) for given in _items(args)):
+                runs[name] += 1
+                nodes[name] = tensor if tensor.requires_grad else tensor.detach()
+                if graph is not None:
+                    nodes[name].requires_grad_()
+                    torch.set_grad_enabled(True)  # undone by the no_grad around the model
+                if shares_input(tensor, args):
                     # what was written to its input may be read from there: record that very tensor
-                    if _in_place(module) and not (tensor.requires_grad or tensor._is_view()):
-                        nodes[name] = nodes[name].detach().clone().requires_grad_()
+                    if in_place(module) and not (tensor.requires_grad or tensor._is_view()):
+                        nodes[name] = nodes[name].detach().clone()
+                        nodes[name].requires_grad_(graph is not None)
                         return tensor.copy_(nodes[name])
                     shared.append((name, tensor, tensor._version))
                 return nodes[name].clone()  # what comes next may write into it
@@ -195,7 +283,7 @@ def capture(
     hooks = [(model.get_submodule(name), record(name)) for name in layers]
     heads = [(module, remember) for module in model.modules() if isinstance(module, nn.Linear)]
     try:
-        outputs = run(model, inputs, [*hooks, *heads], guided=from_inputs)
+        outputs = run(model, inputs, [*hooks, *heads], from_images=graph == "images")
     except RuntimeError as error:
         if any(parameter.is_inference() for parameter in model.parameters()):
             raise ValueError(
@@ -241,8 +329,13 @@ def capture(
         activations=activations,
         extents=extents,
         images=images,
-        _nodes=tuple(nodes[name] for name in layers),
-        _readings=tuple(readings),
+        nodes=tuple(nodes[name] for name in layers),
+        readings=tuple(readings),
+        runs=tuple(runs[name] for name in layers),
+        _model=model,
+        _inputs=given,
+        _output=output,
+        _autocast=_autocast(logits.device.type),
         _linear=linear[0] if linear else None,
     )
 
@@ -250,21 +343,24 @@ def capture(
 def run(
     model: nn.Module,
     inputs: Inputs,
-    hooks: Sequence[tuple[nn.Module, Callable[..., Any]]],
+    hooks: Hooks,
     *,
-    guided: bool = False,
+    from_images: bool = False,
 ) -> Any:
     """What the model returns in evaluation mode, with forward hooks; both end with the call.
 
     Args:
-        guided: whether the graph starts at the inputs, and guided backpropagation's ReLU must run.
+        from_images: whether the graph starts at the images, and a torch function mode, such as
+            guided backpropagation's, has to see every function.
     """
     with ExitStack() as undo:
-        undo.enter_context(torch.set_grad_enabled(guided))
+        undo.enter_context(torch.set_grad_enabled(from_images))
         undo.enter_context(_evaluation(model))
-        # compiled code would not see the hooks, nor the guided ReLU; a compiled function cannot be
+        # compiled code would not see the hooks, nor a function mode; a compiled function cannot be
         # told from outside, but without torch._dynamo there is none
-        if any(map(_is_compiled, model.modules())) or (guided and "torch._dynamo" in sys.modules):
+        if any(map(_is_compiled, model.modules())) or (
+            from_images and "torch._dynamo" in sys.modules
+        ):
             undo.enter_context(_eager())
         for module, hook in hooks:
             undo.callback(module.register_forward_hook(hook).remove)
@@ -422,23 +518,37 @@ def storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _in_place(module: nn.Module) -> bool:
+def shares_input(tensor: Tensor, args: Any) -> bool:
+    """Whether a module returned memory of its own arguments."""
+    return any(storage(tensor) == storage(given) for given in _items(args))
+
+
+def in_place(module: nn.Module) -> bool:
     """Whether it writes to its input; dropout in evaluation mode never does."""
     dropout = isinstance(module, nn.modules.dropout._DropoutNd)
     return bool(getattr(module, "inplace", False)) and not dropout
 
 
+def _autocast(device: str) -> tuple[str, bool, torch.dtype]:
+    return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
 def _gradients(
-    scores: Tensor, nodes: tuple[Tensor, ...], retain: bool
+    scores: Tensor, nodes: tuple[Tensor, ...], retain: bool, create_graph: bool = False
 ) -> tuple[Tensor | None, ...]:
     if not scores.requires_grad:
         return (None,) * len(nodes)
     return torch.autograd.grad(
-        scores, nodes, torch.ones_like(scores), retain_graph=retain, allow_unused=True
+        scores,
+        nodes,
+        torch.ones_like(scores),
+        retain_graph=retain,
+        create_graph=create_graph,
+        allow_unused=True,
     )
 
 
-def _close(value: Tensor, expected: Tensor) -> bool:
+def close(value: Tensor, expected: Tensor) -> bool:
     """Equal to rounding, relative to the largest value."""
     if value.numel() == 0:
         return True

@@ -74,7 +74,7 @@ Weights = Annotated[
     ),
 ]
 Classes = Annotated[Path | None, typer.Option(help="A text file with one class name a line.")]
-Method = Annotated[str, typer.Option(help="cam, gradcam, gradcam++, layercam, guided-gradcam, ...")]
+Method = Annotated[str, typer.Option(help="cam, gradcam, gradcam++, layercam, scorecam, ...")]
 Layer = Annotated[
     str, typer.Option(help="A layer's dotted name; auto: the last one with positions.")
 ]

@@ -1,9 +1,9 @@
-"""Guided backpropagation's ReLU, put in the place of every ReLU that runs, module or function."""
+"""A ReLU with another backward, put in the place of every ReLU that runs, module or function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,25 @@ from fastcam import ops
 
 
 class GuidedReLU(TorchFunctionMode):
-    """While entered, ReLU and ReLU6 record a backward that :attr:`guided` switches.
+    """While entered, ReLU and ReLU6 record a backward that :attr:`rule` switches.
 
     So do hardtanh, threshold and clamp where they come to the same: zero for what is below zero.
 
-    The same graph gives the plain gradient with ``guided`` off and that of guided backpropagation
-    with it on; the switch works after leaving the mode too. Nothing in the network is touched.
+    ========== =========================================================================
+    rule       passes
+    ========== =========================================================================
+    plain      the gradient where the input is positive
+    guided     the positive part of the gradient where the input is positive
+    deconvnet  the positive part of the gradient
+    ========== =========================================================================
+
+    The same graph gives all three; the switch works after leaving the mode too. Nothing in the
+    network is touched.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.guided = False
+        self.rule: Literal["plain", "guided", "deconvnet"] = "plain"
         self.met = 0
         """How many ReLUs ran with a gradient to pass."""
 
@@ -124,7 +132,7 @@ _CALLS: dict[Any, Callable[..., Call]] = {
 
 
 class _ReLU(torch.autograd.Function):
-    """y = min(max(x, 0), high), with the guided backward while ``mode.guided`` is on."""
+    """y = min(max(x, 0), high), with the backward of ``mode.rule``."""
 
     @staticmethod
     def forward(
@@ -149,8 +157,10 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (kept,) = ctx.saved_tensors
+        if ctx.mode.rule == "deconvnet":
+            return gradient.relu(), None, None, None, None
         if ctx.high is not None:
             gradient = gradient.masked_fill(kept >= ctx.high, 0)
-        if ctx.mode.guided:
+        if ctx.mode.rule == "guided":
             return ops.guided_relu_backward(gradient, kept), None, None, None, None
         return gradient.masked_fill(kept <= 0, 0), None, None, None, None

@@ -82,7 +82,7 @@ def find_layer(
     Raises:
         ValueError: if there is no such layer.
     """
-    inputs = _first_image(inputs)
+    inputs = first_image(inputs)
     images = images_of(inputs)
     extents = None if images is None else tuple(images.shape[2:])
     last: tuple[Tensor, int] | None = None
@@ -145,7 +145,7 @@ def _last_norm(
     )
 
 
-def _first_image(inputs: Inputs) -> Inputs:
+def first_image(inputs: Inputs) -> Inputs:
     images = images_of(inputs)
     if images is None:
         return inputs

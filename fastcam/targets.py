@@ -69,11 +69,25 @@ class Selection:
     """(N,) or (N, K), with their graph."""
     class_ids: Tensor | None
     """The shape of ``scores``; None where the targets were functions."""
+    functions: list[Target] | None = None
+    """One an image; None where the targets were class ids."""
 
     def columns(self) -> list[Tensor]:
         """One class an image at a time: scores (N,) with their graph, K of them."""
         with torch.enable_grad():
             return [self.scores] if self.scores.dim() == 1 else list(self.scores.unbind(1))
+
+    def of(self, logits: Tensor, images: Tensor) -> Tensor:
+        """The same scores of other logits, (R,) or (R, K).
+
+        Args:
+            logits: (R, ...), of any number of rows.
+            images: (R,), the image whose classes a row has.
+        """
+        if self.functions is not None:
+            return _apply([self.functions[image] for image in images.tolist()], logits)
+        assert self.class_ids is not None
+        return _gather(logits, self.class_ids[images])
 
 
 def select(logits: Tensor, targets: Targets = None) -> Selection:
@@ -93,7 +107,7 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
     with torch.enable_grad():
         functions = _functions(targets, logits.shape[0])
         if functions is not None:
-            return Selection(_apply(functions, logits), None)
+            return Selection(_apply(functions, logits), None, functions)
         if logits.dim() > 2:
             raise ValueError(
                 f"targets: for an output of shape {tuple(logits.shape)} a class is no single "
@@ -106,8 +120,7 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
             ids = targets.ids(rows.detach())
         else:
             ids = class_ids(targets, rows.shape[0], rows.shape[1], rows.device)
-        scores = rows.gather(1, ids if ids.dim() == 2 else ids.unsqueeze(1))
-        return Selection(scores.reshape(ids.shape), ids)
+        return Selection(_gather(logits, ids), ids)
 
 
 def look_like_probabilities(logits: Tensor) -> bool:
@@ -145,6 +158,12 @@ def _apply(functions: list[Target], logits: Tensor) -> Tensor:
             raise ValueError(f"targets: a function gave {came}, expected a tensor with one value")
         scores.append(score.reshape(()))
     return torch.stack(scores)
+
+
+def _gather(logits: Tensor, ids: Tensor) -> Tensor:
+    """The scores of classes (R,) or (R, K) in logits (R, classes) or (R,), in the ids' shape."""
+    rows = logits if logits.dim() == 2 else logits.unsqueeze(1)
+    return rows.gather(1, ids if ids.dim() == 2 else ids.unsqueeze(1)).reshape(ids.shape)
 
 
 def name_classes(targets: Targets) -> bool:

@@ -19,7 +19,7 @@ import fastcam
 from fastcam.capture import capture
 
 CLASSES = torch.tensor([1, 4, 2])
-EVERY_METHOD = sorted(fastcam.METHODS)
+EVERY_METHOD = sorted(fastcam.METHODS.keys() - {"legrad"})  # that one needs a transformer
 HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs"))]
 
 

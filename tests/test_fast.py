@@ -16,6 +16,7 @@ import fastcam
 from fastcam import cuda_graphs, demo
 from fastcam.cuda_graphs import CudaGraphs
 from fastcam.fast import BatchSizes, is_emulated, preferred_dtype
+from fastcam.methods.base import MapMethod
 
 pytestmark = pytest.mark.filterwarnings("ignore:dtype. this processor has no instructions")
 METHODS = ["gradcam", "gradcam++", "layercam"]
@@ -94,6 +95,23 @@ def test_maps_of_exact_mode(name: str, device: torch.device) -> None:
     assert units and {report[unit] for unit in units} == {"compiled"}
     covered = " ".join(units)
     assert ARCHITECTURES[name] in units or f"to {ARCHITECTURES[name]}" in covered
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    "name", [name for name, method in fastcam.METHODS.items() if issubclass(method, MapMethod)]
+)
+def test_every_method_that_gives_maps(name: str) -> None:
+    model, images = block(), torch.randn(3, 3, 9, 9)
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)  # some draw noise
+        cam: Any = fastcam.METHODS[name](model, "third_norm")
+        if compiled:
+            cam.compile()
+        found += [cam(images)]
+    near(found[1], found[0], 1e-3)
+    assert cam.compiled
 
 
 @pytest.mark.usefixtures("uncompiled")

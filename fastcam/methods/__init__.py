@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from fastcam.capture import Inputs, Output
 from fastcam.layers import Layers
 from fastcam.layout import Reshape
+from fastcam.methods.activation import FEM, RandomCAM
 from fastcam.methods.base import Method
+from fastcam.methods.composed import FinerCAM, RefineCAM
+from fastcam.methods.eigen import KPCACAM, EigenCAM, EigenGradCAM, SegEigenCAM
+from fastcam.methods.fullgrad import FullGrad
 from fastcam.methods.gradient import (
     CAM,
     GradCAM,
@@ -20,13 +24,27 @@ from fastcam.methods.gradient import (
     LayerCAM,
     XGradCAM,
 )
-from fastcam.methods.guided import GuidedBackprop, GuidedGradCAM
+from fastcam.methods.guided import Deconvnet, GuidedBackprop, GuidedGradCAM
+from fastcam.methods.legrad import LeGrad
+from fastcam.methods.masking import ISCAM, SSCAM, AblationCAM, ScoreCAM
+from fastcam.methods.shapley import ShapleyCAM
+from fastcam.methods.smooth import SmoothGradCAMPlusPlus
 from fastcam.targets import Targets
 
 __all__ = [
     "CAM",
+    "FEM",
+    "ISCAM",
+    "KPCACAM",
     "METHODS",
+    "SSCAM",
+    "AblationCAM",
+    "Deconvnet",
+    "EigenCAM",
+    "EigenGradCAM",
     "Explanation",
+    "FinerCAM",
+    "FullGrad",
     "GradCAM",
     "GradCAMElementWise",
     "GradCAMPlusPlus",
@@ -34,6 +52,13 @@ __all__ = [
     "GuidedGradCAM",
     "HiResCAM",
     "LayerCAM",
+    "LeGrad",
+    "RandomCAM",
+    "RefineCAM",
+    "ScoreCAM",
+    "SegEigenCAM",
+    "ShapleyCAM",
+    "SmoothGradCAMPlusPlus",
     "XGradCAM",
     "explain",
 ]
@@ -48,7 +73,24 @@ METHODS: dict[str, type[Method]] = {
         HiResCAM,
         LayerCAM,
         GradCAMElementWise,
+        ShapleyCAM,
+        SmoothGradCAMPlusPlus,
+        FinerCAM,
+        RefineCAM,
+        EigenCAM,
+        EigenGradCAM,
+        SegEigenCAM,
+        KPCACAM,
+        FEM,
+        RandomCAM,
+        ScoreCAM,
+        SSCAM,
+        ISCAM,
+        AblationCAM,
+        LeGrad,
+        FullGrad,
         GuidedBackprop,
+        Deconvnet,
         GuidedGradCAM,
     )
 }

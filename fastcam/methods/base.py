@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import Capture, Inputs, Output, capture, logits_of, unwrap
+from fastcam.capture import Capture, Graph, Inputs, Output, capture, logits_of, unwrap
 from fastcam.cuda_graphs import CudaGraphs
 from fastcam.fast import FastModel, Options, is_emulated
 from fastcam.layers import Layers, find_layer, layer_names
@@ -37,6 +37,10 @@ class Method:
     """What every method shares: the model, the layers and the last call's answers."""
 
     name: ClassVar[str]
+    takes_layers: ClassVar[bool] = True
+    """Whether there are target layers; otherwise the method ends at the images."""
+    graph: Graph | None = "layers"
+    """What it derives the score by: see :func:`fastcam.capture.capture`."""
 
     def __init__(
         self,
@@ -58,8 +62,10 @@ class Method:
             output: picks the logits out of what the model returns.
 
         Raises:
-            ValueError, TypeError: if a layer is not in the model.
+            ValueError, TypeError: if a layer is not in the model, or the method has none.
         """
+        if not self.takes_layers and (target_layers is not None or reshape is not None):
+            raise ValueError(f"target_layers: '{self.name}' has none, it ends at the images")
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
         self.model = unwrap(model)
@@ -82,9 +88,7 @@ class Method:
         """No hook outlives a call; this lets go of the last outputs."""
         self.outputs = self.class_ids = self.scores = None
 
-    def _run(
-        self, inputs: Inputs, targets: Targets, *, from_inputs: bool = False
-    ) -> tuple[Capture, Selection]:
+    def _run(self, inputs: Inputs, targets: Targets) -> tuple[Capture, Selection]:
         model, inputs = self._network(inputs)
         record = capture(
             model,
@@ -92,7 +96,7 @@ class Method:
             self.layers,
             reshape=self._reshape,
             output=self._output,
-            from_inputs=from_inputs,
+            graph=self.graph,
         )
         selection = select(record.logits, targets)
         if not self._checked:
@@ -112,7 +116,7 @@ class Method:
         return self.model, inputs
 
     def _find_layers(self, inputs: Inputs) -> None:
-        if not self.layers:
+        if self.takes_layers and not self.layers:
             found = find_layer(self.model, inputs, reshape=self._reshape, output=self._output)
             self.layers = (found,)
 
@@ -314,6 +318,14 @@ def _correlation(maps: Any, expected: Any) -> float:
     return float(
         torch.where(constant, 1.0, product / (lengths[0] * lengths[1])).nan_to_num().mean()
     )
+
+
+def for_every_class(maps: Tensor, selection: Selection) -> Tensor:
+    """One map an image, (N, *S), as that of each of its K classes, (N, K, *S)."""
+    if selection.scores.dim() == 1:
+        return maps
+    count, classes = selection.scores.shape
+    return maps.unsqueeze(1).expand(count, classes, *maps.shape[1:])
 
 
 def finish(maps: list[Tensor], record: Capture, size: Size, normalize: bool) -> Any:

@@ -1,17 +1,16 @@
-"""Guided backpropagation, and its product with Grad-CAM."""
+"""Gradients by the images behind ReLUs of another backward, and their product with Grad-CAM."""
 
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import Capture, Inputs, Output
+from fastcam.capture import Capture, Inputs
 from fastcam.guided import GuidedReLU
-from fastcam.layers import Layers
-from fastcam.layout import Reshape
 from fastcam.methods.base import Method, extents_of, mean_of_layers
 from fastcam.methods.gradient import gradient_maps
 from fastcam.targets import Selection, Targets
@@ -26,21 +25,9 @@ class GuidedBackprop(Method):
     """
 
     name = "guided-backprop"
-
-    def __init__(
-        self,
-        model: nn.Module,
-        target_layers: Layers | None = None,
-        *,
-        reshape: Reshape | None = None,
-        output: Output | None = None,
-    ) -> None:
-        """As for the other methods, but without layers: those two arguments stay None."""
-        if target_layers is not None or reshape is not None:
-            raise ValueError(
-                "target_layers: guided backpropagation has none, it ends at the images"
-            )
-        super().__init__(model, output=output)
+    takes_layers = False
+    graph = "images"
+    rule: ClassVar[Literal["guided", "deconvnet"]] = "guided"
 
     def __call__(self, images: Inputs, targets: Targets = None) -> Tensor:
         """The signed gradient in the images' shape (N, C, *S), or (N, K, C, *S) for targets (N, K).
@@ -52,9 +39,20 @@ class GuidedBackprop(Method):
         with torch.inference_mode(False), torch.no_grad():
             relu = GuidedReLU()
             with relu:
-                record, selection = self._run(images, targets, from_inputs=True)
+                record, selection = self._run(images, targets)
             _warn_of_missed_relus(self.model, relu)
-            return _image_gradients(relu, record, selection)
+            relu.rule = self.rule
+            return _image_gradients(record, selection)
+
+
+class Deconvnet(GuidedBackprop):
+    """dS/dx with a ReLU that passes positive gradients, whatever its input was.
+
+    Zeiler and Fergus 2014, arXiv 1311.2901, section 2.1. Acts where guided backpropagation does.
+    """
+
+    name = "deconvnet"
+    rule = "deconvnet"
 
 
 class GuidedGradCAM(Method):
@@ -64,6 +62,7 @@ class GuidedGradCAM(Method):
     """
 
     name = "guided-gradcam"
+    graph = "images"
 
     def __call__(self, images: Inputs, targets: Targets = None) -> Tensor:
         """Signed, in the images' shape (N, C, *S), or (N, K, C, *S) for targets (N, K).
@@ -76,7 +75,7 @@ class GuidedGradCAM(Method):
             self._find_layers(images)
             relu = GuidedReLU()
             with relu:
-                record, selection = self._run(images, targets, from_inputs=True)
+                record, selection = self._run(images, targets)
             _warn_of_missed_relus(self.model, relu)
             with torch.autocast(record.logits.device.type, enabled=False):
                 maps = gradient_maps(
@@ -84,7 +83,8 @@ class GuidedGradCAM(Method):
                 )
                 if len(maps) > 1:
                     maps = [mean_of_layers(maps, extents_of(record, None))]
-                guided = _image_gradients(relu, record, selection)
+                relu.rule = "guided"
+                guided = _image_gradients(record, selection)
                 return ops.guided_product(maps[0], guided, len(extents_of(record, None)))
 
 
@@ -102,9 +102,8 @@ def _warn_of_missed_relus(model: nn.Module, relu: GuidedReLU) -> None:
         )
 
 
-def _image_gradients(relu: GuidedReLU, record: Capture, selection: Selection) -> Tensor:
-    """The guided gradient, (N, C, *S) or (N, K, C, *S); the last use of the graph."""
-    relu.guided = True
+def _image_gradients(record: Capture, selection: Selection) -> Tensor:
+    """dS/dx, (N, C, *S) or (N, K, C, *S); the last use of the graph."""
     columns = selection.columns()
     gradients = [
         record.image_gradients(scores, retain=k < len(columns))

@@ -1,0 +1,122 @@
+"""Deep feature factorization: the concepts that a layer sees in a batch of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcam import ops
+from fastcam.capture import Inputs, Output, capture, unwrap
+from fastcam.layers import Layers, find_layer, layer_names
+from fastcam.layout import Reshape
+from fastcam.methods.base import Size, extents_of
+
+
+@dataclass(frozen=True)
+class Factorization:
+    """What :func:`deep_feature_factorization` gives, the strongest concept first."""
+
+    concepts: Tensor
+    """(K, C): the activations of a position that shows the concept at its strongest alone."""
+    maps: Tensor
+    """(N, K, *size): where each concept is in each image."""
+    outputs: Any
+    """What the model returned."""
+
+
+def deep_feature_factorization(
+    model: nn.Module,
+    images: Inputs,
+    components: int = 16,
+    target_layers: Layers | None = None,
+    *,
+    size: Size = None,
+    normalize: bool = True,
+    iterations: int = 200,
+    seed: int = 0,
+    reshape: Reshape | None = None,
+    output: Output | None = None,
+) -> Factorization:
+    """A = W H with W and H at least 0: K concepts W (C, K) and where they are, H (K, N Z).
+
+    Collins et al. 2018, arXiv 1806.10206. A (C, N Z) holds the layer's activations at all positions
+    of all images, less each channel's minimum, which the concepts get back. W and H come from
+    random numbers by hierarchical alternating least squares (Cichocki and Phan 2009) and are scaled
+    so that each row of H has the maximum 1. A classifier's head on the concepts names them:
+    ``model.fc(factorization.concepts)``.
+
+    Args:
+        model, images, reshape, output: as the methods of :mod:`fastcam.methods` take them.
+        components: K.
+        target_layers: one layer, or a list of one.
+        size: the maps' extents, by default those of the images; "layer" for the layer's own.
+        normalize: whether each map is brought to [0, 1], a constant one to 0.
+        iterations: at most so many; it ends before where they bring nothing any more.
+        seed: of the random numbers.
+
+    Raises:
+        ValueError, TypeError: if the layer or the size does not fit the model and the images, or
+            activations are NaN or infinite.
+    """
+    if components < 1:
+        raise ValueError(f"components: got {components}, expected at least 1")
+    with torch.inference_mode(False), torch.no_grad():
+        model = unwrap(model)
+        if target_layers is None:
+            layers: tuple[str, ...] = (find_layer(model, images, reshape=reshape, output=output),)
+        else:
+            layers = layer_names(model, target_layers)
+        if len(layers) != 1:
+            raise ValueError(f"target_layers: got {len(layers)}, expected one layer to factorize")
+        record = capture(model, images, layers, reshape=reshape, output=output, graph=None)
+        (activations,) = record.activations
+        with torch.autocast(record.logits.device.type, enabled=False):
+            a = activations if activations.dtype == torch.float64 else activations.float()
+            a = a.movedim(1, 0).flatten(1)  # (C, N Z)
+            if not a.isfinite().all():
+                raise ValueError("images: NaN or infinite activations cannot be factorized")
+            low = a.amin(1, keepdim=True)
+            w, h = _factors(a - low, components, iterations, seed)
+            shape = (components, activations.shape[0], *activations.shape[2:])
+            maps = h.reshape(shape).transpose(0, 1)
+            dims = activations.dim() - 2
+            if size == "layer":
+                maps = ops.normalize(maps, dims) if normalize else maps
+            else:
+                maps = ops.upsample(maps, extents_of(record, size), normalize)
+            return Factorization((w + low).T, maps, record.outputs)
+
+
+def _factors(a: Tensor, components: int, iterations: int, seed: int) -> tuple[Tensor, Tensor]:
+    """W (C, K) and H (K, P), both at least 0, with W H near to A (C, P)."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = (a.mean() / components).sqrt()
+    w, h = (
+        torch.randn(shape, generator=generator).abs().to(a) * scale
+        for shape in ((a.shape[0], components), (components, a.shape[1]))
+    )
+    energy, before = a.square().sum(), torch.inf
+    for i in range(iterations):
+        _improve(h.T, (w.T @ a).T, w.T @ w)
+        product, gram = a @ h.T, h @ h.T
+        _improve(w, product, gram)
+        if i % 10 == 9:
+            error = float(energy - 2 * (w * product).sum() + ((w.T @ w) * gram).sum())
+            if before - error <= 1e-5 * error:
+                break
+            before = error
+    strongest = h.amax(1)
+    w, h = w * strongest, h / strongest.where(strongest > 0, 1.0)[:, None]
+    order = (w.norm(dim=0) * h.norm(dim=1)).argsort(descending=True)
+    return w[:, order], h[order]
+
+
+def _improve(w: Tensor, product: Tensor, gram: Tensor) -> None:
+    """The best W at least 0, one column after another, in place: product is A H^T, gram H H^T."""
+    for k in range(w.shape[1]):
+        diagonal = gram[k, k]
+        step = (product[:, k] - w @ gram[:, k]) / diagonal.where(diagonal > 0, torch.inf)
+        w[:, k] = (w[:, k] + step).clamp(min=0)

@@ -1,0 +1,160 @@
+"""The gradients by the images and by all biases, in one map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from fastcam import ops
+from fastcam.capture import Inputs
+from fastcam.methods.base import Method, Size, extents_of
+from fastcam.targets import Targets
+
+
+class FullGrad(Method):
+    """M = psi(x dS/dx) + sum over biases b of psi(b dS/db), psi: magnitude, min-max, enlargement.
+
+    Srinivas and Fleuret 2019, arXiv 1905.00780, equation 6. A bias acts at every position, so b
+    dS/db is a map too: b times the gradient by what the bias was added to. The biases are those of
+    convolutions, and those that BatchNorm comes to in evaluation mode, b - w mean / sqrt(var +
+    eps), modules and functions alike; psi takes every channel by itself.
+    """
+
+    name = "fullgrad"
+    takes_layers = False
+    graph = "images"
+    _eps: ClassVar[float] = 0.0  # added to the range in psi
+
+    def __call__(
+        self,
+        images: Inputs,
+        targets: Targets = None,
+        *,
+        size: Size = None,
+        normalize: bool = True,
+    ) -> Tensor:
+        """Maps (N, *size) in float32 (float64 for a float64 model), or (N, K, *size).
+
+        Args:
+            images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
+            targets: see :func:`fastcam.targets.select`; None for the top class.
+            size: the maps' extents, by default, and for "layer", those of the images.
+            normalize: whether each map is brought to [0, 1], a constant one to 0.
+
+        Raises:
+            ValueError, TypeError: if targets or sizes do not fit the model and the images.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            biases = _Biases()
+            with biases:
+                record, selection = self._run(images, targets)
+            assert record.images is not None
+            extents = record.images.shape[2:]
+            found = biases.found(len(record.images), len(extents))
+            places: list[GradientEdge] = [get_gradient_edge(record.images)]
+            places += [edge for edge, _ in found]
+            columns = selection.columns()
+            maps = []
+            with torch.autocast(record.logits.device.type, enabled=False):
+                for k, scores in enumerate(columns, start=1):
+                    gradients = torch.autograd.grad(
+                        scores,
+                        places,
+                        torch.ones_like(scores),
+                        retain_graph=k < len(columns),
+                        allow_unused=True,
+                    )
+                    factors = [record.images.detach(), *(bias for _, bias in found)]
+                    products = (
+                        _wide(gradient) * factor
+                        for gradient, factor in zip(gradients, factors, strict=True)
+                        if gradient is not None
+                    )
+                    maps.append(self._summed(products, tuple(extents)))
+                several = selection.scores.dim() == 2
+                found_maps = torch.stack(maps, 1) if several else maps[0]
+                size = None if size == "layer" else size
+                return ops.upsample(found_maps, extents_of(record, size), normalize)
+
+    def _summed(self, products: Iterable[Tensor], extents: tuple[int, ...]) -> Tensor:
+        """The sum of psi over channels: as enlarging is linear, it comes once for each extents."""
+        sums: dict[tuple[int, ...], Tensor] = {}
+        for product in products:
+            scaled = ops.normalize(product.abs(), len(extents), self._eps).sum(1)
+            shape = tuple(product.shape[2:])
+            sums[shape] = sums[shape] + scaled if shape in sums else scaled
+        return torch.stack([ops.upsample(s, extents, normalize=False) for s in sums.values()]).sum(
+            0
+        )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class _Biases(TorchFunctionMode):
+    """While entered, keeps every convolution's and BatchNorm's bias with a way to its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._met: list[tuple[GradientEdge, Tensor, torch.Size]] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        read = _BIASES.get(func)
+        bias = None if read is None else read(*args, **kwargs)
+        if bias is not None and output.requires_grad:
+            # an edge of the graph stays that of this output, whatever overwrites it later
+            self._met.append((get_gradient_edge(output), bias.detach(), output.shape))
+        return output
+
+    def found(self, count: int, dims: int) -> list[tuple[GradientEdge, Tensor]]:
+        """Edges and biases (C, 1, ...) of what had ``count`` images of ``dims`` dimensions."""
+        return [
+            (edge, _wide(bias).reshape(-1, *[1] * dims))
+            for edge, bias, shape in self._met
+            if len(shape) == 2 + dims and shape[0] == count
+        ]
+
+
+def _of_convolution(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor | None:
+    return bias
+
+
+def _of_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if training or running_mean is None or running_var is None:
+        return None  # the batch's own statistics are no constants
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    return -running_mean * scale if bias is None else bias - running_mean * scale
+
+
+_BIASES: dict[Any, Callable[..., Tensor | None]] = {
+    F.batch_norm: _of_batch_norm,
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _of_convolution),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _of_convolution),
+}

@@ -1,0 +1,260 @@
+"""Gradients of attention: maps of vision transformers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from fastcam import ops
+from fastcam.capture import Inputs, Output, run
+from fastcam.layers import Layers, first_image
+from fastcam.layout import Reshape
+from fastcam.methods.base import Method, Size, extents_of
+from fastcam.targets import Targets
+
+Head = Callable[[Tensor], Tensor]
+
+
+class LeGrad(Method):
+    """M = mean over blocks l, heads and queries of ReLU(dS^l / dP^l), at the keys that are patches.
+
+    P^l is the attention after softmax in block l, (heads, queries, keys); S^l the score that the
+    head gives the mean of that block's tokens. Bousselham et al. 2024, arXiv 2404.03214, equations
+    6 to 9. Attention is met as ``scaled_dot_product_attention``, as softmax of a square matrix, or
+    in ``nn.MultiheadAttention``.
+    """
+
+    name = "legrad"
+    graph = "images"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Layers | None = None,
+        *,
+        head: Head | None = None,
+        reshape: Reshape | None = None,
+        output: Output | None = None,
+    ) -> None:
+        """As for the other methods.
+
+        Args:
+            target_layers: the blocks, each with one attention; all of them by default.
+            head: from mean tokens (N, C) to logits; known for the vision transformers of
+                torchvision and timm.
+
+        Raises:
+            ValueError: for another transformer without ``head``.
+        """
+        super().__init__(model, target_layers, reshape=reshape, output=output)
+        self._head = head or _head_of(self.model)
+
+    def __call__(
+        self,
+        images: Inputs,
+        targets: Targets = None,
+        *,
+        size: Size = None,
+        normalize: bool = True,
+    ) -> Tensor:
+        """Maps (N, *size) in float32 (float64 for a float64 model), or (N, K, *size).
+
+        Args:
+            images: floating point (N, C, H, W), or a tuple or mapping of what the model takes.
+            targets: see :func:`fastcam.targets.select`; None for the top class.
+            size: the maps' extents, by default those of the images; "layer" for the grid of
+                patches.
+            normalize: whether each map is brought to [0, 1], a constant one to 0.
+
+        Raises:
+            ValueError, TypeError: if there is no attention, or targets or sizes do not fit.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            self._find_layers(images)
+            attention = _Attention()
+            last: dict[str, tuple[GradientEdge, torch.Size]] = {}
+            with ExitStack() as undo:
+                undo.enter_context(attention)
+                for name in self.layers:
+                    block = self.model.get_submodule(name)
+                    undo.callback(block.register_forward_hook(_note(name, attention, last)).remove)
+                record, selection = self._run(images, targets)
+            count = len(record.logits)
+            columns = range(1 if selection.scores.dim() == 1 else selection.scores.shape[1])
+            found: list[list[Tensor]] = [[] for _ in columns]
+            rows = torch.arange(count, device=record.logits.device)
+            for name, tokens, read in zip(
+                record.layers, record.nodes, record.readings, strict=True
+            ):
+                if name not in last:
+                    raise ValueError(f"target_layers: '{name}' has no attention of its own")
+                edge, shape = last[name]
+                if tokens.dim() != 3 or shape[-1] != tokens.shape[1]:
+                    raise ValueError(
+                        f"target_layers: '{name}' attends {shape[-1]} keys, but returns "
+                        f"{tuple(tokens.shape)}; LeGrad needs blocks that attend all tokens"
+                    )
+                with torch.enable_grad(), record.autocast():
+                    scores = selection.of(self._head(tokens.mean(1)), rows)
+                for k in columns:
+                    with torch.enable_grad():
+                        score = scores if scores.dim() == 1 else scores[:, k]
+                    (gradient,) = torch.autograd.grad(
+                        score, [edge], torch.ones_like(score), retain_graph=True
+                    )
+                    gradient = gradient if gradient.dtype == torch.float64 else gradient.float()
+                    heads = gradient.shape[:-2].numel() // max(count, 1)
+                    gradient = gradient.reshape(count, heads, *shape[-2:]).relu().mean((1, 2))
+                    found[k].append(read(gradient.unsqueeze(2)).squeeze(1))
+            maps = [torch.stack(layers).mean(0) for layers in found]
+            several = torch.stack(maps, 1) if selection.scores.dim() == 2 else maps[0]
+            if size == "layer":
+                return ops.normalize(several) if normalize else several
+            return ops.upsample(several, extents_of(record, size), normalize)
+
+    def _find_layers(self, inputs: Inputs) -> None:
+        self.layers = self.layers or _blocks(self.model, first_image(inputs))
+
+
+def _note(
+    name: str, attention: _Attention, last: dict[str, tuple[GradientEdge, torch.Size]]
+) -> Callable[..., None]:
+    """A hook that says which attention came last when the block ended."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if attention.edges:
+            last[name] = attention.edges.pop()
+            attention.edges.clear()
+
+    return hook
+
+
+def _head_of(model: nn.Module) -> Head:
+    encoder = getattr(model, "encoder", None)
+    if hasattr(model, "heads") and hasattr(encoder, "ln"):  # torchvision
+        norm, head = model.get_submodule("encoder.ln"), model.get_submodule("heads")
+        return lambda tokens: head(norm(tokens))
+    if all(isinstance(getattr(model, name, None), nn.Module) for name in ("norm", "head")):  # timm
+        second = getattr(model, "fc_norm", None) or nn.Identity()
+        return lambda tokens: model.get_submodule("head")(
+            second(model.get_submodule("norm")(tokens))
+        )
+    raise ValueError(
+        f"head: it is not known for {type(model).__name__}; give what turns mean tokens (N, C) "
+        "into logits, or another method if this is no vision transformer"
+    )
+
+
+def _blocks(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """The blocks of a transformer: what has attention in it and stands in a list of modules."""
+    lists = (nn.Sequential, nn.ModuleList)
+    inside: list[str] = []
+    found: list[str] = []
+
+    def attended() -> None:
+        for name in reversed(inside):
+            parent = name.rpartition(".")[0]
+            if name and isinstance(model.get_submodule(parent), lists):
+                found.append(name)
+                return
+
+    with ExitStack() as undo:
+        for name, module in model.named_modules():
+            enter = module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
+            leave = module.register_forward_hook(lambda *_: inside.pop() and None)
+            undo.callback(enter.remove)
+            undo.callback(leave.remove)
+        undo.enter_context(_Attention(attended))
+        run(model, inputs, ())
+    if not found:
+        raise ValueError("target_layers: met no attention in a list of blocks; name the blocks")
+    return tuple(dict.fromkeys(found))
+
+
+class _Attention(TorchFunctionMode):
+    """While entered, keeps a way to the gradient of every attention matrix.
+
+    Args:
+        met: called at every one.
+    """
+
+    def __init__(self, met: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.edges: list[tuple[GradientEdge, torch.Size]] = []
+        self._met = met
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._product(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return self._module(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if func in _SOFTMAX and output.dim() >= 3 and output.shape[-1] == output.shape[-2]:
+            self._keep(output)
+        return output
+
+    def _keep(self, attention: Tensor) -> None:
+        self._met()
+        if attention.requires_grad:
+            self.edges.append((get_gradient_edge(attention), attention.shape))
+
+    def _product(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """softmax(Q K^T / sqrt(d) + mask) V, with the matrix in the graph."""
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
+        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        scores = query @ key.mT * scale
+        if is_causal:
+            attn_mask = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -math.inf)
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        attention = scores.softmax(-1)
+        self._keep(attention)
+        return attention @ value
+
+    def _module(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """nn.MultiheadAttention's function, which looks inside itself only when asked."""
+        wanted, mean = kwargs.get("need_weights", True), kwargs.get("average_attn_weights", True)
+        kwargs |= {"need_weights": True, "average_attn_weights": False}
+        output, weights = F.multi_head_attention_forward(*args, **kwargs)
+        assert weights is not None
+        self._met()
+        if weights.grad_fn is not None:
+            # the weights that it returns are a view: the matrix itself is where they come from
+            node, number = weights.grad_fn.next_functions[0]
+            assert node is not None
+            self.edges.append((GradientEdge(node, number), weights.shape))
+        if not wanted:
+            return output, None
+        return output, weights.mean(1) if mean else weights
+
+
+_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)

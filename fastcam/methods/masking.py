@@ -1,0 +1,270 @@
+"""Methods that look at how a score changes where an image or an activation is masked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fastcam import ops
+from fastcam.capture import Capture, Output
+from fastcam.continuation import Continuation
+from fastcam.layers import Layers
+from fastcam.layout import Reshape
+from fastcam.methods.base import MapMethod, extents_of
+from fastcam.targets import Selection
+
+
+class ScoreCAM(MapMethod):
+    """M = ReLU(sum_k w_k A^k), w = softmax over k of S(x H_k), H_k the enlarged A^k in [0, 1].
+
+    Wang et al. 2020, arXiv 1910.01279, equations 6 to 8. The paper takes S(x H_k) less the score of
+    a baseline, which softmax leaves out. A constant A^k masks everything: those of an image share
+    one run.
+    """
+
+    name = "scorecam"
+    graph = None
+    _shares_constants = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Layers | None = None,
+        *,
+        batch_size: int = 32,
+        reshape: Reshape | None = None,
+        output: Output | None = None,
+    ) -> None:
+        """As for the other methods.
+
+        Args:
+            batch_size: how many masked images run together.
+        """
+        super().__init__(model, target_layers, reshape=reshape, output=output)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+        self.batch_size = batch_size
+
+    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        if record.images is None or not record.images.is_floating_point():
+            raise ValueError("images: got none in floating point, but this method masks them")
+        maps = []
+        for activations in record.activations:
+            scores = self._masked_scores(record, selection, activations)  # (N, C) or (N, C, K)
+            weights = scores.softmax(1)
+            weights = weights if weights.dim() == 2 else weights.transpose(1, 2)
+            maps.append(ops.weighted_sum(activations, weights, relu))
+        return maps
+
+    def _masked_scores(self, record: Capture, selection: Selection, activations: Tensor) -> Tensor:
+        assert record.images is not None
+        count, channels = activations.shape[:2]
+        flat = activations.flatten(0, 1)  # (N C, *S)
+        extents = extents_of(record, None)
+        # each masked image's own number, or that of the first one that is masked in the same way
+        numbers = torch.arange(len(flat), device=flat.device)
+        rows = numbers
+        if self._shares_constants:
+            low, high = flat.flatten(1).aminmax(dim=1)
+            constant = (low == high).view(count, channels)
+            first = constant.int().argmax(1) + channels * torch.arange(count, device=flat.device)
+            numbers = torch.where(constant, first[:, None], numbers.view(count, channels)).flatten()
+            rows = numbers.unique()
+        dtype = torch.promote_types(record.logits.dtype, torch.float32)
+        scores = torch.zeros(
+            len(flat), *selection.scores.shape[1:], dtype=dtype, device=flat.device
+        )
+        for chunk in rows.split(self.batch_size):
+            masks = self._masks(flat[chunk], extents)
+            images = chunk // channels
+            for varied in self._variations(masks):
+                masked = record.images[images] * varied.to(record.images.dtype).unsqueeze(1)
+                scores[chunk] += selection.of(record.again(images, masked), images)
+        return (scores[numbers] / self._samples()).unflatten(0, (count, channels))
+
+    def _masks(self, activations: Tensor, extents: tuple[int, ...]) -> Tensor:
+        """(R, *extents) in [0, 1], for activations (R, *S)."""
+        return ops.upsample(activations, extents)
+
+    def _variations(self, masks: Tensor) -> Iterator[Tensor]:
+        """The masks whose scores are averaged."""
+        yield masks
+
+    def _samples(self) -> int:
+        """How many they are."""
+        return 1
+
+
+class SSCAM(ScoreCAM):
+    """Score-CAM with S(x (H_k + noise)) averaged over samples of Gaussian noise.
+
+    Wang et al. 2020, SS-CAM, arXiv 2006.14255: the noise is on the feature maps, once they are
+    enlarged and in [0, 1].
+    """
+
+    name = "sscam"
+    _shares_constants = False  # each has its own noise
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Layers | None = None,
+        *,
+        samples: int = 35,
+        std: float = 2.0,
+        seed: int = 0,
+        batch_size: int = 32,
+        reshape: Reshape | None = None,
+        output: Output | None = None,
+    ) -> None:
+        """As for the other methods.
+
+        Args:
+            samples: how many noisy masks there are of a channel.
+            std: the standard deviation of the noise; masks are in [0, 1].
+            seed: of the noise; calls with the same batch_size draw the same.
+            batch_size: how many masked images run together.
+        """
+        super().__init__(
+            model, target_layers, batch_size=batch_size, reshape=reshape, output=output
+        )
+        if samples < 1:
+            raise ValueError(f"samples: got {samples}, expected at least 1")
+        self.samples, self.std, self.seed = samples, std, seed
+
+    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        device = record.activations[0].device
+        self._generator = torch.Generator(device).manual_seed(self.seed)
+        return super()._maps(record, selection, relu)
+
+    def _variations(self, masks: Tensor) -> Iterator[Tensor]:
+        for _ in range(self.samples):
+            yield masks + torch.empty_like(masks).normal_(0, self.std, generator=self._generator)
+
+    def _samples(self) -> int:
+        return self.samples
+
+
+class ISCAM(ScoreCAM):
+    """Score-CAM with S(t x H_k) averaged over growing t = sum_{j <= i} j / n, i = 1 ... n.
+
+    Naidu et al. 2020, IS-CAM, arXiv 2010.03023, as torchcam reads it: the mask is added up.
+    """
+
+    name = "iscam"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Layers | None = None,
+        *,
+        samples: int = 10,
+        batch_size: int = 32,
+        reshape: Reshape | None = None,
+        output: Output | None = None,
+    ) -> None:
+        """As for the other methods.
+
+        Args:
+            samples: n.
+            batch_size: how many masked images run together.
+        """
+        super().__init__(
+            model, target_layers, batch_size=batch_size, reshape=reshape, output=output
+        )
+        if samples < 1:
+            raise ValueError(f"samples: got {samples}, expected at least 1")
+        self.samples = samples
+
+    def _variations(self, masks: Tensor) -> Iterator[Tensor]:
+        factor = 0.0
+        for i in range(1, self.samples + 1):
+            factor += i / self.samples
+            yield masks * factor
+
+    def _samples(self) -> int:
+        return self.samples
+
+
+class AblationCAM(MapMethod):
+    """M = ReLU(sum_k w_k A^k), w_k = (S - S_k) / S, S_k the score with A^k set to 0.
+
+    Desai and Ramaswamy 2020, Ablation-CAM, WACV, equation 4; 0 where S is 0. Global average pooling
+    and one linear layer give S - S_k = W[c]_k mean(A^k), without another run; elsewhere the part
+    above the layer runs for each channel that is not 0 already
+    (:class:`fastcam.continuation.Continuation`).
+    """
+
+    name = "ablationcam"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Layers | None = None,
+        *,
+        batch_size: int = 32,
+        reshape: Reshape | None = None,
+        output: Output | None = None,
+    ) -> None:
+        """As for the other methods.
+
+        Args:
+            batch_size: how many ablated activations run together; the number of images where that
+                is more.
+        """
+        super().__init__(model, target_layers, reshape=reshape, output=output)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+        self.batch_size = batch_size
+
+    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        scores = selection.scores.detach()
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        maps = []
+        for layer, activations in enumerate(record.activations):
+            head = record.pooled_head(layer, selection)
+            if head is None:
+                drops = self._drops(record, selection, layer, scores)
+            else:
+                means = ops.gap(head.pooled)
+                means = means if scores.dim() == 1 else means.unsqueeze(1)
+                drops = head.weight[selection.class_ids] * means
+            weights = drops / scores.unsqueeze(-1)
+            weights = weights.masked_fill((scores == 0).unsqueeze(-1), 0)
+            maps.append(ops.weighted_sum(activations, weights, relu))
+        return maps
+
+    def _drops(self, record: Capture, selection: Selection, layer: int, scores: Tensor) -> Tensor:
+        """S - S_k, (N, C) or (N, K, C)."""
+        activations = record.activations[layer]
+        count, channels = activations.shape[:2]
+        drops = scores.new_zeros(count, channels, *scores.shape[1:])
+        if count == 0:
+            return drops.movedim(1, -1)
+        # of each image the channels that are not 0 come first: the others have S_k = S
+        live = self._bears(activations)
+        order = live.int().argsort(stable=True, dim=1, descending=True)
+        most = int(live.sum(1).max())
+        copies = min(max(1, self.batch_size // count), max(1, most))
+        image = torch.arange(count, device=activations.device)
+        rows = image.repeat_interleave(copies)
+        above = Continuation(record, layer, rows)
+        for start in range(0, most, copies):
+            # the last one overlaps the one before: all have as many rows
+            ablated = order[:, max(0, min(start, most - copies)) :][:, :copies]
+            logits = above(functools.partial(self._ablate, channels=ablated.flatten()))
+            left = selection.of(logits, rows).to(scores.dtype).unflatten(0, (count, copies))
+            drops[image[:, None], ablated] = scores.unsqueeze(1) - left
+        return drops.movedim(1, -1)
+
+    def _bears(self, activations: Tensor) -> Tensor:
+        """(N, C), whether ablating a channel changes it."""
+        return (activations != 0).flatten(2).any(2)
+
+    def _ablate(self, activations: Tensor, channels: Tensor) -> None:
+        """Ablates one channel (R,) of each row of (R, C, *S)."""
+        rows = torch.arange(len(channels), device=channels.device)
+        activations[rows, channels] = 0

@@ -1,0 +1,99 @@
+"""Grad-CAM++ of gradients averaged over noisy copies of the images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastcam import ops
+from fastcam.capture import Capture, Output, capture
+from fastcam.layers import Layers
+from fastcam.layout import Reshape
+from fastcam.methods.base import MapMethod
+from fastcam.targets import Selection
+
+
+class SmoothGradCAMPlusPlus(MapMethod):
+    """M = ReLU(sum_k w_k A^k), w_k = sum_ij alpha_ij ReLU(E[g_ij]), E the mean over noisy images.
+
+    alpha_ij = E[g_ij^2] / (2 E[g_ij^2] + sum_ab(A_ab) E[g_ij^3]), 0 where the denominator is 0:
+    Omeiza et al. 2019, arXiv 1908.01224, with E[g^2] for E[g] in the numerator, as in Grad-CAM++ of
+    one image. A is that of the images without noise.
+    """
+
+    name = "smoothgradcam++"
+    graph = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Layers | None = None,
+        *,
+        samples: int = 4,
+        std: float = 0.3,
+        seed: int = 0,
+        reshape: Reshape | None = None,
+        output: Output | None = None,
+    ) -> None:
+        """As for the other methods.
+
+        Args:
+            samples: how many noisy copies there are of an image; they run as one batch.
+            std: the standard deviation of the noise, in units of the model's input.
+            seed: of the noise; every call draws the same.
+        """
+        super().__init__(model, target_layers, reshape=reshape, output=output)
+        if samples < 1:
+            raise ValueError(f"samples: got {samples}, expected at least 1")
+        self.samples, self.std, self.seed = samples, std, seed
+
+    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        images = record.images
+        if images is None or not images.is_floating_point():
+            raise ValueError("images: got none in floating point, but this method adds noise")
+        count = len(images)
+        rows = torch.arange(count, device=images.device).repeat(self.samples)
+        generator = torch.Generator(images.device).manual_seed(self.seed)
+        noise = self.std * torch.randn(
+            (len(rows), *images.shape[1:]),
+            generator=generator,
+            dtype=images.dtype,
+            device=images.device,
+        )
+        model, inputs = self._network(record.inputs(rows, images[rows] + noise))
+        with record.autocast():
+            noisy = capture(
+                model,
+                inputs,
+                self.layers,
+                reshape=self._reshape,
+                output=self._output,
+            )
+        with torch.enable_grad():
+            scores = Selection(selection.of(noisy.logits, rows), None)
+        columns = scores.columns()
+        maps: list[list[Tensor]] = [[] for _ in record.layers]
+        for k, column in enumerate(columns, start=1):
+            gradients = noisy.gradients(column, retain=k < len(columns))
+            for layer, gradient in enumerate(gradients):
+                activations = record.activations[layer]
+                samples = gradient.unflatten(0, (self.samples, count))
+                weights = _weights(activations, samples)
+                maps[layer].append(ops.weighted_sum(activations, weights, relu))
+        several = selection.scores.dim() == 2
+        return [torch.stack(layer, 1) if several else layer[0] for layer in maps]
+
+
+def _weights(activations: Tensor, gradients: Tensor) -> Tensor:
+    """(N, C), for gradients (samples, N, C, *S)."""
+    g = gradients if gradients.dtype == torch.float64 else gradients.float()
+    g = g.flatten(3)
+    total = ops.gap(activations) * g.shape[3]
+    # alpha keeps its value where g is scaled and sum(A) inversely: so powers neither under- nor
+    # overflow
+    scale = g.abs().amax((0, 3))
+    g = g / scale.where(scale > 0, 1.0)[:, :, None]
+    second, third = g.square().mean(0), (g * g.square()).mean(0)
+    denominator = 2 * second + (total * scale)[:, :, None] * third
+    alpha = torch.where(denominator == 0, 0.0, second / denominator)
+    return (alpha * (g.mean(0) * scale[:, :, None]).relu()).sum(2)
