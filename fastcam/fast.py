@@ -282,6 +282,8 @@ class BatchSizes:
 def filled(tensor: Tensor, size: int) -> Tensor:
     """(n, ...) to (size, ...), by repeating the last row."""
     missing = size - tensor.shape[0]
+    if missing == 0:
+        return tensor
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
 
 

@@ -243,9 +243,9 @@ class MapMethod(Method):
             if self._fast is None:
                 answer = step(images, targets)
             else:
-                answer = self._fast_answer(
-                    self._fast, step, images, targets, (size, normalize, relu)
-                )
+                extents = tuple(size) if isinstance(size, Sequence) else size  # hashable
+                options = extents, normalize, relu
+                answer = self._fast_answer(self._fast, step, images, targets, options)
             maps, self.outputs, self.class_ids, self.scores = answer
             return maps
 
