@@ -212,6 +212,106 @@ class Capture:
         return None
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What one run of a network left behind, before anything is read out of it."""
+
+    outputs: Any
+    """What the model returned, with its graph."""
+    nodes: dict[str, Tensor]
+    """By layer, the first tensor with positions that it returned: what scores are derived by."""
+    handed_on: dict[str, Any]
+    """By layer, all that the model went on with: an operation in place behind it shows here."""
+    runs: dict[str, int]
+    """By layer, how often it ran; the last time counts."""
+    inputs: Inputs
+    """What went in."""
+    images: Tensor | None
+    """The first input with positions; the graph's leaf where it starts at the images."""
+    linear: tuple[nn.Linear, Tensor, Tensor] | None
+    """The last linear layer that ran, its input and output."""
+
+    @property
+    def extents(self) -> tuple[int, ...] | None:
+        """The spatial extents of the images."""
+        return None if self.images is None else tuple(self.images.shape[2:])
+
+
+def record(
+    model: nn.Module, inputs: Inputs, layers: Sequence[str], *, graph: Graph | None = "layers"
+) -> Recording:
+    """Runs the model once in evaluation mode, with a graph from the first of the layers up.
+
+    Args:
+        model, inputs, layers, graph: as for :func:`capture`.
+
+    Raises:
+        ValueError: for images without floating point, where the graph is to start there.
+    """
+    inputs = rebuild(inputs, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+    images = images_of(inputs)
+    given = inputs
+    if graph == "images":
+        if images is None or not images.is_floating_point():
+            raise ValueError(
+                "images: got none in floating point, but this method derives the score by them"
+            )
+        first, images = images, images.detach().requires_grad_()
+        with torch.enable_grad():
+            copied = images.clone()  # the model may write into it
+        inputs = rebuild(inputs, lambda tensor: copied if tensor is first else tensor)
+    nodes: dict[str, Tensor] = {}
+    handed_on: dict[str, Any] = {}
+    runs = dict.fromkeys(layers, 0)
+    shared: list[tuple[str, Tensor, int]] = []  # returned tensors that are the layer's input too
+    linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+    def watch(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, returned: Any) -> Any:
+            def node(tensor: Tensor) -> Tensor:
+                runs[name] += 1
+                nodes[name] = tensor if tensor.requires_grad else tensor.detach()
+                if graph is not None:
+                    nodes[name].requires_grad_()
+                    torch.set_grad_enabled(True)  # undone by the no_grad around the model
+                if shares_input(tensor, args):
+                    # what was written to its input may be read from there: record that very tensor
+                    if in_place(module) and not (tensor.requires_grad or tensor._is_view()):
+                        nodes[name] = nodes[name].detach().clone()
+                        nodes[name].requires_grad_(graph is not None)
+                        return tensor.copy_(nodes[name])
+                    shared.append((name, tensor, tensor._version))
+                return nodes[name].clone()  # what comes next may write into it
+
+            handed_on[name] = replace_first(returned, node)
+            return handed_on[name]
+
+        return hook
+
+    def remember(module: nn.Linear, args: tuple[Tensor, ...], returned: Tensor) -> None:
+        if args and args[0].dim() == 2:
+            linear[:] = [(module, args[0].detach(), returned.detach())]
+
+    hooks = [(model.get_submodule(name), watch(name)) for name in layers]
+    heads = [(module, remember) for module in model.modules() if isinstance(module, nn.Linear)]
+    try:
+        outputs = run(model, inputs, [*hooks, *heads], from_images=graph == "images")
+    except RuntimeError as error:
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise ValueError(
+                "model: its parameters cannot be recorded; create or load it outside of "
+                "torch.inference_mode()"
+            ) from error
+        raise
+    for name, tensor, version in shared:
+        if tensor._version != version:  # the clone that was handed on has missed that
+            raise ValueError(
+                f"target_layers: '{name}' returns its input, which the model overwrites later; "
+                "name the layer before it"
+            )
+    return Recording(outputs, nodes, handed_on, runs, given, images, linear[0] if linear else None)
+
+
 def capture(
     model: nn.Module,
     inputs: Inputs,
@@ -237,67 +337,9 @@ def capture(
     Raises:
         ValueError: if a layer did not run or has no positions, or the model returned no logits.
     """
-    inputs = rebuild(inputs, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
-    images = images_of(inputs)
-    given = inputs
-    if graph == "images":
-        if images is None or not images.is_floating_point():
-            raise ValueError(
-                "images: got none in floating point, but this method derives the score by them"
-            )
-        first, images = images, images.detach().requires_grad_()
-        with torch.enable_grad():
-            copied = images.clone()  # the model may write into it
-        inputs = rebuild(inputs, lambda tensor: copied if tensor is first else tensor)
-    extents = None if images is None else tuple(images.shape[2:])
-    nodes: dict[str, Tensor] = {}
-    runs = dict.fromkeys(layers, 0)
-    shared: list[tuple[str, Tensor, int]] = []  # returned tensors that are the layer's input too
-    linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
-
-    def record(name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, returned: Any) -> Any:
-            def node(tensor: Tensor) -> Tensor:
-                runs[name] += 1
-                nodes[name] = tensor if tensor.requires_grad else tensor.detach()
-                if graph is not None:
-                    nodes[name].requires_grad_()
-                    torch.set_grad_enabled(True)  # undone by the no_grad around the model
-                if shares_input(tensor, args):
-                    # what was written to its input may be read from there: record that very tensor
-                    if in_place(module) and not (tensor.requires_grad or tensor._is_view()):
-                        nodes[name] = nodes[name].detach().clone()
-                        nodes[name].requires_grad_(graph is not None)
-                        return tensor.copy_(nodes[name])
-                    shared.append((name, tensor, tensor._version))
-                return nodes[name].clone()  # what comes next may write into it
-
-            return replace_first(returned, node)
-
-        return hook
-
-    def remember(module: nn.Linear, args: tuple[Tensor, ...], returned: Tensor) -> None:
-        if args and args[0].dim() == 2:
-            linear[:] = [(module, args[0].detach(), returned.detach())]
-
-    hooks = [(model.get_submodule(name), record(name)) for name in layers]
-    heads = [(module, remember) for module in model.modules() if isinstance(module, nn.Linear)]
-    try:
-        outputs = run(model, inputs, [*hooks, *heads], from_images=graph == "images")
-    except RuntimeError as error:
-        if any(parameter.is_inference() for parameter in model.parameters()):
-            raise ValueError(
-                "model: its parameters cannot be recorded; create or load it outside of "
-                "torch.inference_mode()"
-            ) from error
-        raise
-    for name, tensor, version in shared:
-        if tensor._version != version:  # the clone that was handed on has missed that
-            raise ValueError(
-                f"target_layers: '{name}' returns its input, which the model overwrites later; "
-                "name the layer before it"
-            )
-    logits = logits_of(outputs, output)
+    recorded = record(model, inputs, layers, graph=graph)
+    nodes, extents = recorded.nodes, recorded.extents
+    logits = logits_of(recorded.outputs, output)
 
     readings = []
     for name in layers:
@@ -323,20 +365,20 @@ def capture(
                 f"N = {logits.shape[0]} of the model's output; another layer or reshape= may help"
             )
     return Capture(
-        outputs=rebuild(outputs, Tensor.detach),
+        outputs=rebuild(recorded.outputs, Tensor.detach),
         logits=logits,
         layers=tuple(layers),
         activations=activations,
         extents=extents,
-        images=images,
+        images=recorded.images,
         nodes=tuple(nodes[name] for name in layers),
         readings=tuple(readings),
-        runs=tuple(runs[name] for name in layers),
+        runs=tuple(recorded.runs[name] for name in layers),
         _model=model,
-        _inputs=given,
+        _inputs=recorded.inputs,
         _output=output,
         _autocast=_autocast(logits.device.type),
-        _linear=linear[0] if linear else None,
+        _linear=recorded.linear,
     )
 
 
