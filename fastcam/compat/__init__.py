@@ -1,0 +1,1 @@
+"""Other libraries' names, signatures and answers, computed by fastcam."""

@@ -1,0 +1,58 @@
+"""Which calls of another library's names fastcam served, and which went another way, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+
+class Call(NamedTuple):
+    """One kind of call."""
+
+    name: str
+    """As the user wrote it, such as "pytorch_grad_cam.GradCAM"."""
+    served_by: str
+    """"fastcam", or the library's own code."""
+    why: str
+    """What was done, or why fastcam did not do it."""
+
+
+class Report:
+    """The calls so far, with how often each came. Printed it is a table."""
+
+    def __init__(self, calls: Counter[Call]) -> None:
+        self.calls = dict(calls)
+
+    def __str__(self) -> str:
+        if not self.calls:
+            return "fastcam.dropin: no call yet"
+        rows = [
+            (f"{count} x", call.name, call.served_by, call.why)
+            for call, count in sorted(self.calls.items())
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+_calls: Counter[Call] = Counter()
+
+
+def note(name: str, served_by: str, why: str) -> None:
+    """Counts a call."""
+    _calls[Call(name, served_by, why)] += 1
+
+
+def report() -> Report:
+    """The calls since the start, or since the last :func:`forget`."""
+    return Report(_calls)
+
+
+def forget() -> None:
+    """Starts counting anew."""
+    _calls.clear()
