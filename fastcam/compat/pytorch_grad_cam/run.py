@@ -127,6 +127,10 @@ def explain(
         run = run_of(cam, input_tensor, second_order=kernel is not None and not cam.detach)
         cam.outputs = _detached(run.outputs)
         targets = choose(run.outputs)
+        if settings.fix and len(targets) != len(run.images):
+            raise ValueError(
+                f"targets: got {len(targets)}, expected {len(run.images)}, one for each image"
+            )
         dims = {a.dim() for a in run.activations}
         if kernel is not None and not eigen_smooth and dims <= {4, 5}:
             maps = kernel(cam, run, targets)
@@ -204,9 +208,9 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
         raise NotServed("a target layer returned something else than a tensor")
     reshape = cam.reshape_transform or _as_it_is
     nodes = list(recorded.nodes.values())
-    # pytorch-grad-cam keeps a reference on a CPU, which operations in place write to, and a copy
-    # elsewhere
-    kept = returned if nodes[0].device.type == "cpu" else nodes
+    # a reference on a CPU, which operations in place write to; a copy elsewhere
+    on_cpu = nodes[0].device.type == "cpu"
+    kept = returned if on_cpu and not settings.fix else nodes
     activations = [reshape(_detached(each)) for each in kept]
     return Run(images, recorded.outputs, activations, nodes, returned, reshape)
 
