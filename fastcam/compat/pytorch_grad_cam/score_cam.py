@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcam.capture import unwrap
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from fastcam.compat.pytorch_grad_cam.run import Array, TargetFunctions, aside
+from fastcam.fast import folded
 
 BATCH_SIZE = 16
 
@@ -42,6 +44,7 @@ class ScoreCAM(BaseCAM):
         size = input_tensor.shape[2:]
         mode = "bilinear" if len(size) == 2 else "trilinear"
         with torch.no_grad(), aside(self):
+            model = folded(unwrap(self.model), input_tensor)
             for image, target, maps in zip(
                 input_tensor, targets, torch.from_numpy(activations), strict=False
             ):
@@ -58,7 +61,7 @@ class ScoreCAM(BaseCAM):
                     dims = tuple(range(1, masks.dim()))
                     low, high = masks.amin(dims, True), masks.amax(dims, True)
                     masked = image * ((masks - low) / (high - low + 1e-8))
-                    found += [target(output).reshape(()) for output in self.model(masked)]
+                    found += [target(output).reshape(()) for output in model(masked)]
                 of_rows = torch.stack(found).float().cpu()
                 of_maps = of_rows[:1].repeat(len(maps))
                 of_maps[rows] = of_rows
