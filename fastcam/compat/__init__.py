@@ -1,0 +1,1 @@
+"""Other libraries' names, without those libraries."""
