@@ -221,7 +221,7 @@ def impute(images: Tensor, known: Tensor) -> Tensor:
     """Missing pixels from their neighbours: each becomes the weighted mean of its eight.
 
     Rong et al. 2022, arXiv 2202.00449, section 4.2: weights of 1/6 at the sides and 1/12 at the
-    corners, divided by the sum of those that exist at the border. The error is below 1e-8 of the
+    corners, divided by the sum of those that exist at the border. The error is below 1e-7 of the
     largest known magnitude of a channel, in float64 below 1e-11.
 
     Args:

@@ -296,8 +296,8 @@ def batches() -> list[np.ndarray]:
     generator = np.random.default_rng(8)
     found = []
     for channels, extents in (
-        (300, (7, 7)),
-        (512, (3, 3)),
+        (150, (6, 6)),
+        (128, (3, 3)),
         (64, (7, 7)),
         (40, (5, 8)),
         (8, (14, 14)),
@@ -325,10 +325,10 @@ def test_get_2d_projection() -> None:
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_the_sign_of_lapack(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    channels, extent = int(generator.integers(1, 200)), int(generator.integers(2, 11))
+    channels, extent = int(generator.integers(1, 120)), int(generator.integers(2, 11))
     activations = np.maximum(generator.standard_normal((1, channels, extent, extent)), 0)
     activations = (activations * generator.random((1, channels, 1, 1)) ** 3).astype(np.float32)
     got = svd_on_activations.get_2d_projection(activations)

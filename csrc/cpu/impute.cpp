@@ -8,8 +8,8 @@
 namespace fastcam::cpu {
 
 constexpr int64_t kBlock = 1024;  // of a pass over several fields, to stay in the first-level cache
-constexpr int kIterations =
-    1000;  // some ten are enough, where a strip of a few rows is imputed a hundred
+// Some ten are enough, for strips of a few rows and a thousand columns some hundred.
+constexpr int kIterations = 1000;
 
 // f(first, count) for blocks of the grid's values
 template <class Function>
@@ -195,27 +195,27 @@ Tensor impute(const Tensor& images, const Tensor& known) {
   const ImputeOperands o(images, known);
   if (o.result.numel() == 0) return o.result;
   const int64_t channels = images.size(1), height = images.size(2), width = images.size(3);
-  const int64_t pixels = height * width;
-  std::vector<char> solved(images.size(0), true);
+  const int64_t pixels = height * width, planes = images.size(0) * channels;
+  std::vector<char> solved(planes);
   dispatch(images.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    const double tolerance = std::is_same_v<T, double> ? 1e-12 : 1e-9;
-    torch::stable::parallel_for(0, images.size(0), 1, [&](int64_t begin, int64_t end) {
+    const double tolerance = std::is_same_v<T, double> ? 1e-12 : 1e-8;
+    // channels of one image may be in several threads, which then all coarsen its equations
+    torch::stable::parallel_for(0, planes, 1, [&](int64_t begin, int64_t end) {
       Imputer imputer(height, width);
-      for (int64_t n = begin; n < end; ++n) {
-        imputer.set(data<bool>(o.known) + n * pixels);
-        for (int64_t c = 0; c < channels; ++c) {
-          const int64_t plane = (n * channels + c) * pixels;
-          solved[n] &=
-              imputer.fill(data<T>(o.images) + plane, tolerance, mutable_data<T>(o.result) + plane);
-        }
+      for (int64_t plane = begin; plane < end; ++plane) {
+        if (plane == begin || plane % channels == 0)
+          imputer.set(data<bool>(o.known) + plane / channels * pixels);
+        solved[plane] = imputer.fill(
+            data<T>(o.images) + plane * pixels, tolerance,
+            mutable_data<T>(o.result) + plane * pixels);
       }
     });
   });
-  for (size_t n = 0; n < solved.size(); ++n)
+  for (int64_t plane = 0; plane < planes; ++plane)
     check(
-        solved[n], "known: the equations of image ", n, " were not solved within ", kIterations,
-        " iterations");
+        solved[plane], "known: the equations of image ", plane / channels,
+        " were not solved within ", kIterations, " iterations");
   return o.result;
 }
 
