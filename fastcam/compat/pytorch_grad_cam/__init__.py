@@ -5,6 +5,7 @@
 The same signatures, numpy arrays in the same form and the same values, computed by fastcam.
 """
 
+from fastcam.compat.pytorch_grad_cam import metrics, utils
 from fastcam.compat.pytorch_grad_cam.ablation_cam import AblationCAM
 from fastcam.compat.pytorch_grad_cam.ablation_layer import (
     AblationLayer,
@@ -26,6 +27,10 @@ from fastcam.compat.pytorch_grad_cam.cams import (
     SegEigenCAM,
     XGradCAM,
 )
+from fastcam.compat.pytorch_grad_cam.feature_factorization.deep_feature_factorization import (
+    DeepFeatureFactorization,
+    run_dff_on_image,
+)
 from fastcam.compat.pytorch_grad_cam.finer_cam import FinerCAM
 from fastcam.compat.pytorch_grad_cam.fullgrad_cam import FullGrad
 from fastcam.compat.pytorch_grad_cam.guided_backprop import GuidedBackpropReLUModel
@@ -41,6 +46,7 @@ __all__ = [
     "AblationLayerFasterRCNN",
     "AblationLayerVit",
     "ActivationsAndGradients",
+    "DeepFeatureFactorization",
     "EigenCAM",
     "EigenGradCAM",
     "FinerCAM",
@@ -57,4 +63,7 @@ __all__ = [
     "SegEigenCAM",
     "ShapleyCAM",
     "XGradCAM",
+    "metrics",
+    "run_dff_on_image",
+    "utils",
 ]
