@@ -405,7 +405,7 @@ def run(
         undo.enter_context(_evaluation(model))
         # compiled code would not see the hooks, nor a function mode; a compiled function cannot be
         # told from outside, but without torch._dynamo there is none
-        if any(map(_is_compiled, model.modules())) or (
+        if any(map(is_compiled, model.modules())) or (
             from_images and "torch._dynamo" in sys.modules
         ):
             undo.enter_context(_eager())
@@ -429,7 +429,8 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile stands before or in a module."""
     if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
         return True
     return hasattr(getattr(module, "forward", None), "_torchdynamo_orig_callable")
@@ -544,6 +545,18 @@ def rebuild(
     for key, item in changed.items():
         parts[key] = item
     return copied
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in containers and objects."""
+    found: list[Tensor] = []
+
+    def add(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    rebuild(value, add)
+    return found
 
 
 def replace_first(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

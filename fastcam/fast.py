@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastcam.capture import Inputs, logits_of, rebuild, run
+from fastcam.capture import Inputs, logits_of, rebuild, run, tensors_of
 from fastcam.errors import first_line
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -346,7 +346,7 @@ class _Unit:
 
     def _batched(self, args: Any, kwargs: Any) -> Any:
         """Compiled where the batch size is worth it, filled up to one that is."""
-        given = _tensors_of((args, kwargs))
+        given = tensors_of((args, kwargs))
         if not self._ways or not given or given[0].dim() == 0:
             return self._forward(*args, **kwargs)
         count = given[0].shape[0]
@@ -447,18 +447,6 @@ def _keep_precision(module: nn.Module, dtype: torch.dtype) -> None:
         return rebuild((args, kwargs), _cast(dtype))
 
     module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def _tensors_of(value: Any) -> list[Tensor]:
-    """All tensors in containers."""
-    found: list[Tensor] = []
-
-    def add(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    rebuild(value, add)
-    return found
 
 
 def _cast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

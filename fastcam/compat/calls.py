@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -46,6 +50,39 @@ _calls: Counter[Call] = Counter()
 def note(name: str, served_by: str, why: str) -> None:
     """Counts a call."""
     _calls[Call(name, served_by, why)] += 1
+
+
+@dataclass
+class Current:
+    """A call that goes on, and what will be noted of it."""
+
+    name: str
+    served_by: str = "fastcam"
+    why: str = ""
+
+    def leave_to(self, library: str, why: str) -> None:
+        """It, or a part of it, goes to the library's own code; the first reason counts."""
+        if self.served_by != library:
+            self.served_by, self.why = library, why
+
+
+_current: ContextVar[Current | None] = ContextVar("current", default=None)
+
+
+@contextmanager
+def counted(name: str) -> Iterator[Current]:
+    """Notes a call when it ends; calls inside of it are parts of it and are not noted."""
+    outer = _current.get()
+    if outer is not None:
+        yield outer
+        return
+    current = Current(name)
+    token = _current.set(current)
+    try:
+        yield current
+    finally:
+        _current.reset(token)
+    note(current.name, current.served_by, current.why)
 
 
 def report() -> Report:

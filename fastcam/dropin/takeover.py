@@ -73,6 +73,10 @@ class Takeover:
 
         self._undo.callback(put_back)
 
+    def on_undo(self, action: Callable[[], object]) -> None:
+        """What :meth:`undo` has to do besides."""
+        self._undo.callback(action)
+
     def undo(self) -> None:
         """Puts everything back, the last replacement first."""
         self._undo.close()

@@ -78,14 +78,14 @@ class SmoothGradCAMPlusPlus(MapMethod):
             for layer, gradient in enumerate(gradients):
                 activations = record.activations[layer]
                 samples = gradient.unflatten(0, (self.samples, count))
-                weights = _weights(activations, samples)
+                weights = smooth_weights(activations, samples)
                 maps[layer].append(ops.weighted_sum(activations, weights, relu))
         several = selection.scores.dim() == 2
         return [torch.stack(layer, 1) if several else layer[0] for layer in maps]
 
 
-def _weights(activations: Tensor, gradients: Tensor) -> Tensor:
-    """(N, C), for gradients (samples, N, C, *S)."""
+def smooth_weights(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Channel weights (N, C), for gradients (samples, N, C, *S) of noisy images."""
     g = gradients if gradients.dtype == torch.float64 else gradients.float()
     g = g.flatten(3)
     total = ops.gap(activations) * g.shape[3]

@@ -1,0 +1,447 @@
+"""captum 0.9, taken over in place: layer Grad-CAM and the guided methods.
+
+captum runs the network itself, recorded from the input up. Here layer Grad-CAM records from the
+layer up, guided Grad-CAM runs the network once, and ReLUs are met without a copy of their input.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcam import ops
+from fastcam.capture import is_compiled, shares_input, storage, tensors_of, unwrap
+from fastcam.compat.calls import counted
+from fastcam.compat.settings import settings
+from fastcam.dropin.takeover import Replacement, Takeover
+from fastcam.fast import FastModel, Options, preferred_dtype
+from fastcam.guided import GuidedReLU
+
+
+def take_over(takeover: Takeover) -> None:
+    """Replaces what fastcam has."""
+    attr: Any = importlib.import_module("captum.attr")
+    takeover.method(attr.LayerGradCam, "attribute", _layer_grad_cam)
+    takeover.method(attr.LayerAttribution, "interpolate", _interpolate)
+    for owner in (attr.GuidedBackprop, attr.Deconvolution):
+        takeover.method(owner, "attribute", _guided)
+        takeover.method(owner, "_register_hooks", _register_hooks)
+    takeover.method(attr.GuidedGradCam, "attribute", _guided_grad_cam)
+
+
+def _common() -> Any:
+    return importlib.import_module("captum._utils.common")
+
+
+def _gradient() -> Any:
+    return importlib.import_module("captum._utils.gradient")
+
+
+# Layer Grad-CAM -------------------------------------------------------------------------------
+
+
+def _layer_grad_cam(present: Replacement) -> Replacement:
+    def attribute(
+        self: Any,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        with counted("captum.LayerGradCam") as call:
+            found = None
+            reason = _why_whole(self.forward_func)
+            if attribute_to_layer_input:
+                reason = "what goes into the layer may be read elsewhere too"
+            elif grad_kwargs:
+                reason = "grad_kwargs"
+            if not reason:
+                common = _common()
+                given = common._format_tensor_into_tuples(inputs)
+                more = common._format_additional_forward_args(additional_forward_args)
+                forward, layer = self.forward_func, self.layer
+                if settings.fast:
+                    forward, layer, given = _fast(self, given, more)
+                run = _LayerRun(layer, tensors_of((given, more)))
+                with run, torch.no_grad():
+                    scores = common._run_forward(forward, given, target, more)
+                found = run.gradients(scores)
+                reason = "no gradient came back to the layer"
+            if found is None:
+                call.leave_to("captum", reason)
+                return present(
+                    self,
+                    inputs,
+                    target,
+                    additional_forward_args,
+                    attribute_to_layer_input,
+                    relu_attributions,
+                    attr_dim_summation,
+                    grad_kwargs,
+                )
+            call.why = "the graph begins at the layer"
+            maps = tuple(
+                _grad_cam(node.detach(), gradient, relu_attributions, attr_dim_summation)
+                for node, gradient in found
+            )
+            return maps if len(maps) > 1 else maps[0]
+
+    return attribute
+
+
+def _why_whole(forward: Any) -> str:
+    """Why captum has to run a forward function itself; empty where it has not."""
+    if torch.is_inference_mode_enabled():
+        return "inference mode"
+    if not isinstance(forward, nn.Module):
+        return ""
+    if unwrap(forward) is not forward or any(map(is_compiled, forward.modules())):
+        return "the model is compiled or parallel"
+    return ""
+
+
+class _LayerRun:
+    """A context for one forward: the layer's outputs, and a graph that begins there.
+
+    Args:
+        layer: the layer.
+        inputs: what goes into the network; its memory is the user's.
+        begins: whether grad mode is off until the layer has run.
+    """
+
+    def __init__(self, layer: nn.Module, inputs: list[Tensor], begins: bool = True) -> None:
+        self._layer = layer
+        self._inputs = {storage(tensor) for tensor in inputs}
+        self._begins = begins
+        self.nodes: tuple[Tensor, ...] = ()
+        """What it returned the last time; nothing where that was not only tensors."""
+
+    def __enter__(self) -> _LayerRun:
+        self._handle = self._layer.register_forward_hook(self._hook)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handle.remove()
+
+    def _hook(self, module: nn.Module, args: Any, returned: Any) -> Any:
+        several = isinstance(returned, (tuple, list))
+        tensors = returned if several else (returned,)
+        if not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
+            self.nodes = ()
+            return None
+        self.nodes = tuple(self._node(tensor, args) for tensor in tensors)
+        if self._begins:
+            torch.set_grad_enabled(True)  # undone by the no_grad around the forward
+        handed_on = [node.clone() for node in self.nodes]  # what comes next may write into it
+        return type(returned)(handed_on) if several else handed_on[0]
+
+    def _node(self, tensor: Tensor, args: Any) -> Tensor:
+        if tensor.requires_grad or not self._begins:
+            return tensor
+        shared = shares_input(tensor, args) and storage(tensor) not in self._inputs
+        if shared and not tensor._is_view():
+            with torch.enable_grad():  # the model may read it by the input's name
+                return tensor.add_(torch.zeros((), requires_grad=True))
+        return tensor.detach().requires_grad_()
+
+    def gradients(self, scores: Any, retain: bool = False) -> list[tuple[Tensor, Tensor]] | None:
+        """The layer's outputs and dS/d each; None where captum is to say what is wrong."""
+        if (
+            not self.nodes
+            or not isinstance(scores, Tensor)
+            or not scores.requires_grad
+            or scores.dim() == 0
+            or scores.shape[0] == 0
+            or scores[0].numel() != 1
+            or not all(node.requires_grad for node in self.nodes)
+        ):
+            return None
+        gradients = torch.autograd.grad(
+            scores, self.nodes, torch.ones_like(scores), retain_graph=retain, allow_unused=True
+        )
+        found = [(n, g) for n, g in zip(self.nodes, gradients, strict=True) if g is not None]
+        return found if len(found) == len(self.nodes) else None
+
+
+@torch.no_grad()
+def _grad_cam(activations: Tensor, gradients: Tensor, relu: bool, summed: bool) -> Tensor:
+    """(N, 1, *S), or without the channel sum (N, C, *S)."""
+    dtype = torch.promote_types(activations.dtype, gradients.dtype)
+    if summed and 3 <= activations.dim() <= 5:
+        return ops.cam(activations, gradients, "gradcam", relu).unsqueeze(1).to(dtype)
+    dims = tuple(range(2, gradients.dim()))
+    weights = gradients.mean(dims, keepdim=True) if dims else gradients
+    maps = weights * activations
+    maps = maps.sum(1, keepdim=True) if summed else maps
+    return maps.relu() if relu else maps
+
+
+_fast_models: WeakKeyDictionary[Any, FastModel] = WeakKeyDictionary()
+
+
+def _fast(
+    attribution: Any, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
+) -> tuple[Any, nn.Module, Any]:
+    """The fast copy of the model, the layer in it, and the inputs for it."""
+    model, layer = attribution.forward_func, attribution.layer
+    names = model.named_modules() if isinstance(model, nn.Module) else ()
+    name = next((name for name, module in names if module is layer), "")
+    if not name or any(module.training for module in model.modules()):
+        return model, layer, inputs
+    fast = _fast_models.get(attribution)
+    if fast is None or fast.is_stale:
+        options = Options(preferred_dtype(inputs[0].device))
+        fast = FastModel(model, (*inputs, *(additional or ())), [name], options)
+        _fast_models[attribution] = fast
+    return fast.model, fast.model.get_submodule(name), fast.prepared(inputs)
+
+
+def _interpolate(present: Replacement) -> Replacement:
+    def interpolate(
+        layer_attribution: Any, interpolate_dims: Any, interpolate_mode: str = "nearest"
+    ) -> Tensor:
+        with counted("captum.LayerAttribution.interpolate") as call:
+            a = layer_attribution
+            dims = {"linear": 1, "bilinear": 2, "trilinear": 3}.get(interpolate_mode)
+            size = interpolate_dims
+            size = (size,) * (dims or 0) if isinstance(size, int) else size
+            if (
+                dims is None
+                or not isinstance(a, Tensor)
+                or a.dtype not in (torch.float32, torch.float64)
+                or a.dim() != dims + 2
+                or a.numel() == 0
+                or a.requires_grad
+                or not isinstance(size, (tuple, list, torch.Size))
+                or len(size) != dims
+                or not all(isinstance(extent, int) and extent > 0 for extent in size)
+            ):
+                call.leave_to("captum", f"{interpolate_mode}, or an attribution with a graph")
+                return present(layer_attribution, interpolate_dims, interpolate_mode)
+            return ops.upsample(a, size, normalize=False)
+
+    return interpolate
+
+
+# Guided methods -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Restore:
+    """In the place of a hook's handle: ``remove`` puts a ReLU's way of working back."""
+
+    module: nn.ReLU
+    done: bool = field(default=False, init=False)
+
+    def remove(self) -> None:
+        if not self.done:
+            self.done = True
+            self.module.inplace = True
+
+
+def _watch_relu(module: nn.ReLU, rule: Callable[[Tensor, Tensor], Tensor | None]) -> list[Any]:
+    """Handles of what applies ``rule`` to the gradient of a ReLU's input.
+
+    Args:
+        rule: gets that gradient and the last one of the module's output, as captum keeps it; what
+            it gives takes the place of the first.
+    """
+    last: list[Tensor] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        assert len(args) == 1, "a ReLU took other arguments than one tensor"
+        args[0].register_hook(lambda gradient: rule(gradient, last[0]) if last else None)
+
+    def after(module: nn.Module, args: Any, output: Tensor) -> None:
+        def keep(gradient: Tensor) -> None:
+            last[:] = [gradient]
+
+        output.register_hook(keep)
+
+    handles: list[Any] = [
+        module.register_forward_pre_hook(before),
+        module.register_forward_hook(after),
+    ]
+    if module.inplace:  # captum hands on a copy; the ReLU may as well write into a new tensor
+        module.inplace = False
+        handles.append(_Restore(module))
+    return handles
+
+
+_plain: WeakSet[Any] = WeakSet()
+"""Those of captum's guided objects whose hooks leave gradients as they are."""
+
+
+def _register_hooks(present: Replacement) -> Replacement:
+    def register(self: Any, module: nn.Module) -> None:
+        def rule(gradient: Tensor, output: Tensor) -> Tensor | None:
+            if self in _plain:
+                return None
+            return (output if self.use_relu_grad_output else gradient).relu()
+
+        if isinstance(module, nn.ReLU) and not _has_own_forward(module):
+            self.backward_hooks += _watch_relu(module, rule)
+        else:
+            present(self, module)
+
+    return register
+
+
+def _has_own_forward(module: nn.ReLU) -> bool:
+    return type(module).forward is not nn.ReLU.forward or "forward" in vars(module)
+
+
+def _guided(present: Replacement) -> Replacement:
+    def attribute(
+        self: Any, inputs: Any, target: Any = None, additional_forward_args: Any = None
+    ) -> Any:
+        with counted(f"captum.{type(self).__name__}") as call, _as_found(inputs):
+            call.why = "every ReLU, functions too" if settings.fix else "ReLU modules"
+            if settings.fix:
+                relu = GuidedReLU()
+                relu.rule = "deconvnet" if self.use_relu_grad_output else "guided"
+                return _everywhere(relu, self, inputs, target, additional_forward_args)
+            try:
+                return present(self, inputs, target, additional_forward_args)
+            finally:
+                self.backward_hooks.clear()  # they are removed, and captum keeps them
+
+    return attribute
+
+
+def _everywhere(
+    relu: GuidedReLU, attribution: Any, inputs: Any, target: Any, additional: Any
+) -> Any:
+    """By fastcam's rule: ReLUs that are functions, and what comes to the same."""
+    common, gradient = _common(), _gradient()
+    given = common._format_tensor_into_tuples(inputs)
+    required = gradient.apply_gradient_requirements(given)
+    with relu:
+        found = attribution.gradient_func(attribution.forward_func, given, target, additional)
+    gradient.undo_gradient_requirements(given, required)
+    return common._format_output(common._is_tuple(inputs), found)
+
+
+@contextmanager
+def _as_found(inputs: Any) -> Iterator[None]:
+    """After an exception too, inputs require a gradient where they did before."""
+    required = [(tensor, tensor.requires_grad) for tensor in tensors_of(inputs)]
+    try:
+        yield
+    except BaseException:
+        for tensor, before in required:
+            if tensor.is_leaf:
+                tensor.requires_grad_(before)
+        raise
+
+
+def _guided_grad_cam(present: Replacement) -> Replacement:
+    def attribute(
+        self: Any,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        interpolate_mode: str = "nearest",
+        attribute_to_layer_input: bool = False,
+    ) -> Any:
+        with counted("captum.GuidedGradCam") as call, _as_found(inputs):
+            found, reason = None, _why_twice(self, attribute_to_layer_input)
+            if not reason:
+                found = _both(self, inputs, target, additional_forward_args)
+                reason = "no gradient came back to the layer"
+            if found is None:
+                call.leave_to("captum", reason)
+                return present(
+                    self,
+                    inputs,
+                    target,
+                    additional_forward_args,
+                    interpolate_mode,
+                    attribute_to_layer_input,
+                )
+            call.why = "one forward for both gradients"
+            maps, guided = found
+            products = []
+            for gradient in guided:
+                try:
+                    size = tuple(gradient.shape[2:])
+                    products.append(gradient * F.interpolate(maps, size, mode=interpolate_mode))
+                except Exception:
+                    warnings.warn(
+                        "GuidedGradCam: the map has no counterpart of an input's shape, which gets "
+                        "an empty tensor",
+                        stacklevel=2,
+                    )
+                    products.append(torch.empty(0))
+            common = _common()
+            return common._format_output(common._is_tuple(inputs), tuple(products))
+
+    return attribute
+
+
+def _why_twice(attribution: Any, to_layer_input: bool) -> str:
+    """Why the map and the guided gradient need a forward each, as in captum."""
+    model = attribution.guided_backprop.model
+    reason = _why_whole(model)
+    if reason:
+        return reason
+    if to_layer_input:
+        return "what goes into the layer may be read elsewhere too"
+    if attribution.grad_cam.forward_func is not model:
+        return "its parts have different models"
+    if any(module.training for module in model.modules()):
+        return "the model is in training mode"
+    if any(isinstance(module, nn.ReLU) and _has_own_forward(module) for module in model.modules()):
+        return "a ReLU has a forward of its own"
+    functions = (attribution.guided_backprop.gradient_func, attribution.grad_cam.gradient_func)
+    if any(function is not _gradient().compute_gradients for function in functions):
+        return "another gradient_func"
+    return ""
+
+
+def _both(
+    attribution: Any, inputs: Any, target: Any, additional: Any
+) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    """The map through ReLU, (N, 1, *S), and the guided gradient of each input."""
+    guided, maps = attribution.guided_backprop, []
+    relu = GuidedReLU()
+
+    def gradients(forward: Any, given: Any, target: Any, additional: Any) -> tuple[Tensor, ...]:
+        run = _LayerRun(attribution.grad_cam.layer, [], begins=False)
+        with run, torch.enable_grad():
+            scores = _common()._run_forward(forward, given, target, additional)
+        _plain.add(guided)
+        try:
+            found = run.gradients(scores, retain=True)
+        finally:
+            _plain.discard(guided)
+        if found is None or len(found) != 1:
+            return given
+        maps.append(_grad_cam(found[0][0].detach(), found[0][1], relu=True, summed=True))
+        relu.rule = "guided"
+        return torch.autograd.grad(scores, given, torch.ones_like(scores))
+
+    usual = guided.gradient_func
+    guided.gradient_func = gradients
+    try:
+        if settings.fix:
+            gradient = _everywhere(relu, guided, inputs, target, additional)
+        else:
+            gradient = guided.attribute(inputs, target, additional)
+    finally:
+        guided.gradient_func = usual
+    if not maps:
+        return None
+    return maps[0], gradient if isinstance(gradient, tuple) else (gradient,)
