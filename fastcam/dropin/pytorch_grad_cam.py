@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
 from fastcam.compat import pytorch_grad_cam as ours
+from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.ablation_cam import ablation_weights
 from fastcam.compat.pytorch_grad_cam.finer_cam import finer_map, finer_targets
 from fastcam.compat.pytorch_grad_cam.fullgrad_cam import full_gradient
@@ -22,6 +24,41 @@ _FUSED = (
     "LayerCAM",
     "ShapleyCAM",
 )
+
+_FUNCTIONS = {
+    "utils.image": (
+        "deprocess_image",
+        "scale_accross_batch_and_channels",
+        "scale_cam_image",
+        "show_cam_on_image",
+        "show_factorization_on_image",
+    ),
+    "utils.svd_on_activations": ("get_2d_projection", "get_2d_projection_kernel"),
+}
+_METHODS = {
+    "metrics.perturbation_confidence": (
+        "AveragerAcrossThresholds",
+        "PerturbationConfidenceMetric",
+        "RemoveLeastRelevantFirst",
+        "RemoveMostRelevantFirst",
+    ),
+    "metrics.road": ("NoisyLinearImputer",),
+    "feature_factorization.deep_feature_factorization": ("DeepFeatureFactorization",),
+}
+
+
+def _lent(path: str, name: str, present: Replacement) -> Replacement:
+    """Our function or method of the same name, each call of it counted."""
+    ours: Any = importlib.import_module(f"fastcam.compat.pytorch_grad_cam.{path}")
+    for part in name.split("."):
+        ours = getattr(ours, part)
+    shown = f"pytorch_grad_cam.{path}.{name.removesuffix('.__call__')}"
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        with counted(shown):
+            return ours(*args, **kwargs)
+
+    return replacement
 
 
 def take_over(takeover: Takeover) -> None:
@@ -104,6 +141,14 @@ def take_over(takeover: Takeover) -> None:
 
         return replacement
 
+    for path, names in _FUNCTIONS.items():
+        for name in names:
+            there = getattr(importlib.import_module(f"pytorch_grad_cam.{path}"), name)
+            takeover.function(there, functools.partial(_lent, path, name))
+    for path, owners in _METHODS.items():
+        for owner in owners:
+            there = getattr(importlib.import_module(f"pytorch_grad_cam.{path}"), owner)
+            takeover.method(there, "__call__", functools.partial(_lent, path, f"{owner}.__call__"))
     for name in _FUSED:
         takeover.attribute(getattr(peer, name), "fused", vars(getattr(ours, name))["fused"])
     for name in ("activations", "gradients"):

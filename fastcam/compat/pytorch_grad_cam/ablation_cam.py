@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.capture import Capture, capture, unwrap
-from fastcam.compat.calls import note
+from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.ablation_layer import AblationLayer, values_of_ablated
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from fastcam.compat.pytorch_grad_cam.run import Array, NotServed, TargetFunctions, aside
@@ -179,14 +179,14 @@ def ablation_weights(
     Args:
         otherwise: by runs of the whole network.
     """
-    name = f"pytorch_grad_cam.{type(cam).__name__}"
-    try:
-        weights = _by_replays(cam, input_tensor, layer, targets, activations)
-    except NotServed as why:
-        note(name, "pytorch_grad_cam", str(why))
-        return otherwise()
-    note(name, "fastcam", "only what lies above the layer runs for each channel")
-    return weights
+    with counted(f"pytorch_grad_cam.{type(cam).__name__}") as call:
+        try:
+            weights = _by_replays(cam, input_tensor, layer, targets, activations)
+        except NotServed as reason:
+            call.leave_to("pytorch_grad_cam", str(reason))
+            return otherwise()
+        call.why = "only what lies above the layer runs for each channel"
+        return weights
 
 
 def _by_replays(

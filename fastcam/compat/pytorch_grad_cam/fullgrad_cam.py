@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from fastcam.compat.calls import note
+from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM, projected
 from fastcam.compat.pytorch_grad_cam.run import (
     SCALE_EPS,
@@ -118,9 +118,6 @@ def full_gradient(cam: Any, input_tensor: Tensor, targets: TargetFunctions | Non
     products = (g.float() * f for g, f in zip(gradients, factors, strict=True))
     with torch.no_grad():
         maps = summed(products, size, SCALE_EPS)
-    note(
-        f"pytorch_grad_cam.{type(cam).__name__}",
-        "fastcam",
-        "one backward to all biases, channels summed before they are enlarged",
-    )
+    with counted(f"pytorch_grad_cam.{type(cam).__name__}") as call:
+        call.why = "one backward to all biases, channels summed before they are enlarged"
     return scale_cam_image(maps.cpu().numpy())

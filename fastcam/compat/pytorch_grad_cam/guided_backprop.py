@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcam.compat.calls import note
+from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.run import Array
 from fastcam.compat.settings import settings
 
@@ -60,7 +60,8 @@ def guided_gradient(guided: Any, input_img: Tensor, target_category: int | None)
         earlier = given.grad if given.is_leaf else None
         given.requires_grad_()
         given.grad = gradient = whole if earlier is None else earlier + whole
-    note("pytorch_grad_cam.GuidedBackpropReLUModel", "fastcam", "the model's modules stay in place")
+    with counted("pytorch_grad_cam.GuidedBackpropReLUModel") as call:
+        call.why = "the model's modules stay in their places"
     first: Array = gradient[0].movedim(0, -1).cpu().numpy()
     return first
 

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam import ops
 from fastcam.capture import record, unwrap
-from fastcam.compat.calls import note
+from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastcam.compat.settings import settings
@@ -122,46 +122,56 @@ def explain(
         otherwise: the library's own way.
         name: of the call, for the report.
     """
-    kernel, owner = kernel_of(cam)
-    try:
-        run = run_of(cam, input_tensor, second_order=kernel is not None and not cam.detach)
-        cam.outputs = _detached(run.outputs)
-        targets = choose(run.outputs)
-        if settings.fix and len(targets) != len(run.images):
-            raise ValueError(
-                f"targets: got {len(targets)}, expected {len(run.images)}, one for each image"
-            )
-        dims = {a.dim() for a in run.activations}
-        if kernel is not None and not eigen_smooth and dims <= {4, 5}:
-            maps = kernel(cam, run, targets)
-            finished = _finished(cam, run.images, maps)
-            note(name, "fastcam", "network recorded above the layer, maps by fused kernels")
-            return finished
-        if not cam.detach:
-            raise NotServed("it keeps the graph of the whole network")
-        kept = cam.activations_and_grads
-        kept.gradients = run.gradients(targets) if cam.uses_gradients else []
-        kept.activations = run.activations
-    except NotServed as reason:
-        note(name, "pytorch_grad_cam", str(reason))
-        return otherwise()
-    per_layer = cam.compute_cam_per_layer(run.images, targets, eigen_smooth)
-    by = "" if owner is None else f" by {owner.__name__}"
-    note(name, "fastcam", f"network recorded above the layer, maps in numpy{by}")
-    return cam.aggregate_multi_layers(per_layer)
+    with counted(name) as call:
+        try:
+            run, targets, maps = _maps(cam, input_tensor, choose, eigen_smooth)
+        except NotServed as reason:
+            call.leave_to("pytorch_grad_cam", str(reason))
+            return otherwise()
+        if maps is not None:
+            call.why = "network recorded above the layer, maps by fused kernels"
+            return _finished(cam, run.images, maps)
+        call.why = "network recorded above the layer, maps in numpy"
+        per_layer = cam.compute_cam_per_layer(run.images, targets, eigen_smooth)
+        return cam.aggregate_multi_layers(per_layer)
 
 
-def kernel_of(cam: Any) -> tuple[Kernel | None, type | None]:
-    """The kernel of an object's class, unless a class below overrides the formula: then that."""
+def _maps(
+    cam: Any, input_tensor: Any, choose: Choose, eigen_smooth: bool
+) -> tuple[Run, TargetFunctions, list[Tensor] | None]:
+    """The run, its targets, and a map a layer where the object's class has a kernel.
+
+    Otherwise activations and gradients lie where the class looks for them.
+    """
+    kernel = kernel_of(cam)
+    run = run_of(cam, input_tensor, second_order=kernel is not None and not cam.detach)
+    cam.outputs = _detached(run.outputs)
+    targets = choose(run.outputs)
+    if settings.fix and len(targets) != len(run.images):
+        raise ValueError(
+            f"targets: got {len(targets)}, expected {len(run.images)}, one for each image"
+        )
+    if kernel is not None and not eigen_smooth and {a.dim() for a in run.activations} <= {4, 5}:
+        return run, targets, kernel(cam, run, targets)
+    if not cam.detach:
+        raise NotServed("it keeps the graph of the whole network")
+    cam.activations_and_grads.gradients = run.gradients(targets) if cam.uses_gradients else []
+    cam.activations_and_grads.activations = run.activations
+    return run, targets, None
+
+
+def kernel_of(cam: Any) -> Kernel | None:
+    """The kernel of an object's class, unless it or a class below overrides the formula."""
     if OVERRIDABLE & vars(cam).keys():
-        return None, type(cam)
+        return None
     classes: tuple[Any, ...] = type(cam).__mro__
     for each in classes:
         if "fused" in vars(each):
-            return each.fused, None
+            kernel: Kernel = each.fused
+            return kernel
         if OVERRIDABLE & vars(each).keys():
-            return None, each
-    return None, None
+            return None
+    return None
 
 
 def top_classes(outputs: Tensor, target: Any = ClassifierOutputTarget) -> TargetFunctions:
