@@ -9,6 +9,7 @@ the copy computes as the network itself does. A part that does not allow a step 
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -375,7 +376,7 @@ class _Unit:
                     self._compiled = _compiled(self._forward, fullgraph=self._ways[-1])
                 if key in self._ready:
                     return self._compiled(*args, **kwargs)
-                with _freezing():
+                with _compiling, _freezing():
                     returned = self._compiled(*args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
@@ -396,6 +397,18 @@ class _Unit:
         return self._forward(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class _Sequence:
+    """What nn.Sequential does; a function would keep its modules where the network is copied."""
+
+    parts: Sequence[Callable[[Any], Any]]
+
+    def __call__(self, value: Any) -> Any:
+        for part in self.parts:
+            value = part(value)
+        return value
+
+
 def _compiled(forward: Callable[..., Any], fullgraph: bool) -> Callable[..., Any]:
     def unit(*args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
@@ -403,6 +416,9 @@ def _compiled(forward: Callable[..., Any], fullgraph: bool) -> Callable[..., Any
     # torch.compile counts recompilations by code object: each unit gets one of its own
     unit.__code__ = unit.__code__.replace(co_name=f"unit_{id(unit)}")
     return torch.compile(unit, dynamic=False, fullgraph=fullgraph)
+
+
+_compiling = threading.Lock()  # threads with copies of one network compile it once
 
 
 def _freezing() -> Any:
@@ -430,13 +446,7 @@ def _replace_first(parent: nn.Module, names: Sequence[str], dtype: torch.dtype |
     first, rest = children[: len(names)], children[len(names) :]
     unit = _Unit(f"{names[0]} to {names[-1]}", first, nn.Sequential(*first), dtype)
 
-    def forward(value: Any) -> Any:
-        value = unit(value)
-        for module in rest:
-            value = module(value)
-        return value
-
-    parent.forward = forward
+    parent.forward = _Sequence([unit, *rest])
     return unit
 
 
