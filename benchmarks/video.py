@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from fastcam.video import ExplainedFrame, Frame
 from fastcam.video.drawing import Drawing
 from fastcam.video.network import Network
 from fastcam.video.sources import Clip
-from fastcam.video.threads import Clock
+from fastcam.video.temporal import RawMap
+from fastcam.video.threads import Ahead, Clock, single_threaded
 from fastcam.video.writer import Writer
 
 SIZES = {"360p": (360, 640), "1080p": (1080, 1920)}
@@ -85,7 +87,13 @@ def _stages(source: Path, sink: Path, explainer: Explainer, batch: int) -> dict[
     drawing = Drawing(explainer.model.preprocessing)
     with Clip(source) as opened:
         fitted = list(itertools.islice(network.fitted(opened), _HELD))
-    _, raw = next(network.maps(fitted, TopClasses(1)))
+
+    def maps(count: int) -> Iterator[tuple[Frame, RawMap]]:
+        frames = itertools.islice(itertools.cycle(fitted), count)
+        with closing(Ahead(frames, batch, "fastcam-decode")) as ahead:
+            yield from network.maps(ahead, TopClasses(1))
+
+    ((_, raw),) = maps(1)
     heat = raw.map / raw.map.max().clamp(min=1e-12)
     explained = [
         ExplainedFrame(each, heat, (0.0, 1.0), 0, "a class", 0.0, 0.5, drawing)
@@ -99,12 +107,13 @@ def _stages(source: Path, sink: Path, explainer: Explainer, batch: int) -> dict[
                 pass
 
     def explain() -> None:
-        for _ in network.maps(itertools.islice(itertools.cycle(fitted), FRAMES), TopClasses(1)):
+        for _ in maps(FRAMES):
             pass
 
     def draw() -> None:
         for each in itertools.islice(itertools.cycle(explained), FRAMES):
-            drawing(each)
+            with single_threaded():
+                drawing(each)
 
     def encode() -> None:
         with Writer(sink, Fraction(RATE)) as writer:
@@ -143,7 +152,7 @@ def _peer_loop(
 
 def measure(size: str, name: str, device: torch.device) -> list[Result]:
     explainer = _explainer(name, device)
-    batch = 8 if device.type == "cpu" else 32
+    batch = 4 if device.type == "cpu" else 32
     source, sink = clip(size), Path(_folder().name) / "out.mp4"
     cpu: dict[str, list[float]] = {}
 

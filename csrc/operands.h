@@ -439,6 +439,33 @@ struct OverlayOperands : MapOperands {
   }
 };
 
+// Images (N, C, H, W) and known (N, H, W), contiguous, and the result
+struct ImputeOperands {
+  Tensor images, known, result;
+
+  ImputeOperands(const Tensor& pixels, const Tensor& kept)
+      : images(torch::stable::contiguous(checked(pixels, kept))),
+        known(torch::stable::contiguous(kept)),
+        result(
+            empty({pixels.sizes().begin(), pixels.sizes().end()}, pixels.scalar_type(), pixels)) {}
+
+ private:
+  static const Tensor& checked(const Tensor& images, const Tensor& known) {
+    check_floating(images, "images");
+    check_together(known, "known", images, "images");
+    check(
+        images.dim() == 4, "images: got shape ", shape_string(images.sizes()),
+        ", expected (N, C, H, W)");
+    check(
+        known.scalar_type() == ScalarType::Bool && known.dim() == 3 &&
+            known.size(0) == images.size(0) && known.size(1) == images.size(2) &&
+            known.size(2) == images.size(3),
+        "known: got shape ", shape_string(known.sizes()), " of ", toString(known.scalar_type()),
+        ", expected (N, H, W) as in the images, ", shape_string(images.sizes()), ", of Bool");
+    return images;
+  }
+};
+
 inline void check_guided_relu(const Tensor& grad_output, const Tensor& input) {
   check_floating(input, "input");
   check_together(grad_output, "grad_output", input, "input");

@@ -67,6 +67,8 @@ def _load_all() -> dict[str, str | None]:
     if cpu is None:
         _register_fakes()
         _register_backward()
+        # batched tensor operations fill a GPU as they are
+        torch.library.impl("fastcam::impute", "cuda", reference.impute)
     return {"cpu": cpu, "cuda": cpu or _cuda_problem() or _load("_ops_cuda")}
 
 
@@ -134,6 +136,10 @@ def _register_fakes() -> None:
     @register("fastcam::guided_product")
     def _(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
         return torch.empty_like(guided)
+
+    @register("fastcam::impute")
+    def _(images: Tensor, known: Tensor) -> Tensor:
+        return images.new_empty(images.shape)
 
     @register("fastcam::overlay")
     def _(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:

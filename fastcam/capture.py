@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -169,6 +169,11 @@ class Capture:
         with self.autocast():
             outputs = run(self._model, self.inputs(rows, images), hooks)
         return logits_of(outputs, self._output).detach()
+
+    def for_runs_of(self, prepare: Callable[[nn.Module, Inputs], nn.Module]) -> Capture:
+        """The same, whose :meth:`again` runs what ``prepare`` makes of the model and its inputs."""
+        with self.autocast(), torch.no_grad():
+            return replace(self, _model=prepare(self._model, self._inputs))
 
     def pooled_head(self, layer: int, selection: Selection) -> PooledHead | None:
         """The layer's global average pooling and linear head, None where the network has another.

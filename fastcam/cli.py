@@ -192,7 +192,7 @@ def video(
         int | None, typer.Option(min=2, help="Shrink higher frames to this, in pixels.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Frames together in the network; 8, on a GPU 32.")
+        int | None, typer.Option(min=1, help="Frames together in the network; 4, on a GPU 32.")
     ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="Compile the network first, for less time a frame.")

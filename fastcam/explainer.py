@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastcam.capture import logits_of
 from fastcam.errors import FastcamError, UsageError, first_line, near
@@ -76,8 +78,37 @@ class Explainer:
         if fast:
             if not isinstance(self._method, MapMethod):
                 raise UsageError(f"fast: {method} has no fast mode, only methods that give maps")
-            self._method.compile(dtype=preferred_dtype(self._device()))
+            self._method.compile(dtype=preferred_dtype(self.device))
         self._raw: dict[str, Any] = {} if self._signed else {"size": "layer", "normalize": False}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        found = (each.device for each in self.model.module.parameters())
+        return next(found, torch.device("cpu"))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call has found the layer and made what the fast mode needs."""
+        return bool(self._method.is_ready)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What runs: the model's module, and the fast mode's in its place."""
+        return list(self._method.networks)
+
+    def twin(self) -> Explainer:
+        """One for another thread: with networks and hooks of its own, but the same weights.
+
+        What the fast mode has compiled is shared too. A network that cannot be copied raises.
+        """
+        weights = (
+            tensor
+            for network in self.networks
+            for tensor in (*network.parameters(), *network.buffers())
+        )
+        with _KeptResults():
+            return copy.deepcopy(self, {id(tensor): tensor for tensor in weights})
 
     @property
     def layer(self) -> str | None:
@@ -109,7 +140,7 @@ class Explainer:
             UsageError: the layer, the class or the method does not fit the model.
             FastcamError: the model fails on images of this size.
         """
-        images = images.to(self._device())
+        images = images.to(self.device)
         with self._failures(images):
             maps = _as_usage_error(lambda: self._method(images, targets, **self._raw))
         ids, scores = self._method.class_ids, self._method.scores
@@ -125,7 +156,7 @@ class Explainer:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(N, classes) on the CPU, of images as for a call, without an explanation."""
-        images = images.to(self._device())
+        images = images.to(self.device)
         with self._failures(images), torch.no_grad():
             return self._probabilities(self.model.module(images), len(images)).cpu()
 
@@ -136,10 +167,6 @@ class Explainer:
             raise UsageError(f"there are {names} class names for the model's {classes} classes")
         return self.model.probabilities(logits)
 
-    def _device(self) -> torch.device:
-        found = (each.device for each in self.model.module.parameters())
-        return next(found, torch.device("cpu"))
-
     @contextmanager
     def _failures(self, images: Tensor) -> Iterator[None]:
         try:
@@ -149,6 +176,17 @@ class Explainer:
             raise FastcamError(
                 f"the model fails on an input of {width}x{height} pixels: {first_line(error)}"
             ) from error
+
+
+class _KeptResults(TorchFunctionMode):
+    """While entered, copies share what a network has kept of a call, which cannot be copied."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def _as_usage_error(call: Callable[[], Any]) -> Any:

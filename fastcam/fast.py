@@ -9,6 +9,7 @@ the copy computes as the network itself does. A part that does not allow a step 
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ class Options:
     dtype: torch.dtype | None = None
     channels_last: bool = True
     fold_batchnorm: bool = True
+    compile: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *DTYPES):
@@ -72,7 +74,7 @@ class FastModel:
     Args:
         model: stays as it is; what is written to it later shows in :attr:`is_stale`.
         inputs: as the copy will be called with.
-        layers: the target layers' dotted names.
+        layers: the target layers' dotted names; without any, all of the network is prepared.
         options: the steps to take.
 
     Raises:
@@ -94,8 +96,9 @@ class FastModel:
             except Exception as error:  # whatever a part raises that expects another precision
                 self._build(model, one, layers, replace(options, dtype=None))
                 self._notes["precision"] = f"the network's own: {first_line(error)}"
-        for unit in self._units:
-            unit.allow_compilation()
+        if options.compile:
+            for unit in self._units:
+                unit.allow_compilation()
 
     @property
     def is_stale(self) -> bool:
@@ -121,10 +124,10 @@ class FastModel:
         """What runs in the network's place; its modules have the same names."""
         trace = _Trace(self.model, inputs)
         ran = [name for name in layers if name in trace.calls]
-        if not ran:
+        if layers and not ran:
             return  # the call will say so
-        layer = min(ran, key=trace.end)  # where the graph starts
-        if len(trace.calls[layer]) > 1:
+        layer = min(ran, key=trace.end) if ran else None  # where the graph starts
+        if layer is not None and len(trace.calls[layer]) > 1:
             self._notes[layer] = "runs several times: nothing below it was changed"
             return
         if options.fold_batchnorm:
@@ -132,7 +135,11 @@ class FastModel:
         if options.channels_last:
             for parameter in self.model.parameters():
                 parameter.data = _in_channels_last(parameter.data)
-        self._add_units("", trace, layer, options.dtype)
+        if layer is None:
+            restored = next((p.dtype for p in self.model.parameters()), None)
+            self._units.append(_replace(self.model, "network", options.dtype, restored))
+        else:
+            self._add_units("", trace, layer, options.dtype)
         if options.dtype is not None:
             lowered = {id(p) for unit in self._units for m in unit.modules for p in m.parameters()}
             for module in self.model.modules():
@@ -144,14 +151,14 @@ class FastModel:
         self,
         model: nn.Module,
         trace: _Trace,
-        layer: str,
+        layer: str | None,
         layers: Sequence[str],
         inputs: Inputs,
     ) -> str:
         """Every BatchNorm that ends before the layer does, into the convolution in front of it."""
         pairs, reasons = [], Counter[str]()
         for norm in trace.norms:
-            if trace.end(norm) <= trace.end(layer):
+            if layer is None or trace.end(norm) <= trace.end(layer):
                 reason = _unfoldable(self.model, trace, norm, layers)
                 if reason is None:
                     pairs.append((trace.producers[norm], norm))
@@ -184,6 +191,19 @@ class FastModel:
                 self._add_units(child, trace, layer, dtype)
             elif _has_parameters(module):
                 self._units.append(_replace(module, child, dtype))
+
+
+def folded(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """A copy for many runs without a gradient: BatchNorm folded, on a CPU channels last.
+
+    The model itself where it cannot be copied.
+    """
+    on_cpu = next((p.device.type == "cpu" for p in model.parameters()), True)
+    try:
+        copied = FastModel(model, inputs, (), Options(channels_last=on_cpu, compile=False))
+    except ValueError:
+        return model
+    return copied.model
 
 
 @dataclass(frozen=True)
@@ -356,7 +376,7 @@ class _Unit:
                     self._compiled = _compiled(self._forward, fullgraph=self._ways[-1])
                 if key in self._ready:
                     return self._compiled(*args, **kwargs)
-                with _freezing():
+                with _compiling, _freezing():
                     returned = self._compiled(*args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
@@ -377,6 +397,18 @@ class _Unit:
         return self._forward(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class _Sequence:
+    """What nn.Sequential does; a function would keep its modules where the network is copied."""
+
+    parts: Sequence[Callable[[Any], Any]]
+
+    def __call__(self, value: Any) -> Any:
+        for part in self.parts:
+            value = part(value)
+        return value
+
+
 def _compiled(forward: Callable[..., Any], fullgraph: bool) -> Callable[..., Any]:
     def unit(*args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
@@ -384,6 +416,9 @@ def _compiled(forward: Callable[..., Any], fullgraph: bool) -> Callable[..., Any
     # torch.compile counts recompilations by code object: each unit gets one of its own
     unit.__code__ = unit.__code__.replace(co_name=f"unit_{id(unit)}")
     return torch.compile(unit, dynamic=False, fullgraph=fullgraph)
+
+
+_compiling = threading.Lock()  # threads with copies of one network compile it once
 
 
 def _freezing() -> Any:
@@ -411,13 +446,7 @@ def _replace_first(parent: nn.Module, names: Sequence[str], dtype: torch.dtype |
     first, rest = children[: len(names)], children[len(names) :]
     unit = _Unit(f"{names[0]} to {names[-1]}", first, nn.Sequential(*first), dtype)
 
-    def forward(value: Any) -> Any:
-        value = unit(value)
-        for module in rest:
-            value = module(value)
-        return value
-
-    parent.forward = forward
+    parent.forward = _Sequence([unit, *rest])
     return unit
 
 

@@ -186,3 +186,51 @@ def overlay(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) 
         colors = colors.movedim(-1, 1)
     levels = images.float() if images.dtype == torch.uint8 else images.float().clamp(0, 1) * 255
     return (alpha * colors + (1 - alpha) * levels + 0.5).floor().to(torch.uint8)
+
+
+def impute(images: Tensor, known: Tensor) -> Tensor:
+    if images.dim() != 4 or known.shape != (len(images), *images.shape[2:]):
+        raise RuntimeError(
+            f"known: got shape {tuple(known.shape)}, expected (N, H, W) as in the images, which "
+            f"came as {tuple(images.shape)}, expected (N, C, H, W)"
+        )
+    if images.numel() == 0:
+        return torch.empty_like(images, memory_format=torch.contiguous_format)
+    known = known.unsqueeze(1)
+    values = images.double().where(known, 0.0)
+    scale = values.abs().amax((2, 3), keepdim=True)
+    values = values / scale.where(scale > 0, 1.0)
+    total = _neighbours(torch.ones_like(values[:1, :1]))  # less at the border
+    filled = _solved(values, total, ~known & known.any((2, 3), keepdim=True))
+    return (filled * scale).to(images.dtype).where(~known, images).contiguous()
+
+
+def _neighbours(values: Tensor) -> Tensor:
+    """The sum of the eight neighbours, by their weights."""
+    height, width = values.shape[2:]
+    framed = F.pad(values, (1, 1, 1, 1))
+    rows = framed[:, :, :height] + 2 * framed[:, :, 1:-1] + framed[:, :, 2:]
+    sums = rows[..., :width] + 2 * rows[..., 1:-1] + rows[..., 2:]
+    return (sums - 4 * values) / 12
+
+
+def _solved(values: Tensor, total: Tensor, missing: Tensor) -> Tensor:
+    """Conjugate gradients: total x = _neighbours(x) where a pixel is missing."""
+
+    def dot(first: Tensor, second: Tensor) -> Tensor:
+        return (first * second).sum((2, 3), keepdim=True)
+
+    inverse = missing / total.clamp(min=1 / 12)  # a single pixel has no neighbour
+    residual = (_neighbours(values) - total * values) * missing
+    direction = residual * inverse
+    energy = dot(residual, direction)
+    for step in range(10_000):
+        if step % 16 == 0 and not (residual.abs() > 1e-13).any():
+            return values
+        product = (total * direction - _neighbours(direction)) * missing
+        length = _divide(energy, dot(direction, product))
+        values = values + length * direction
+        residual = residual - length * product
+        before, energy = energy, dot(residual, residual * inverse)
+        direction = residual * inverse + _divide(energy, before) * direction
+    raise RuntimeError("known: the equations were not solved within 10000 iterations")

@@ -49,7 +49,8 @@ def test_selection(device: str) -> None:
     cases = ops.selected_cases(torch.device(device))
     assert len(cases) <= 60
     assert len({case.name for case in cases}) == len(cases)
-    assert {case.operator for case in cases} == set(operators.__all__)
+    # impute goes over its images until they are solved: nothing that a copy of them compares with
+    assert {case.operator for case in cases} == set(operators.__all__) - {"impute"}
     shapes = {case.shape[1:] for case in cases}
     assert shapes >= set(ops.LAYERS.values())
     assert {case.method for case in cases} >= set(ops.METHODS)

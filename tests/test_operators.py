@@ -402,6 +402,10 @@ def samples(device: torch.device) -> dict[str, tuple[Any, ...]]:
         "guided_relu": (g.clone().requires_grad_(),),
         "guided_relu_backward": (g, g - 0.1),
         "guided_product": (maps, torch.randn(2, 3, 9, 8, device=device)),
+        "impute": (
+            torch.randn(2, 3, 9, 8, device=device),
+            torch.rand(2, 9, 8, device=device) < 0.5,
+        ),
         "overlay": (torch.rand(2, 3, 9, 8, device=device), maps, colormap, 0.3),
     }
 
@@ -492,6 +496,10 @@ WRONG = {
     "guided_product": (
         (torch.rand(2, 3, 3), torch.rand(1, 3, 6, 6)),
         "guided: got shape (1, 3, 6, 6), expected (N, C, *T)",
+    ),
+    "impute": (
+        (torch.rand(1, 3, 4, 4), torch.ones(1, 4, 5).bool()),
+        "known: got shape (1, 4, 5) of Bool, expected (N, H, W) as in the images, (1, 3, 4, 4)",
     ),
     "overlay": (
         (torch.rand(1, 4, 4, 3), torch.rand(1, 2, 2), torch.zeros(256, 3).byte(), 1.5),

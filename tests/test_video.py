@@ -28,7 +28,7 @@ from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
 from fastcam.video import Frame
 from fastcam.video.sources import Clip, StandardInput
-from fastcam.video.threads import Ahead, Behind
+from fastcam.video.threads import Ahead, Behind, threads_abreast
 
 SIDE = 96
 
@@ -232,7 +232,7 @@ def test_a_stride_is_the_video_networks_own_pace() -> None:
     explained = list(video.explain(iter(shown), None, explainer, target="red", stride=2))
     assert len(explained) == 32
     windows = [(255 * each[:, 48, 4]).round().int().tolist() for each in seen]
-    assert windows[-2:] == [list(range(0, 16, 2)), list(range(16, 32, 2))]
+    assert sorted(windows)[-2:] == [list(range(0, 16, 2)), list(range(16, 32, 2))]
 
 
 def test_pictures_do_not_go_through_a_video_network(tmp_path: Path) -> None:
@@ -491,7 +491,6 @@ def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pictures_of_jpegs_in_a_clip(tmp_path: Path) -> None:
-    pytest.importorskip("torchvision", reason="torchvision is missing: no JPEGs on a GPU")
     source = write_clip(tmp_path / "in.mp4", [0, 40, 100])
     video.explain(source, tmp_path / "out.mp4", colors(), target="red", codec="mjpeg", alpha=0.0)
     result = contents(tmp_path / "out.mp4")
@@ -704,8 +703,9 @@ def test_the_decoder_waits_for_a_slow_encoder() -> None:
     held.set()
     thread.join(60)
     assert finished[0].frames == 200
-    # a batch waits on each side of the network and one is in it, two for the encoder; one a thread
-    assert ahead <= 3 * batch + 2 + 4
+    # a batch waits on each side of the network, two pictures for the encoder; one a thread
+    under_way = 1 + 2 * threads_abreast()
+    assert ahead <= (2 + under_way) * batch + 2 + 4
 
 
 @pytest.mark.parametrize("error", [FastcamError("full"), ZeroDivisionError("own")])

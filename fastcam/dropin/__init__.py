@@ -14,10 +14,11 @@ import functools
 import importlib
 import importlib.util
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from fastcam.compat.calls import Report, forget, report
-from fastcam.compat.settings import settings
+from fastcam.compat.settings import Settings, settings
 from fastcam.dropin.imports import no_longer, when_imported
 from fastcam.dropin.takeover import Takeover
 from fastcam.errors import first_line
@@ -37,14 +38,17 @@ _installed: dict[str, Takeover] = {}
 class Installed:
     """What :func:`install` gives: as a context manager it ends with the block."""
 
-    def __init__(self, libraries: tuple[str, ...]) -> None:
+    def __init__(self, libraries: tuple[str, ...], before: Settings) -> None:
         self.libraries = libraries
+        self._before = before
 
     def __enter__(self) -> Installed:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        uninstall(*self.libraries)
+        if self.libraries:
+            uninstall(*self.libraries)
+        settings.fix, settings.fast = self._before.fix, self._before.fast
 
 
 def install(*libraries: str, fix: bool = False, fast: bool = False) -> Installed:
@@ -68,13 +72,14 @@ def install(*libraries: str, fix: bool = False, fast: bool = False) -> Installed
                 f"libraries: {name} is not installed, so there is nothing to take over; "
                 "fastcam.compat.pytorch_grad_cam has pytorch_grad_cam's names without it"
             )
+    before = replace(settings)
     settings.fix, settings.fast = fix, fast
     chosen = libraries or tuple(LIBRARIES)
     new = tuple(name for name in chosen if name not in _installed)
     for name in new:
         _installed[name] = takeover = Takeover()
         when_imported(LIBRARIES[name], functools.partial(_take, name, takeover))
-    return Installed(new)
+    return Installed(new, before)
 
 
 def _take(name: str, takeover: Takeover) -> None:
@@ -96,6 +101,8 @@ def uninstall(*libraries: str) -> None:
         if takeover is not None:
             no_longer(LIBRARIES[name])
             takeover.undo()
+    if not _installed:
+        settings.fix = settings.fast = False
 
 
 def load_ipython_extension(ipython: Any) -> None:

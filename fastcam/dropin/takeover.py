@@ -23,23 +23,30 @@ class Takeover:
         self._undo = ExitStack()
 
     def method(self, owner: type, name: str, make: Callable[[Replacement], Replacement]) -> None:
-        """Replaces an attribute of a class by what ``make`` makes of the present one.
+        """Replaces a method of a class by what ``make`` makes of the present one.
 
         Args:
-            owner: the class; where the attribute is inherited, it gets one of its own.
+            owner: the class; where it inherits the method, it gets one of its own.
             make: gets the present function, to call where fastcam does not serve, and gives the new
                 one, which takes ``self`` first. Signature and documentation stay the present one's.
         """
-        own = vars(owner).get(name)
         present = getattr(owner, name)
-        replacement: Any = functools.wraps(present)(make(present))
-        if isinstance(own, (staticmethod, classmethod)):
-            replacement = type(own)(replacement)
-        setattr(owner, name, replacement)
-        if own is None:
-            self._undo.callback(delattr, owner, name)
+        made = make(present)
+
+        @functools.wraps(present)
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return made(*args, **kwargs)
+
+        static = isinstance(vars(owner).get(name), staticmethod)
+        self.attribute(owner, name, staticmethod(replacement) if static else replacement)
+
+    def attribute(self, owner: type, name: str, value: object) -> None:
+        """Sets an attribute of a class."""
+        if name in vars(owner):
+            self._undo.callback(setattr, owner, name, vars(owner)[name])
         else:
-            self._undo.callback(setattr, owner, name, own)
+            self._undo.callback(delattr, owner, name)
+        setattr(owner, name, value)
 
     def function(self, function: Any, make: Callable[[Replacement], Replacement]) -> None:
         """Replaces what a module's function does; the function object stays.

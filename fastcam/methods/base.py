@@ -88,6 +88,16 @@ class Method:
         """No hook outlives a call; this lets go of the last outputs."""
         self.outputs = self.class_ids = self.scores = None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next call has nothing more to find out about the model."""
+        return self._checked
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What runs, as far as it is known before a call."""
+        return [self.model]
+
     def _run(self, inputs: Inputs, targets: Targets) -> tuple[Capture, Selection]:
         model, inputs = self._network(inputs)
         record = capture(
@@ -132,6 +142,11 @@ class _FastMode:
     graphs: CudaGraphs | None = None
     classes: int = 0
     """How many the model has."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the copy is still to be made, or to be made anew."""
+        return self.copy is None or self.copy.is_stale
 
     def renew(self, model: nn.Module, images: Inputs, layers: Sequence[str]) -> None:
         """Makes the copy; graphs of an older one go."""
@@ -199,6 +214,16 @@ class MapMethod(Method):
         self._fast = _FastMode(options, cuda_graph, check)
 
     @property
+    def is_ready(self) -> bool:
+        return super().is_ready and (self._fast is None or not self._fast.is_stale)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        own = super().networks
+        fast = self._fast
+        return own if fast is None or fast.copy is None else [*own, fast.copy.model]
+
+    @property
     def compiled(self) -> dict[str, str]:
         """By part of the model, what the fast mode made of it, or why not; empty before a call."""
         return {} if self._fast is None else self._fast.report()
@@ -258,7 +283,7 @@ class MapMethod(Method):
         self, fast: _FastMode, step: _Step, images: Inputs, targets: Targets, options: Any
     ) -> _Answer:
         """``step`` with the model's copy, from a CUDA graph where that is wanted and possible."""
-        if fast.copy is None or fast.copy.is_stale:
+        if fast.is_stale:
             fast.renew(self.model, images, self.layers)
             answer = step(images, targets)
             logits = logits_of(answer[1], self._output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,6 @@ class FullGrad(Method):
     name = "fullgrad"
     takes_layers = False
     graph = "images"
-    _eps: ClassVar[float] = 0.0  # added to the range in psi
 
     def __call__(
         self,
@@ -76,22 +75,27 @@ class FullGrad(Method):
                         for gradient, factor in zip(gradients, factors, strict=True)
                         if gradient is not None
                     )
-                    maps.append(self._summed(products, tuple(extents)))
+                    maps.append(summed(products, tuple(extents)))
                 several = selection.scores.dim() == 2
                 found_maps = torch.stack(maps, 1) if several else maps[0]
                 size = None if size == "layer" else size
                 return ops.upsample(found_maps, extents_of(record, size), normalize)
 
-    def _summed(self, products: Iterable[Tensor], extents: tuple[int, ...]) -> Tensor:
-        """The sum of psi over channels: as enlarging is linear, it comes once for each extents."""
-        sums: dict[tuple[int, ...], Tensor] = {}
-        for product in products:
-            scaled = ops.normalize(product.abs(), len(extents), self._eps).sum(1)
-            shape = tuple(product.shape[2:])
-            sums[shape] = sums[shape] + scaled if shape in sums else scaled
-        return torch.stack([ops.upsample(s, extents, normalize=False) for s in sums.values()]).sum(
-            0
-        )
+
+def summed(products: Iterable[Tensor], extents: tuple[int, ...], eps: float = 0.0) -> Tensor:
+    """The sum of psi over channels and products (N, C, *S): (N, *extents).
+
+    As enlarging is linear, it comes once for each S.
+
+    Args:
+        eps: added to the range of each channel.
+    """
+    sums: dict[tuple[int, ...], Tensor] = {}
+    for product in products:
+        scaled = ops.normalize(product.abs(), len(extents), eps).sum(1)
+        shape = tuple(product.shape[2:])
+        sums[shape] = sums[shape] + scaled if shape in sums else scaled
+    return torch.stack([ops.upsample(s, extents, normalize=False) for s in sums.values()]).sum(0)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastcam import ops
 from fastcam.capture import Capture, Output
 from fastcam.continuation import Continuation
+from fastcam.fast import folded
 from fastcam.layers import Layers
 from fastcam.layout import Reshape
 from fastcam.methods.base import MapMethod, extents_of
@@ -73,6 +74,7 @@ class ScoreCAM(MapMethod):
             first = constant.int().argmax(1) + channels * torch.arange(count, device=flat.device)
             numbers = torch.where(constant, first[:, None], numbers.view(count, channels)).flatten()
             rows = numbers.unique()
+        again = record if self.compiled else record.for_runs_of(folded)
         dtype = torch.promote_types(record.logits.dtype, torch.float32)
         scores = torch.zeros(
             len(flat), *selection.scores.shape[1:], dtype=dtype, device=flat.device
@@ -82,7 +84,7 @@ class ScoreCAM(MapMethod):
             images = chunk // channels
             for varied in self._variations(masks):
                 masked = record.images[images] * varied.to(record.images.dtype).unsqueeze(1)
-                scores[chunk] += selection.of(record.again(images, masked), images)
+                scores[chunk] += selection.of(again.again(images, masked), images)
         return (scores[numbers] / self._samples()).unflatten(0, (count, channels))
 
     def _masks(self, activations: Tensor, extents: tuple[int, ...]) -> Tensor:

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from fastcam import ops
-from fastcam.errors import FastcamError
+from fastcam.errors import FastcamError, first_line
 from fastcam.explainer import Explainer
 from fastcam.targets import ClassChoice
 from fastcam.video.frame import Frame
 from fastcam.video.temporal import RawMap, between
-from fastcam.video.threads import Clock
+from fastcam.video.threads import Abreast, Ahead, Clock, single_threaded, threads_abreast
 
+T = TypeVar("T")
+R = TypeVar("R")
 Fitted = tuple[Frame, Tensor | None]
 """A frame and the network's input made from it, (3, h, w) uint8; None where it is left out."""
+Group = tuple[list[Fitted], FastcamError | None]
+"""Frames whose inputs go through the network together, and what broke the clip behind them."""
 
 
 @dataclass(frozen=True)
 class Network:
     """Explains every ``stride``-th frame.
+
+    On a CPU each core has a thread, with batches and a copy of the network of its own: one that
+    helps another loses time at the end of every operation, where it waits for it.
 
     Args:
         explainer: its model takes pictures, or clips (then a window of ``clip_length`` explained
@@ -47,38 +61,111 @@ class Network:
         """The frames with their inputs."""
         fit = self.explainer.model.preprocessing.fitted
         for index, frame in enumerate(frames):
-            yield frame, None if index % self.stride else fit(frame.rgb().unsqueeze(0))[0]
+            if index % self.stride:
+                yield frame, None
+                continue
+            with single_threaded():
+                image = fit(frame.rgb().unsqueeze(0))[0]
+            yield frame, image
 
-    def maps(
-        self, fitted: Iterable[Fitted], targets: ClassChoice
-    ) -> Iterator[tuple[Frame, RawMap]]:
-        """Every frame with its map; a clip that breaks gives what it had before it raises."""
+    def maps(self, fitted: Ahead[Fitted], targets: ClassChoice) -> Generator[tuple[Frame, RawMap]]:
+        """Every frame with its map; a clip that breaks gives what it had before it raises.
+
+        ``fitted`` is closed when this is.
+        """
+
+        def explain(explainer: Explainer, item: tuple[Group, _Turn]) -> tuple[Group, list[RawMap]]:
+            group, turn = item
+            with turn:
+                images = [image for _, image in group[0] if image is not None]
+                return group, self._explained(explainer, images, turn)
+
+        items = zip(_groups(fitted, self._group), _turns(targets), strict=False)
         last: tuple[Frame, RawMap] | None = None
-        for group, error in _groups(fitted, self._group):
-            sampled = [(frame, image) for frame, image in group if image is not None]
-            with self.clock.of("network"):
-                raws = self._explained([image for _, image in sampled], targets)
-            ahead = deque(zip((frame for frame, _ in sampled), raws, strict=True))
-            for frame, image in group:
-                if image is not None:
-                    last = ahead.popleft()
-                    yield last
-                else:
-                    assert last is not None  # the first frame is never left out
-                    yield frame, _at(frame, last, ahead[0] if ahead else None)
-            if error is not None:
-                raise error
+        with closing(self._abreast(items, explain, fitted.close)) as results:
+            for (group, error), raws in results:
+                sampled = [frame for frame, image in group if image is not None]
+                ahead = deque(zip(sampled, raws, strict=True))
+                for frame, image in group:
+                    if image is not None:
+                        last = ahead.popleft()
+                        yield last
+                    else:
+                        assert last is not None  # the first frame is never left out
+                        yield frame, _at(frame, last, ahead[0] if ahead else None)
+                if error is not None:
+                    raise error
 
-    def mean_probabilities(self, fitted: Iterable[Fitted]) -> Tensor:
+    def mean_probabilities(self, fitted: Ahead[Fitted]) -> Tensor:
         """(classes,): of the explained frames, as far as the clip can be read."""
+
+        def sums(explainer: Explainer, group: Group) -> tuple[Tensor, int]:
+            images = [image for _, image in group[0] if image is not None]
+            if not images:
+                return torch.zeros(()), 0
+            found = explainer.probabilities(self._input(images))
+            return found.double().sum(0), len(found)
+
         total, windows = torch.zeros(()), 0
-        for group, _ in _groups(fitted, self._group):
-            images = [image for _, image in group if image is not None]
-            if images:
-                with self.clock.of("network"):
-                    found = self.explainer.probabilities(self._input(images))
-                total, windows = total + found.double().sum(0), windows + len(found)
+        groups = _groups(fitted, self._group)
+        with closing(self._abreast(groups, sums, fitted.close)) as results:
+            for part, count in results:
+                total, windows = total + part, windows + count
         return total / max(windows, 1)
+
+    def _abreast(
+        self,
+        items: Iterator[T],
+        call: Callable[[Explainer, T], R],
+        stop: Callable[[], object],
+    ) -> Generator[R]:
+        """What ``call`` makes of the items, in their order; ``stop`` as for :class:`Ahead`."""
+        threads = threads_abreast() if self.explainer.device.type == "cpu" else 1
+        dtype, enabled = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+
+        def run(explainer: Explainer, item: T) -> R:
+            # of autocast each thread has a state of its own
+            with self.clock.of("network", threads), torch.autocast("cpu", dtype, enabled):
+                return call(explainer, item)
+
+        if threads > 1 and not self.explainer.is_ready:  # the twins share what this finds out
+            for item in islice(items, 1):
+                with single_threaded():
+                    result = run(self.explainer, item)
+                yield result
+        closed = threading.Event()
+        twins = self._twins(threads, closed) if threads > 1 else []
+        if not twins:
+            threads = 1
+            yield from map(partial(run, self.explainer), items)
+            return
+        functions = [partial(run, twin) for twin in twins]
+        results = Abreast(items, functions, "fastcam-network", stop)
+        try:
+            yield from results
+        finally:
+            closed.set()
+            results.close()
+
+    def _twins(self, count: int, closed: threading.Event) -> list[Explainer]:
+        """Explainers for as many threads, whose networks stop where it is ``closed``; or none."""
+
+        def check(*_: object) -> None:
+            if closed.is_set():
+                raise _Closed
+
+        try:
+            twins = [self.explainer.twin() for _ in range(count)]
+        except Exception as error:  # whatever a user's class raises
+            warnings.warn(
+                f"the model cannot be copied ({first_line(error)}): one thread explains",
+                stacklevel=6,
+            )
+            return []
+        for twin in twins:
+            for network in twin.networks:
+                network.register_forward_pre_hook(check)
+        return twins
 
     def _input(self, images: list[Tensor]) -> Tensor:
         """(N, 3, h, w), or (1, 3, T, h, w) with the last picture repeated where some lack."""
@@ -88,10 +175,12 @@ class Network:
         inputs = self.explainer.model.preprocessing.normalized(torch.stack(images))
         return inputs if length is None else inputs.movedim(0, 1).unsqueeze(0)
 
-    def _explained(self, images: list[Tensor], targets: ClassChoice) -> list[RawMap]:
+    def _explained(
+        self, explainer: Explainer, images: list[Tensor], targets: ClassChoice
+    ) -> list[RawMap]:
         if not images:
             return []
-        explained = self.explainer(self._input(images), targets)
+        explained = explainer(self._input(images), targets)
         heat = explained.heat(0)
         tops = explained.top_probabilities
         length = self.explainer.model.clip_length
@@ -108,9 +197,42 @@ class Network:
         return [RawMap(each, *row) for each, row in zip(heat[: len(images)], rows, strict=False)]
 
 
-def _groups(
-    fitted: Iterable[Fitted], size: int
-) -> Iterator[tuple[list[Fitted], FastcamError | None]]:
+class _Closed(BaseException):
+    """Nobody wants the rest: no failure, so nothing may take it for one."""
+
+
+class _Turn(ClassChoice):
+    """One batch's use of a choice that all share, which is asked in the batches' order."""
+
+    def __init__(self, choice: ClassChoice, before: threading.Event) -> None:
+        self._choice, self._before = choice, before
+        self.over = threading.Event()
+
+    def ids(self, logits: Tensor) -> Tensor:
+        self._before.wait()
+        ids = self._choice.ids(logits)
+        self.over.set()
+        return ids
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Where it was not asked, the next one's turn comes all the same."""
+        self._before.wait()
+        self.over.set()
+
+
+def _turns(choice: ClassChoice) -> Iterator[_Turn]:
+    before = threading.Event()
+    before.set()
+    while True:
+        turn = _Turn(choice, before)
+        before = turn.over
+        yield turn
+
+
+def _groups(fitted: Iterable[Fitted], size: int) -> Iterator[Group]:
     """Runs of frames that end with the ``size``-th input; the last, with what broke the clip."""
     group: list[Fitted] = []
     inputs = 0

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
-
-import torch
 
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
@@ -21,11 +19,11 @@ from fastcam.video.network import Fitted, Network
 from fastcam.video.sinks import Sink, open_sink
 from fastcam.video.sources import Source, open_source
 from fastcam.video.temporal import Lock, Norm, Range, RawMap, Smoothing, scaled
-from fastcam.video.threads import Ahead, Behind, Clock
+from fastcam.video.threads import Ahead, Behind, Clock, Interrupts, single_threaded
 
 LOCK: Final = "lock"
 CLIP: Final = "clip"
-_BATCH, _BATCH_ON_GPU = 8, 32
+_BATCH, _BATCH_ON_GPU = 4, 32
 _DRAWN = 2  # drawn pictures that wait for the encoder: they are twice as large as planes
 
 T = TypeVar("T")
@@ -73,7 +71,7 @@ class Options:
     alpha: float = 0.5
     max_height: int | None = None
     batch: int | None = None
-    """Frames that go through the network together; by default 8 on a CPU, 32 on a GPU."""
+    """Frames that go through the network together; by default 4 on a CPU, 32 on a GPU."""
     codec: str = "auto"
     """See :class:`fastcam.video.writer.Writer`."""
     raw: str | None = None
@@ -105,8 +103,11 @@ def explain(
 ) -> Report | Generator[ExplainedFrame]:
     """Explains every frame of a clip: heat over it, the class's name and probability in its corner.
 
-    Decoding, drawing and encoding have a thread each beside the network's, with bounded queues
-    between: memory does not grow with the clip, and a slow encoder stalls the decoder.
+    Decoding, drawing and encoding have a thread each beside the network's, which on a CPU has one
+    for every core (as many as ``torch.get_num_threads()`` says), each with a batch and a copy of
+    the model, without copying its weights. Queues between are bounded: memory does not grow with
+    the clip, and a slow encoder stalls the decoder. What the model keeps from call to call, it
+    keeps in its copies.
 
     Args:
         source: what :func:`fastcam.video.open_source` takes; it is closed at the end.
@@ -121,7 +122,11 @@ def explain(
     Raises:
         UsageError: an option, the class or the layer is not known or does not fit.
         FastcamError: the source is broken or ends early, or the sink cannot be written. The frames
-            up to there are in the sink, which can be read. The same holds for KeyboardInterrupt.
+            up to there are in the sink, which can be read. The same holds for KeyboardInterrupt;
+            another Ctrl-C does not cut short what it takes to end the sink.
+
+    Warns:
+        UserWarning: the model cannot be copied, and has to do with one thread.
     """
     chosen = Options(**options)
     run = _Run(explainer, chosen)
@@ -129,14 +134,18 @@ def explain(
         return run.explained(run.open(source))
     started = time.perf_counter()
     device = run.device.type
-    with run.open(source) as opened, open_sink(sink, opened, chosen.codec, device) as made:
+    with (
+        run.open(source) as opened,
+        Interrupts() as interrupts,
+        open_sink(sink, opened, chosen.codec, device) as made,
+    ):
 
         def encode(each: ExplainedFrame) -> None:
             with run.clock.of("encode"):
                 made.write(each)
 
         def draw(each: ExplainedFrame) -> None:
-            with run.clock.of("draw"):
+            with run.clock.of("draw"), single_threaded():
                 picture = each.picture
             encoder.put(replace(each, drawing=lambda _: picture))
 
@@ -144,6 +153,7 @@ def explain(
             Behind(encode, _DRAWN if made.draws else run.batch, "fastcam-encode") as encoder,
             Behind(draw, run.batch, "fastcam-draw") as drawer,
             closing(run.explained(opened)) as explained,
+            interrupts.allowed(),
         ):
             put = drawer.put if made.draws else encoder.put
             for each in explained:
@@ -158,7 +168,7 @@ class _Run:
 
     def __init__(self, explainer: Explainer, options: Options) -> None:
         model = explainer.model
-        self.device = next((each.device for each in model.module.parameters()), torch.device("cpu"))
+        self.device = explainer.device
         self.batch = options.batch or (_BATCH_ON_GPU if self.device.type == "cuda" else _BATCH)
         self.clock = Clock()
         self._drawing = Drawing(
@@ -213,17 +223,23 @@ class _Run:
         targets = self._targets
         if targets is None:
             with self._ahead(source, self._network.fitted) as fitted:
-                mean = self._network.mean_probabilities(_until_broken(fitted))
+                mean = self._network.mean_probabilities(fitted)
             targets = TopClasses(1, int(mean.argmax()))
         if not self._maps_first:
             ranges = self._norm.ranges()
-            with self._ahead(source, self._network.fitted) as fitted:
-                for frame, raw in self._network.maps(fitted, targets):
+            with (
+                self._ahead(source, self._network.fitted) as fitted,
+                closing(self._network.maps(fitted, targets)) as maps,
+            ):
+                for frame, raw in maps:
                     raw = self._smoothing.next(raw)
                     yield frame, raw, ranges(raw)
             return
-        with self._ahead(source, self._network.fitted) as fitted:
-            raws = [raw for _, raw in self._network.maps(_until_broken(fitted), targets)]
+        with (
+            self._ahead(source, lambda each: _until_broken(self._network.fitted(each))) as fitted,
+            closing(self._network.maps(fitted, targets)) as maps,
+        ):
+            raws = [raw for _, raw in maps]
         smooth = self._smoothing.all(raws)
         ranges = self._norm.ranges(smooth)
         with self._ahead(source, iter) as frames:
@@ -231,22 +247,17 @@ class _Run:
             for frame, raw in zip(frames, smooth, strict=False):
                 yield frame, raw, ranges(raw)
 
-    @contextmanager
     def _ahead(
         self, source: Source, prepare: Callable[[Iterable[Frame]], Iterator[T]]
-    ) -> Iterator[Iterator[T]]:
+    ) -> closing[Ahead[T]]:
         """What ``prepare`` makes of the frames, in the decoder's thread."""
         frames: Iterable[Frame] = source
         if self.device.type == "cuda":
             from fastcam.video import cuda
 
             frames = cuda.uploaded(frames, self.device, self.batch)
-        ahead = Ahead(self.clock.each("decode", prepare(frames)), self.batch, "fastcam-decode")
-        try:
-            yield ahead
-        finally:
-            source.stop()
-            ahead.close()
+        decoded = self.clock.each("decode", prepare(frames))
+        return closing(Ahead(decoded, self.batch, "fastcam-decode", source.stop))
 
 
 def _until_broken(fitted: Iterator[Fitted]) -> Iterator[Fitted]:

@@ -1,17 +1,65 @@
-"""Stages side by side: a thread that runs ahead, one that comes behind, bounded queues between."""
+"""Stages side by side: a thread that runs ahead, several abreast, one behind, bounded queues."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
+import torch
 from typing_extensions import Self
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Operators that this thread calls take no further ones; what others call does as before.
+
+    torch.set_num_threads would not do: it also acts on threads that are yet to come, and on MKL in
+    all of them.
+    """
+    openmp, mkl = _thread_counts()
+    before = torch.get_num_threads()  # its first call in a thread sets the thread's count
+    openmp(1)
+    mkl_before = mkl(1)
+    try:
+        yield
+    finally:
+        mkl(mkl_before)
+        openmp(before)
+
+
+def threads_abreast() -> int:
+    """How many threads of one core each torch may take; 1 where they cannot be held to one core."""
+    return 1 if _thread_counts()[0] is _nothing else torch.get_num_threads()
+
+
+@functools.cache
+def _thread_counts() -> tuple[Callable[[int], object], Callable[[int], Any]]:
+    """OpenMP's and MKL's setters for the calling thread, the latter returns what was set before."""
+    folder = Path(torch.__file__).parent / "lib"
+    names = ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll")
+    found = [ctypes.CDLL(str(folder / name)) for name in names if (folder / name).exists()]
+    library = found[0] if found else None
+    return (
+        getattr(library, "omp_set_num_threads", _nothing),
+        getattr(library, "MKL_Set_Num_Threads_Local", _nothing),
+    )
+
+
+def _nothing(count: int) -> int:
+    """In the place of a library that torch was built without."""
+    return 0
 
 
 class _Shut(Exception):
@@ -58,11 +106,19 @@ class _Channel(Generic[T]):
 class Ahead(Iterator[T]):
     """Runs an iterable in a thread of its own, at most ``depth`` items ahead.
 
-    An exception of the iterable comes behind its last item.
+    An exception of the iterable comes behind its last item. ``stop`` ends an iteration that waits
+    for what may never come.
     """
 
-    def __init__(self, items: Iterable[T], depth: int, name: str) -> None:
+    def __init__(
+        self,
+        items: Iterable[T],
+        depth: int,
+        name: str,
+        stop: Callable[[], object] = lambda: None,
+    ) -> None:
         self._channel: _Channel[T] = _Channel(depth)
+        self._stop = stop
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(items,), name=name, daemon=True)
         self._thread.start()
@@ -86,9 +142,67 @@ class Ahead(Iterator[T]):
             raise error or StopIteration from None
 
     def close(self) -> None:
-        """Ends the thread, whatever it has left; the iterable must not wait for ever."""
+        """Ends the thread, whatever it has left."""
+        self._stop()
         self._channel.shut(drop=True)
         self._thread.join()
+
+
+class Abreast(Iterator[R]):
+    """What ``functions`` make of the items, each in a thread of its own; in the items' order.
+
+    Each takes the next item when it is done with one, and calls operators that take no further
+    thread. At most two items a thread are under way. An exception, of the items or of a function,
+    comes in the place of a result.
+    """
+
+    def __init__(
+        self,
+        items: Iterator[T],
+        functions: Sequence[Callable[[T], R]],
+        name: str,
+        stop: Callable[[], object],
+    ) -> None:
+        """``stop`` as for :class:`Ahead`."""
+        self._stop = stop
+        self._taking = threading.Lock()
+        self._results: _Channel[Future[R]] = _Channel(2 * len(functions))
+        self._threads = [
+            threading.Thread(
+                target=self._run, args=(items, each), name=f"{name}-{index}", daemon=True
+            )
+            for index, each in enumerate(functions)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @single_threaded()
+    def _run(self, items: Iterator[T], function: Callable[[T], R]) -> None:
+        while True:
+            result: Future[R] = Future()
+            try:
+                with self._taking:
+                    self._results.put(result)
+                    item = next(items)
+            except _Shut:
+                return
+            except BaseException as error:  # as in Ahead; the end is one too
+                result.set_exception(error)
+                return
+            try:
+                result.set_result(function(item))
+            except BaseException as error:
+                result.set_exception(error)
+
+    def __next__(self) -> R:
+        return self._results.get().result()
+
+    def close(self) -> None:
+        """Ends the threads, each behind the item that it has."""
+        self._stop()
+        self._results.shut(drop=True)
+        for thread in self._threads:
+            thread.join()
 
 
 class Behind(Generic[T]):
@@ -133,19 +247,65 @@ class Behind(Generic[T]):
         self.close()
 
 
+class Interrupts:
+    """While entered, Ctrl-C interrupts what :meth:`allowed` surrounds, once; elsewhere it waits.
+
+    So what ends files is not cut short. A handler of the user's own stays in its place.
+    """
+
+    def __init__(self) -> None:
+        self._allowed = False
+        self._waiting = False
+        self._replaced: Any = None
+
+    def __enter__(self) -> Self:
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._replaced = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if self._replaced is not None:
+            signal.signal(signal.SIGINT, self._replaced)
+        if self._waiting and kind is None:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        if self._waiting:
+            self._waiting = False
+            raise KeyboardInterrupt
+        self._allowed = True
+        try:
+            yield
+        finally:
+            self._allowed = False
+
+    def _handle(self, *_: object) -> None:
+        if not self._allowed:
+            self._waiting = True
+            return
+        self._allowed = False
+        raise KeyboardInterrupt
+
+
 class Clock:
     """Seconds that each stage was at work; waiting for other stages is not counted."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._adding = threading.Lock()
 
     @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
+    def of(self, stage: str, threads: int = 1) -> Iterator[None]:
+        """Of a stage of several threads the mean counts."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0) + time.perf_counter() - start
+            seconds = (time.perf_counter() - start) / threads
+            with self._adding:
+                self.seconds[stage] = self.seconds.get(stage, 0) + seconds
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """The items; the time that each takes to come is the stage's."""

@@ -237,7 +237,7 @@ class _NVENC(_H264):
 
 
 class _MJPEG:
-    """JPEGs one behind the other, made by torchvision on the GPU where there is one."""
+    """JPEGs one behind the other."""
 
     device = "cpu"
 
@@ -268,12 +268,18 @@ def _describe(stream: Any, size: tuple[int, int], first: Frame, pix_fmt: str) ->
 
 
 def _jpeg(picture: Picture, device: str) -> bytes:
+    if device == "cpu":
+        import cv2
+
+        quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+        return cv2.imencode(".jpg", picture[..., ::-1], quality)[1].tobytes()
     try:
-        from torchvision.io import encode_jpeg
+        from torchcodec.encoders import JpegEncoder
     except ImportError:
-        raise FastcamError("codec mjpeg needs torchvision: pip install torchvision") from None
-    channels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).contiguous()
-    return encode_jpeg(channels.to(device), _JPEG_QUALITY).cpu().numpy().tobytes()
+        raise FastcamError("JPEGs on a GPU need torchcodec: pip install torchcodec") from None
+    pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(device)
+    encoder = JpegEncoder(pixels.permute(2, 0, 1).contiguous())
+    return encoder.to_tensor(quality=_JPEG_QUALITY).cpu().numpy().tobytes()
 
 
 def _encoder(codec: str, device: str, size: tuple[int, int]) -> Any:

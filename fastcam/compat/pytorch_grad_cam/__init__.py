@@ -1,0 +1,69 @@
+"""pytorch-grad-cam's names without that package::
+
+    import fastcam.compat.pytorch_grad_cam as pytorch_grad_cam
+
+The same signatures, numpy arrays in the same form and the same values, computed by fastcam.
+"""
+
+from fastcam.compat.pytorch_grad_cam import metrics, utils
+from fastcam.compat.pytorch_grad_cam.ablation_cam import AblationCAM
+from fastcam.compat.pytorch_grad_cam.ablation_layer import (
+    AblationLayer,
+    AblationLayerFasterRCNN,
+    AblationLayerVit,
+)
+from fastcam.compat.pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
+from fastcam.compat.pytorch_grad_cam.cams import (
+    FEM,
+    KPCA_CAM,
+    EigenCAM,
+    EigenGradCAM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    RandomCAM,
+    SegEigenCAM,
+    XGradCAM,
+)
+from fastcam.compat.pytorch_grad_cam.feature_factorization.deep_feature_factorization import (
+    DeepFeatureFactorization,
+    run_dff_on_image,
+)
+from fastcam.compat.pytorch_grad_cam.finer_cam import FinerCAM
+from fastcam.compat.pytorch_grad_cam.fullgrad_cam import FullGrad
+from fastcam.compat.pytorch_grad_cam.guided_backprop import GuidedBackpropReLUModel
+from fastcam.compat.pytorch_grad_cam.refine_cam import RefineCAM
+from fastcam.compat.pytorch_grad_cam.score_cam import ScoreCAM
+from fastcam.compat.pytorch_grad_cam.shapley_cam import ShapleyCAM
+
+__all__ = [
+    "FEM",
+    "KPCA_CAM",
+    "AblationCAM",
+    "AblationLayer",
+    "AblationLayerFasterRCNN",
+    "AblationLayerVit",
+    "ActivationsAndGradients",
+    "DeepFeatureFactorization",
+    "EigenCAM",
+    "EigenGradCAM",
+    "FinerCAM",
+    "FullGrad",
+    "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "GuidedBackpropReLUModel",
+    "HiResCAM",
+    "LayerCAM",
+    "RandomCAM",
+    "RefineCAM",
+    "ScoreCAM",
+    "SegEigenCAM",
+    "ShapleyCAM",
+    "XGradCAM",
+    "metrics",
+    "run_dff_on_image",
+    "utils",
+]

@@ -1,0 +1,81 @@
+"""Hooks that keep what layers return and the gradients that come back to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class _OnTheCPU:
+    """A list of tensors that are brought to the CPU when somebody looks at them."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        kept: list[Tensor] = vars(instance)[self._name]
+        if instance.detach:
+            kept[:] = [tensor.detach().cpu() for tensor in kept]
+        return kept
+
+    def __set__(self, instance: Any, value: list[Tensor]) -> None:
+        vars(instance)[self._name] = value
+
+
+class ActivationsAndGradients:
+    """Calls a model, and has then its layers' activations, and after a backward their gradients.
+
+    Args:
+        model: the network.
+        target_layers: the layers to hook, until :meth:`release`.
+        reshape_transform: turns what a layer returns, and its gradient, into (N, C, *S).
+        detach: whether both are kept on the CPU and without a graph.
+    """
+
+    activations = _OnTheCPU()
+    gradients = _OnTheCPU()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Sequence[nn.Module],
+        reshape_transform: Callable[[Any], Tensor] | None,
+        detach: bool = True,
+    ) -> None:
+        self.model = model
+        self.gradients = []
+        self.activations = []
+        self.reshape_transform = reshape_transform
+        self.detach = detach
+        self.handles = [layer.register_forward_hook(self._keep) for layer in target_layers]
+
+    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.activations.append(self._kept(output))
+        if not getattr(output, "requires_grad", False):
+            return
+
+        def keep_gradient(gradient: Tensor) -> None:
+            self.gradients = [self._kept(gradient), *self.gradients]
+
+        output.register_hook(keep_gradient)
+
+    def _kept(self, value: Any) -> Any:
+        if not self.detach:
+            return value
+        value = value if self.reshape_transform is None else self.reshape_transform(value)
+        return value.cpu().detach()
+
+    def __call__(self, x: Any) -> Any:
+        """What the model returns."""
+        self.gradients = []
+        self.activations = []
+        return self.model(x)
+
+    def release(self) -> None:
+        """Takes the hooks off."""
+        for handle in self.handles:
+            handle.remove()

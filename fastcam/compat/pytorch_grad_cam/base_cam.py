@@ -1,0 +1,221 @@
+"""What every CAM class is made of: the run, the map of each layer, their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastcam.compat.pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
+from fastcam.compat.pytorch_grad_cam.run import Array, TargetFunctions, explain, top_classes
+from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
+from fastcam.compat.pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
+
+
+class BaseCAM:
+    """A method that gives one map an image; subclasses say how activations are weighed.
+
+    Args:
+        model: the network; it is put into evaluation mode.
+        target_layers: modules of it.
+        reshape_transform: turns what a layer returns, and its gradient, into (N, C, *S).
+        compute_input_gradient: whether the input's gradient is wanted too.
+        uses_gradients: whether the score is derived at all.
+        tta_transforms: what ``aug_smooth`` averages over; any iterable with ttach's
+            ``augment_image`` and ``deaugment_mask``.
+        detach: whether activations and gradients come without a graph.
+    """
+
+    outputs: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: list[nn.Module],
+        reshape_transform: Callable[[Any], Tensor] | None = None,
+        compute_input_gradient: bool = False,
+        uses_gradients: bool = True,
+        tta_transforms: Any = None,
+        detach: bool = True,
+    ) -> None:
+        self.model = model.eval()
+        self.target_layers = target_layers
+        self.device = next(self.model.parameters()).device
+        self.reshape_transform = reshape_transform
+        self.compute_input_gradient = compute_input_gradient
+        self.uses_gradients = uses_gradients
+        self.tta_transforms = FLIPS_AND_FACTORS if tta_transforms is None else tta_transforms
+        self.detach = detach
+        self.activations_and_grads = ActivationsAndGradients(
+            self.model, target_layers, reshape_transform, detach
+        )
+
+    def get_cam_weights(
+        self,
+        input_tensor: Tensor,
+        target_layers: Any,
+        targets: Any,
+        activations: Any,
+        grads: Any,
+    ) -> Array:
+        """The channels' weights (N, C), of activations and gradients (N, C, *S)."""
+        raise NotImplementedError(f"{type(self).__name__} has no get_cam_weights of its own")
+
+    def get_cam_image(
+        self,
+        input_tensor: Tensor,
+        target_layer: Any,
+        targets: Any,
+        activations: Any,
+        grads: Any,
+        eigen_smooth: bool = False,
+    ) -> Array:
+        """The map (N, *S) of one layer."""
+        weights = self.get_cam_weights(input_tensor, target_layer, targets, activations, grads)
+        if isinstance(activations, Tensor):
+            activations = activations.detach().cpu().numpy()
+        if activations.ndim not in (4, 5):
+            raise ValueError(
+                f"activations: got {activations.ndim} dimensions, expected (N, C, H, W) or "
+                "(N, C, D, H, W); reshape_transform may help"
+            )
+        weighted = weights.reshape(*weights.shape, *[1] * (activations.ndim - 2)) * activations
+        return projected(weighted) if eigen_smooth else weighted.sum(axis=1)
+
+    def forward(
+        self, input_tensor: Any, targets: TargetFunctions | None, eigen_smooth: bool = False
+    ) -> Array:
+        """The maps (N, *S) of images (N, C, *S), for a target function an image."""
+        maps: Array = explain(
+            self,
+            input_tensor,
+            lambda outputs: top_classes(outputs) if targets is None else targets,
+            eigen_smooth,
+            lambda: self._through_everything(input_tensor, targets, eigen_smooth),
+            f"pytorch_grad_cam.{type(self).__name__}",
+        )
+        return maps
+
+    def _through_everything(
+        self, input_tensor: Any, targets: TargetFunctions | None, eigen_smooth: bool
+    ) -> Array:
+        """The same by a backward through the whole network."""
+        input_tensor = input_tensor.to(self.device)
+        if self.compute_input_gradient:
+            input_tensor = input_tensor.detach().requires_grad_()
+        self.outputs = outputs = self.activations_and_grads(input_tensor)
+        targets = top_classes(outputs) if targets is None else targets
+        if self.uses_gradients:
+            self.model.zero_grad()
+            loss: Any = sum(t(output) for t, output in zip(targets, outputs, strict=False))
+            if self.detach:
+                loss.backward(retain_graph=True)
+            else:
+                torch.autograd.grad(loss, input_tensor, retain_graph=True, create_graph=True)
+        per_layer = self.compute_cam_per_layer(input_tensor, targets, eigen_smooth)
+        return self.aggregate_multi_layers(per_layer)
+
+    def get_target_width_height(self, input_tensor: Tensor) -> tuple[int, ...]:
+        """The images' extents, the last one first."""
+        if input_tensor.dim() not in (4, 5):
+            raise ValueError(
+                f"input_tensor: got {input_tensor.dim()} dimensions, expected (N, C, H, W) or "
+                "(N, C, D, H, W)"
+            )
+        return tuple(input_tensor.shape[:1:-1])
+
+    def compute_cam_per_layer(
+        self, input_tensor: Tensor, targets: Any, eigen_smooth: bool
+    ) -> list[Array]:
+        """The map of each layer, enlarged: (N, 1, *S)."""
+        kept = self.activations_and_grads
+        activations: Sequence[Any] = kept.activations
+        gradients: Sequence[Any] = kept.gradients
+        if self.detach:
+            activations = [each.numpy() for each in activations]
+            gradients = [each.numpy() for each in gradients]
+        size = self.get_target_width_height(input_tensor)
+        maps = []
+        for i, layer in enumerate(self.target_layers):
+            a = activations[i] if i < len(activations) else None
+            g = gradients[i] if i < len(gradients) else None
+            cam = self.get_cam_image(input_tensor, layer, targets, a, g, eigen_smooth)
+            maps.append(scale_cam_image(np.maximum(cam, 0), size)[:, None])
+        return maps
+
+    def aggregate_multi_layers(self, cam_per_target_layer: Sequence[Array]) -> Array:
+        """The layers' mean, normalized."""
+        layers = np.maximum(np.concatenate(cam_per_target_layer, axis=1), 0)
+        return scale_cam_image(layers.mean(axis=1))
+
+    def forward_augmentation_smoothing(
+        self, input_tensor: Tensor, targets: TargetFunctions | None, eigen_smooth: bool = False
+    ) -> Array:
+        """The mean map of changed images."""
+        maps = []
+        for transform in self.tta_transforms:
+            changed = self.forward(transform.augment_image(input_tensor), targets, eigen_smooth)
+            back = transform.deaugment_mask(torch.from_numpy(changed)[:, None])
+            maps.append(back[:, 0].numpy())
+        return np.mean(np.asarray(maps, dtype=np.float32), axis=0)
+
+    def __call__(
+        self,
+        input_tensor: Any,
+        targets: TargetFunctions | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+    ) -> Array:
+        """Maps (N, *S) in [0, 1], float32, as large as the images.
+
+        Args:
+            input_tensor: (N, C, *S).
+            targets: a function of one image's output for each; None for the top classes.
+            aug_smooth: the mean over six changed images instead.
+            eigen_smooth: the first principal component of the weighted activations instead of
+                their sum.
+        """
+        if aug_smooth is True:
+            return self.forward_augmentation_smoothing(input_tensor, targets, eigen_smooth)
+        return self.forward(input_tensor, targets, eigen_smooth)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        self.activations_and_grads.release()
+        if isinstance(exception[1], IndexError):
+            print(f"An IndexError in the with block of {type(self).__name__}: {exception[1]}")
+            return True  # as pytorch-grad-cam does
+        return None
+
+    def __del__(self) -> None:
+        if hasattr(self, "activations_and_grads"):
+            self.activations_and_grads.release()
+
+
+class _FlipAndFactor:
+    """Images mirrored or not, and multiplied; maps mirrored back."""
+
+    def __init__(self, flip: bool, factor: float) -> None:
+        self._flip, self._factor = flip, factor
+
+    def augment_image(self, images: Tensor) -> Tensor:
+        return (images.flip(3) if self._flip else images) * self._factor
+
+    def deaugment_mask(self, maps: Tensor) -> Tensor:
+        return maps.flip(3) if self._flip else maps
+
+
+FLIPS_AND_FACTORS = [
+    _FlipAndFactor(flip, factor) for flip in (False, True) for factor in (0.9, 1.0, 1.1)
+]
+
+
+def projected(features: Array) -> Array:
+    """The first principal component (N, *S) of features (N, C, *S)."""
+    component: Array = get_2d_projection(features)
+    return component

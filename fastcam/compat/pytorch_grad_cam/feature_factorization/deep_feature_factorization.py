@@ -1,0 +1,131 @@
+"""Deep feature factorization: the concepts that a layer sees in a batch of images.
+
+Collins et al. 2018, arXiv 1806.10206.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastcam.compat.pytorch_grad_cam.utils.image import (
+    create_labels_legend,
+    scale_cam_image,
+    show_factorization_on_image,
+)
+
+Array = NDArray[Any]
+
+
+def dff(activations: Array, n_components: int = 5) -> tuple[Array, Array]:
+    """Activations as concepts and where they are, by scikit-learn's non-negative factorization.
+
+    Args:
+        activations: (N, C, H, W); NaN counts as 0.
+        n_components: K.
+
+    Returns:
+        Concepts (C, K) and maps (N, K, H, W).
+    """
+    from sklearn.decomposition import NMF
+
+    images, channels, height, width = activations.shape
+    values = activations.transpose(1, 0, 2, 3).reshape(channels, -1)
+    values = np.where(np.isnan(values), values.dtype.type(0), values)
+    low = values.min(axis=-1, keepdims=True)
+    model = NMF(n_components=n_components, init="random", random_state=0)
+    concepts = model.fit_transform(values - low) + low
+    maps = model.components_.reshape(n_components, images, height, width)
+    return concepts, maps.transpose(1, 0, 2, 3)
+
+
+class DeepFeatureFactorization:
+    """Concepts of a layer, and their maps at the images' size.
+
+    Args:
+        model: the network.
+        target_layer: its layer whose activations are factorized.
+        reshape_transform: brings the layer's output to (N, C, H, W).
+        computation_on_concepts: a module for concepts (K, C), such as the classifier's head.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layer: nn.Module,
+        reshape_transform: Callable[[Any], Tensor] | None = None,
+        computation_on_concepts: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        from fastcam.compat.pytorch_grad_cam.activations_and_gradients import (
+            ActivationsAndGradients,
+        )
+
+        self.model = model
+        self.computation_on_concepts = computation_on_concepts
+        self.activations_and_grads = ActivationsAndGradients(
+            self.model, [target_layer], reshape_transform
+        )
+
+    def __call__(self, input_tensor: Tensor, n_components: int = 16) -> tuple[Any, ...]:
+        """Concepts (C, K) and a list with the maps of each image, (K, H, W) in [0, 1].
+
+        And what ``computation_on_concepts`` gives, where there is one.
+        """
+        height, width = input_tensor.shape[2:]
+        self.activations_and_grads(input_tensor)
+        activations = self.activations_and_grads.activations[0].detach().cpu().numpy()
+        concepts, maps = dff(activations, n_components=n_components)
+        enlarged = [scale_cam_image(of_image, (width, height)) for of_image in maps]
+        if not self.computation_on_concepts:
+            return concepts, enlarged
+        with torch.no_grad():
+            outputs = self.computation_on_concepts(torch.from_numpy(np.float32(concepts.T)))
+        return concepts, enlarged, outputs.cpu().numpy()
+
+    def __del__(self) -> None:
+        if hasattr(self, "activations_and_grads"):
+            self.activations_and_grads.release()
+
+    def __enter__(self) -> DeepFeatureFactorization:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.activations_and_grads.release()
+
+
+def run_dff_on_image(
+    model: Any,
+    target_layer: nn.Module,
+    classifier: Callable[[Tensor], Tensor],
+    img_pil: Any,
+    img_tensor: Tensor,
+    reshape_transform: Callable[[Any], Tensor] | None = None,
+    n_components: int = 5,
+    top_k: int = 2,
+) -> NDArray[np.uint8]:
+    """An image beside its concepts and a legend with what the classifier calls them.
+
+    Args:
+        model: with its classes' names in ``model.config.id2label``.
+        target_layer, reshape_transform, n_components: as for :class:`DeepFeatureFactorization`.
+        classifier: the head, for concepts (K, C).
+        img_pil: the picture.
+        img_tensor: (C, H, W), the picture as the model takes it.
+        top_k: how many classes are named.
+    """
+    picture = np.array(img_pil)
+    factorization = DeepFeatureFactorization(
+        model, target_layer, reshape_transform, computation_on_concepts=classifier
+    )
+    _, maps, outputs = factorization(img_tensor[None], n_components)
+    probabilities = torch.softmax(torch.from_numpy(outputs), dim=-1).numpy()
+    names = create_labels_legend(probabilities, labels=model.config.id2label, top_k=top_k)
+    shown = show_factorization_on_image(
+        picture / 255, maps[0], image_weight=0.3, concept_labels=names
+    )
+    return np.hstack((picture, shown))

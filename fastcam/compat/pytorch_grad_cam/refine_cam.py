@@ -1,0 +1,48 @@
+"""RefineCAM: where the last layer looks, as fine as the first ones see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
+from fastcam.compat.pytorch_grad_cam.cams import GradCAMPlusPlus
+from fastcam.compat.pytorch_grad_cam.run import Array, TargetFunctions
+from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
+
+
+class RefineCAM:
+    """The product of several layers' maps; arXiv 2605.14641.
+
+    Args:
+        base_method: the class whose maps are multiplied.
+        kwargs: what else its constructor takes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: list[nn.Module],
+        reshape_transform: Callable[[Any], Tensor] | None = None,
+        base_method: type[BaseCAM] = GradCAMPlusPlus,
+        **kwargs: Any,
+    ) -> None:
+        self.base_cams = [
+            base_method(model, [layer], reshape_transform, **kwargs) for layer in target_layers
+        ]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        return self.forward(*args, **kwargs)
+
+    def forward(
+        self,
+        input_tensor: Any,
+        targets: TargetFunctions | None = None,
+        eigen_smooth: bool = False,
+    ) -> Array:
+        """Maps (N, *S) in [0, 1], float32."""
+        maps = [cam(input_tensor, targets, eigen_smooth=eigen_smooth) for cam in self.base_cams]
+        return scale_cam_image(np.prod(maps, axis=0))

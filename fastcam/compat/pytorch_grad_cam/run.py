@@ -1,0 +1,279 @@
+"""How a CAM object of pytorch-grad-cam runs its network here: recorded from the target layer up.
+
+The functions take the object, of this package's classes or of pytorch-grad-cam's own, by the
+attributes that both have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fastcam import ops
+from fastcam.capture import record, unwrap
+from fastcam.compat.calls import counted
+from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
+from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from fastcam.compat.settings import settings
+from fastcam.errors import first_line
+from fastcam.fast import FastModel, Options, preferred_dtype
+from fastcam.layers import layer_names
+
+SCALE_EPS = 1e-7  # beside the range of a map, as in scale_cam_image
+
+Array = np.ndarray[Any, Any]
+TargetFunctions = Sequence[Callable[[Any], Any]]
+Choose = Callable[[Any], TargetFunctions]
+"""From the model's outputs to one target function an image."""
+
+OVERRIDABLE = frozenset(
+    ("get_cam_weights", "get_cam_image", "compute_cam_per_layer", "aggregate_multi_layers")
+)
+"""What a user's subclass may have of its own; these get numpy arrays."""
+
+
+class NotServed(Exception):
+    """This call is one for the library's own way; the message says why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the network. Layers are in the order in which they ran."""
+
+    images: Tensor
+    outputs: Any
+    """What the model returned, with the graph above the layers."""
+    activations: list[Tensor]
+    """(N, C, *S), without a graph; on a CPU as operations in place have left them."""
+    nodes: list[Tensor]
+    """What the layers returned, before any operation in place: what the score is derived by."""
+    handed_on: list[Any]
+    """What the model went on with, with its graph, as operations in place have left it."""
+    reshape: Callable[[Tensor], Tensor]
+
+    def gradients(self, targets: TargetFunctions) -> list[Tensor]:
+        """The gradient of the targets' sum, (N, C, *S) a layer."""
+        with torch.enable_grad():
+            found = self._gradients(targets, False)
+        return [self.reshape(gradient) for gradient in found]
+
+    def hessian_products(self, targets: TargetFunctions) -> list[tuple[Tensor, Tensor]]:
+        """The gradient and the Hessian times A, for each layer; A as it was handed on."""
+        products = []
+        with torch.enable_grad():
+            found = self._gradients(targets, True)
+            for gradient, a in zip(found, self.handed_on, strict=True):
+                product = None
+                if gradient.requires_grad:
+                    (product,) = torch.autograd.grad(
+                        gradient, a, a.detach(), retain_graph=True, allow_unused=True
+                    )
+                product = torch.zeros_like(gradient) if product is None else product
+                products.append((self.reshape(gradient.detach()), self.reshape(product)))
+        return products
+
+    def _gradients(self, targets: TargetFunctions, create_graph: bool) -> tuple[Tensor, ...]:
+        pairs = zip(targets, self.outputs, strict=False)  # images beyond the targets count as 0
+        loss: Any = sum(target(output) for target, output in pairs)
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            raise NotServed("the targets do not depend on the target layers")
+        found = torch.autograd.grad(loss, self.nodes, create_graph=create_graph, allow_unused=True)
+        if any(gradient is None for gradient in found):
+            raise NotServed("the targets do not depend on every target layer")
+        return found
+
+
+Kernel = Callable[[Any, Run, TargetFunctions], list[Tensor]]
+"""From the object, its run and the targets to a map a layer, (N, *S)."""
+
+
+def weighing(method: str, eps: float = 0.0) -> Kernel:
+    """The kernel of one of the methods of :func:`fastcam.ops.cam`."""
+
+    def kernel(cam: Any, run: Run, targets: TargetFunctions) -> list[Tensor]:
+        pairs = zip(run.activations, run.gradients(targets), strict=True)
+        return [ops.cam(a, g, method, eps=eps) for a, g in pairs]
+
+    return kernel
+
+
+def explain(
+    cam: Any,
+    input_tensor: Any,
+    choose: Choose,
+    eigen_smooth: bool,
+    otherwise: Callable[[], Any],
+    name: str,
+) -> Any:
+    """The maps (N, *S) of a CAM object, as a float32 array.
+
+    Args:
+        cam: the object.
+        choose: gives the targets.
+        eigen_smooth: whether the map is a principal component; numpy computes it.
+        otherwise: the library's own way.
+        name: of the call, for the report.
+    """
+    with counted(name) as call:
+        try:
+            run, targets, maps = _maps(cam, input_tensor, choose, eigen_smooth)
+        except NotServed as reason:
+            call.leave_to("pytorch_grad_cam", str(reason))
+            return otherwise()
+        if maps is not None:
+            call.why = "network recorded above the layer, maps by fused kernels"
+            return _finished(cam, run.images, maps)
+        call.why = "network recorded above the layer, maps in numpy"
+        per_layer = cam.compute_cam_per_layer(run.images, targets, eigen_smooth)
+        return cam.aggregate_multi_layers(per_layer)
+
+
+def _maps(
+    cam: Any, input_tensor: Any, choose: Choose, eigen_smooth: bool
+) -> tuple[Run, TargetFunctions, list[Tensor] | None]:
+    """The run, its targets, and a map a layer where the object's class has a kernel.
+
+    Otherwise activations and gradients lie where the class looks for them.
+    """
+    kernel = kernel_of(cam)
+    run = run_of(cam, input_tensor, second_order=kernel is not None and not cam.detach)
+    cam.outputs = _detached(run.outputs)
+    targets = choose(run.outputs)
+    if settings.fix and len(targets) != len(run.images):
+        raise ValueError(
+            f"targets: got {len(targets)}, expected {len(run.images)}, one for each image"
+        )
+    if kernel is not None and not eigen_smooth and {a.dim() for a in run.activations} <= {4, 5}:
+        return run, targets, kernel(cam, run, targets)
+    if not cam.detach:
+        raise NotServed("it keeps the graph of the whole network")
+    cam.activations_and_grads.gradients = run.gradients(targets) if cam.uses_gradients else []
+    cam.activations_and_grads.activations = run.activations
+    return run, targets, None
+
+
+def kernel_of(cam: Any) -> Kernel | None:
+    """The kernel of an object's class, unless it or a class below overrides the formula."""
+    if OVERRIDABLE & vars(cam).keys():
+        return None
+    classes: tuple[Any, ...] = type(cam).__mro__
+    for each in classes:
+        if "fused" in vars(each):
+            kernel: Kernel = each.fused
+            return kernel
+        if OVERRIDABLE & vars(each).keys():
+            return None
+    return None
+
+
+def top_classes(outputs: Tensor, target: Any = ClassifierOutputTarget) -> TargetFunctions:
+    """The class of the highest score, as a ``target`` for each image."""
+    categories = np.argmax(outputs.detach().cpu().numpy(), axis=-1)
+    return [target(category) for category in categories]
+
+
+def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
+    """Runs the network.
+
+    Args:
+        second_order: whether gradients will be derived once more.
+
+    Raises:
+        NotServed: where the library's own way may give another answer.
+    """
+    if not isinstance(input_tensor, Tensor):
+        raise NotServed(f"the input is a {type(input_tensor).__name__}, no tensor")
+    if cam.model.training or any(module.training for module in cam.model.modules()):
+        raise NotServed("the model is in training mode")
+    if not second_order and (cam.compute_input_gradient or not cam.detach):
+        raise NotServed("it asks for more gradients than those of the layers")
+    images = input_tensor.to(cam.device)
+    try:
+        names = layer_names(unwrap(cam.model), list(cam.target_layers))
+    except (ValueError, TypeError) as error:
+        raise NotServed(first_line(error)) from error
+    with ExitStack() as during:
+        during.enter_context(torch.inference_mode(False))
+        during.enter_context(torch.no_grad())
+        during.enter_context(aside(cam))
+        if second_order:
+            during.enter_context(sdpa_kernel(SDPBackend.MATH))  # others have no second derivative
+        model, inputs = _network(cam, images, names)
+        try:
+            recorded = record(model, inputs, names, graph="layers" if cam.uses_gradients else None)
+        except ValueError as error:
+            raise NotServed(first_line(error)) from error
+    if any(count != 1 for count in recorded.runs.values()) or len(set(names)) < len(names):
+        raise NotServed("a target layer did not run exactly once, or returned no tensor")
+    returned = [recorded.handed_on[layer] for layer in recorded.nodes]  # in the order of the runs
+    if cam.uses_gradients and not all(isinstance(each, Tensor) for each in returned):
+        raise NotServed("a target layer returned something else than a tensor")
+    reshape = cam.reshape_transform or _as_it_is
+    nodes = list(recorded.nodes.values())
+    # a reference on a CPU, which operations in place write to; a copy elsewhere
+    on_cpu = nodes[0].device.type == "cpu"
+    kept = returned if on_cpu and not settings.fix else nodes
+    activations = [reshape(_detached(each)) for each in kept]
+    return Run(images, recorded.outputs, activations, nodes, returned, reshape)
+
+
+@contextmanager
+def aside(cam: Any) -> Iterator[None]:
+    """The object's own hooks are not called meanwhile."""
+    hooks = [handle.hooks_dict_ref() for handle in cam.activations_and_grads.handles]
+    saved = [(each, dict(each)) for each in hooks if each is not None]
+    try:
+        for handle in cam.activations_and_grads.handles:
+            (handle.hooks_dict_ref() or {}).pop(handle.id, None)
+        yield
+    finally:
+        for each, entries in saved:
+            each.clear()  # so that they come back in their order
+            each.update(entries)
+
+
+_fast_copies: WeakKeyDictionary[Any, tuple[nn.Module, FastModel]] = WeakKeyDictionary()
+
+
+def _network(cam: Any, images: Tensor, names: Sequence[str]) -> tuple[nn.Module, Any]:
+    """The network and its input, in the fast mode a copy of it."""
+    model = unwrap(cam.model)
+    if not settings.fast:
+        return model, images
+    of, copy = _fast_copies.get(cam, (None, None))
+    if of is not model or copy is None or copy.is_stale:
+        copy = FastModel(model, images, names, Options(dtype=preferred_dtype(images.device)))
+        _fast_copies[cam] = model, copy
+    return copy.model, copy.prepared(images)
+
+
+def _finished(cam: Any, images: Tensor, maps: list[Tensor]) -> Array:
+    """Each map normalized, enlarged; their mean normalized again."""
+    size = tuple(cam.get_target_width_height(images))[::-1]
+    if len(size) != 2:
+        arrays = [scale_cam_image(m.float().cpu().numpy(), size[::-1]) for m in maps]
+        finished: Array = cam.aggregate_multi_layers([each[:, None] for each in arrays])
+        return finished
+    scaled = [ops.normalize(m, eps=SCALE_EPS) for m in maps]
+    if len(scaled) == 1:
+        result = ops.upsample(scaled[0], size, eps=SCALE_EPS)
+    else:
+        enlarged = [ops.upsample(each, size, normalize=False) for each in scaled]
+        result = ops.normalize(torch.stack(enlarged).mean(0), eps=SCALE_EPS)
+    return result.float().cpu().numpy()
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value

@@ -1,0 +1,70 @@
+"""Score-CAM: what images score that show only where a channel is active."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcam.capture import unwrap
+from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
+from fastcam.compat.pytorch_grad_cam.run import Array, TargetFunctions, aside
+from fastcam.fast import folded
+
+BATCH_SIZE = 16
+
+
+class ScoreCAM(BaseCAM):
+    """w = softmax over k of S(x H_k), H_k the enlarged A^k, its range brought to [0, 1].
+
+    Wang et al. 2020, arXiv 1910.01279. ``batch_size`` is how many masked images run together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: list[nn.Module],
+        reshape_transform: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
+
+    def get_cam_weights(
+        self,
+        input_tensor: Tensor,
+        target_layers: Any,
+        targets: TargetFunctions,
+        activations: Array,
+        grads: Any,
+    ) -> Array:
+        """(N, C); each image's masks are made as they are needed, all constant ones run once."""
+        scores = []
+        size = input_tensor.shape[2:]
+        mode = "bilinear" if len(size) == 2 else "trilinear"
+        with torch.no_grad(), aside(self):
+            model = folded(unwrap(self.model), input_tensor)
+            for image, target, maps in zip(
+                input_tensor, targets, torch.from_numpy(activations), strict=False
+            ):
+                low, high = maps.flatten(1).aminmax(dim=1)
+                constant = low == high
+                # constant ones come first: one run will do for all of them
+                order = constant.int().argsort(descending=True, stable=True)
+                count = int(constant.sum())
+                rows = order[max(0, count - 1) :]
+                found = []
+                for some in rows.split(getattr(self, "batch_size", BATCH_SIZE)):
+                    chosen = maps[some].to(self.device).unsqueeze(1)
+                    masks = F.interpolate(chosen, size, mode=mode, align_corners=True)
+                    dims = tuple(range(1, masks.dim()))
+                    low, high = masks.amin(dims, True), masks.amax(dims, True)
+                    masked = image * ((masks - low) / (high - low + 1e-8))
+                    found += [target(output).reshape(()) for output in model(masked)]
+                of_rows = torch.stack(found).float().cpu()
+                of_maps = of_rows[:1].repeat(len(maps))
+                of_maps[rows] = of_rows
+                scores.append(of_maps)
+        weights: Array = torch.stack(scores).softmax(1).numpy()
+        return weights

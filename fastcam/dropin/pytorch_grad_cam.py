@@ -1,0 +1,162 @@
+"""pytorch-grad-cam, taken over in place by :mod:`fastcam.compat.pytorch_grad_cam`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+from fastcam.compat import pytorch_grad_cam as ours
+from fastcam.compat.calls import counted
+from fastcam.compat.pytorch_grad_cam.ablation_cam import ablation_weights
+from fastcam.compat.pytorch_grad_cam.finer_cam import finer_map, finer_targets
+from fastcam.compat.pytorch_grad_cam.fullgrad_cam import full_gradient
+from fastcam.compat.pytorch_grad_cam.guided_backprop import guided_gradient
+from fastcam.compat.pytorch_grad_cam.run import explain, top_classes
+from fastcam.dropin.takeover import Replacement, Takeover
+
+_FUSED = (
+    "GradCAM",
+    "GradCAMPlusPlus",
+    "XGradCAM",
+    "HiResCAM",
+    "GradCAMElementWise",
+    "LayerCAM",
+    "ShapleyCAM",
+)
+
+_FUNCTIONS = {
+    "utils.image": (
+        "deprocess_image",
+        "scale_accross_batch_and_channels",
+        "scale_cam_image",
+        "show_cam_on_image",
+        "show_factorization_on_image",
+    ),
+    "utils.svd_on_activations": ("get_2d_projection", "get_2d_projection_kernel"),
+}
+_METHODS = {
+    "metrics.perturbation_confidence": (
+        "AveragerAcrossThresholds",
+        "PerturbationConfidenceMetric",
+        "RemoveLeastRelevantFirst",
+        "RemoveMostRelevantFirst",
+    ),
+    "metrics.road": ("NoisyLinearImputer",),
+    "feature_factorization.deep_feature_factorization": ("DeepFeatureFactorization",),
+}
+
+
+def _lent(path: str, name: str, present: Replacement) -> Replacement:
+    """Our function or method of the same name, each call of it counted."""
+    ours: Any = importlib.import_module(f"fastcam.compat.pytorch_grad_cam.{path}")
+    for part in name.split("."):
+        ours = getattr(ours, part)
+    shown = f"pytorch_grad_cam.{path}.{name.removesuffix('.__call__')}"
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        with counted(shown):
+            return ours(*args, **kwargs)
+
+    return replacement
+
+
+def take_over(takeover: Takeover) -> None:
+    """Replaces what fastcam has."""
+    peer = importlib.import_module("pytorch_grad_cam")
+    base = importlib.import_module("pytorch_grad_cam.base_cam")
+    model_targets = importlib.import_module("pytorch_grad_cam.utils.model_targets")
+
+    def forward(present: Replacement) -> Replacement:
+        def replacement(
+            cam: Any, input_tensor: Any, targets: Any, eigen_smooth: Any = False
+        ) -> Any:
+            def choose(outputs: Any) -> Any:
+                if targets is None:
+                    return top_classes(outputs, model_targets.ClassifierOutputTarget)
+                return targets
+
+            return explain(
+                cam,
+                input_tensor,
+                choose,
+                eigen_smooth,
+                lambda: present(cam, input_tensor, targets, eigen_smooth),
+                f"pytorch_grad_cam.{type(cam).__name__}",
+            )
+
+        return replacement
+
+    def full_gradient_forward(present: Replacement) -> Replacement:
+        def replacement(
+            cam: Any, input_tensor: Any, targets: Any, eigen_smooth: Any = False
+        ) -> Any:
+            if eigen_smooth:
+                return present(cam, input_tensor, targets, eigen_smooth)
+            return full_gradient(cam, input_tensor, targets)
+
+        return replacement
+
+    def finer_forward(present: Replacement) -> Replacement:
+        def replacement(
+            cam: Any,
+            input_tensor: Any,
+            targets: Any = None,
+            eigen_smooth: bool = False,
+            alpha: float = 1,
+            comparison_categories: Any = (1, 2, 3),
+            target_idx: int | None = None,
+        ) -> Any:
+            target = model_targets.FinerWeightedTarget
+            return finer_map(
+                cam,
+                input_tensor,
+                targets,
+                eigen_smooth,
+                lambda outputs: finer_targets(
+                    outputs, alpha, comparison_categories, target_idx, target
+                ),
+            )
+
+        return replacement
+
+    def ablation(present: Replacement) -> Replacement:
+        def replacement(
+            cam: Any, input_tensor: Any, layer: Any, targets: Any, activations: Any, grads: Any
+        ) -> Any:
+            return ablation_weights(
+                cam,
+                input_tensor,
+                layer,
+                targets,
+                activations,
+                lambda: present(cam, input_tensor, layer, targets, activations, grads),
+            )
+
+        return replacement
+
+    def guided(present: Replacement) -> Replacement:
+        def replacement(model: Any, input_img: Any, target_category: Any = None) -> Any:
+            return guided_gradient(model, input_img, target_category)
+
+        return replacement
+
+    for path, names in _FUNCTIONS.items():
+        for name in names:
+            there = getattr(importlib.import_module(f"pytorch_grad_cam.{path}"), name)
+            takeover.function(there, functools.partial(_lent, path, name))
+    for path, owners in _METHODS.items():
+        for owner in owners:
+            there = getattr(importlib.import_module(f"pytorch_grad_cam.{path}"), owner)
+            takeover.method(there, "__call__", functools.partial(_lent, path, f"{owner}.__call__"))
+    for name in _FUSED:
+        takeover.attribute(getattr(peer, name), "fused", vars(getattr(ours, name))["fused"])
+    for name in ("activations", "gradients"):
+        lent = vars(ours.ActivationsAndGradients)[name]
+        takeover.attribute(peer.ActivationsAndGradients, name, lent)
+    takeover.method(base.BaseCAM, "forward", forward)
+    takeover.method(peer.FullGrad, "forward", full_gradient_forward)
+    takeover.method(peer.FinerCAM, "forward", finer_forward)
+    takeover.method(peer.AblationCAM, "get_cam_weights", ablation)
+    takeover.method(peer.GuidedBackpropReLUModel, "__call__", guided)
+    takeover.method(peer.ScoreCAM, "get_cam_weights", lambda present: ours.ScoreCAM.get_cam_weights)
