@@ -29,11 +29,10 @@ from benchmarks.harness import Call, Result
 from fastcam import demo, models, pictures, video
 from fastcam.explainer import Explainer
 from fastcam.targets import TopClasses
-from fastcam.video import ExplainedFrame, Frame
+from fastcam.video import Frame
 from fastcam.video.drawing import Drawing
 from fastcam.video.network import Network
 from fastcam.video.sources import Clip
-from fastcam.video.temporal import RawMap
 from fastcam.video.threads import Ahead, Clock, single_threaded
 from fastcam.video.writer import Writer
 
@@ -44,7 +43,6 @@ RATE = 30
 FRAMES = 60
 SHORT, LONG = 10 * RATE, 600 * RATE  # frames of the clips whose memory is compared
 DIGITS = (2, 5, 7, 8)  # those that come or go in the clip that ships
-_HELD = 16  # frames that the stages alone work on in turns
 
 
 def moving(size: tuple[int, int], count: int) -> Iterator[pictures.Picture]:
@@ -85,20 +83,10 @@ def _stages(source: Path, sink: Path, explainer: Explainer, batch: int) -> dict[
     """Each stage alone, on FRAMES frames."""
     network = Network(explainer, batch, 1, Clock())
     drawing = Drawing(explainer.model.preprocessing)
+    options = {"target": "top1", "batch": batch}
     with Clip(source) as opened:
-        fitted = list(itertools.islice(network.fitted(opened), _HELD))
-
-    def maps(count: int) -> Iterator[tuple[Frame, RawMap]]:
-        frames = itertools.islice(itertools.cycle(fitted), count)
-        with closing(Ahead(frames, batch, "fastcam-decode")) as ahead:
-            yield from network.maps(ahead, TopClasses(1))
-
-    ((_, raw),) = maps(1)
-    heat = raw.map / raw.map.max().clamp(min=1e-12)
-    explained = [
-        ExplainedFrame(each, heat, (0.0, 1.0), 0, "a class", 0.0, 0.5, drawing)
-        for each, _ in fitted
-    ]
+        fitted = list(network.fitted(opened))
+    explained = list(video.explain(source, None, explainer, **options))
     drawn = [each.picture for each in explained]
 
     def decode() -> None:
@@ -107,17 +95,18 @@ def _stages(source: Path, sink: Path, explainer: Explainer, batch: int) -> dict[
                 pass
 
     def explain() -> None:
-        for _ in maps(FRAMES):
-            pass
+        with closing(Ahead(fitted, batch, "fastcam-decode")) as ahead:
+            for _ in network.maps(ahead, TopClasses(1)):
+                pass
 
     def draw() -> None:
-        for each in itertools.islice(itertools.cycle(explained), FRAMES):
+        for each in explained:
             with single_threaded():
                 drawing(each)
 
     def encode() -> None:
         with Writer(sink, Fraction(RATE)) as writer:
-            for index, picture in enumerate(itertools.islice(itertools.cycle(drawn), FRAMES)):
+            for index, picture in enumerate(drawn):
                 writer.write(Frame(picture, index, Fraction(1, RATE)))
 
     return {"decode": decode, "network": explain, "draw": draw, "encode": encode}

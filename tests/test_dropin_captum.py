@@ -171,6 +171,21 @@ def test_layer_grad_cam_of_functions_and_modes() -> None:
     compare(script)
 
 
+def test_a_layer_in_place_whose_input_is_read() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.act = made(Net), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inner.features(F.relu(self.inner.stem(x)))
+            self.act(x)
+            return self.inner.head(x.mean((2, 3)))
+
+    model, x = Reads().eval(), images()
+    compare(lambda: attr.LayerGradCam(model, model.act).attribute(x, 1))
+
+
 def test_layer_grad_cam_of_other_dimensions() -> None:
     torch.manual_seed(0)
     model, x = Signal().eval(), torch.randn(2, 2, 64)
@@ -321,7 +336,8 @@ def test_interpolate(size: Any, mode: str) -> None:
     assert found[0].dtype == torch.float32
     graph = maps.clone().requires_grad_()
     with dropin.install("captum"):
-        assert attr.LayerAttribution.interpolate(graph, (9, 9), "bilinear").requires_grad
+        attr.LayerAttribution.interpolate(graph, (9, 9), "bilinear").sum().backward()
+    assert graph.grad is not None
 
 
 def test_other_dimensions_are_interpolated() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -342,7 +344,27 @@ def test_one_dimension() -> None:
     torch.testing.assert_close(maps, expected, rtol=0, atol=1e-5)
 
 
-# A user's own classes and hooks ------------------------------------------------------------------
+def test_a_layer_in_place_whose_input_is_read() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.act = net(), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inner.features(self.inner.relu(self.inner.stem(x)))
+            self.act(x)
+            return self.inner.head(x.mean((2, 3)))
+
+    model, x = Reads().eval(), images()
+
+    def script() -> list[Tensor]:
+        with methods.GradCAM(model, "act") as cam:
+            return cam(CLASSES, model(x))
+
+    compare(script)
+
+
+# --- A user's own classes and hooks
 
 
 def test_subclasses_keep_their_weights() -> None:
@@ -372,8 +394,8 @@ def test_subclasses_keep_their_weights() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda model, x: model.train(), "training mode"),
-        (lambda model, x: model.head.train(), "training mode"),
+        (lambda model, x: model.train(), "in training mode"),
+        (lambda model, x: model.head.train(), "in training mode"),
         (lambda model, x: x.requires_grad_(), "input requires"),
         (lambda model, x: model.stem.register_forward_hook(lambda *a: None), "other hooks"),
         (
@@ -421,21 +443,22 @@ def test_a_model_that_fails_leaves_grad_mode(before: str) -> None:
             self.error: BaseException | None = None
 
         def forward(self, x: Tensor) -> Tensor:
-            answer = self.inner(x)
+            x = self.inner.stem(x)
             if self.error is not None:
                 raise self.error
-            return answer
+            return self.inner.head(self.inner.features(x).mean((2, 3)))
 
     model, x = Fails().eval(), images()
     dropin.install("torchcam")
     with methods.GradCAM(model, "inner.features") as cam:
         enabled = before == "grad"
+        assert model(x).grad_fn is not None and torch.is_grad_enabled()
         for error in (RuntimeError("network"), KeyError("network")):
             model.error = error
-            with torch.set_grad_enabled(enabled), pytest.raises(type(error), match="network"):
-                model(x)
+            with torch.set_grad_enabled(enabled):
+                with pytest.raises(type(error), match="network"):
+                    model(x)
                 assert torch.is_grad_enabled() == enabled
-            assert torch.is_grad_enabled()
         model.error = None
         cam(1, model(x))
         # no hook is called on Ctrl-C: the next forward, or the extractor's end, puts it right
@@ -443,8 +466,9 @@ def test_a_model_that_fails_leaves_grad_mode(before: str) -> None:
         with pytest.raises(KeyboardInterrupt):
             model(x)
         model.error = None
-        assert model(x).requires_grad and torch.is_grad_enabled()
-        model.error = KeyboardInterrupt()
+        scores = model.train()(x)
+        assert torch.autograd.grad(scores.sum(), model.inner.stem.weight)[0].any()
+        model.eval().error = KeyboardInterrupt()
         with pytest.raises(KeyboardInterrupt):
             model(x)
     assert torch.is_grad_enabled()
@@ -550,10 +574,10 @@ def test_errors_are_torchcams() -> None:
         assert isinstance(one, tuple)
 
 
-# What belongs to the user ------------------------------------------------------------------------
+# --- What belongs to the user
 
 
-def test_objects_made_before_and_after() -> None:
+def test_objects_made_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = net(), images()
     old = methods.GradCAM(model, "features")
     expected = old(1, model(x))
@@ -573,12 +597,40 @@ def test_objects_made_before_and_after() -> None:
     assert again(x).requires_grad  # its hooks came along, as torchcam's do
     dropin.uninstall()
     dropin.forget()
+    runs = []
+    forward = Net.forward
+    monkeypatch.setattr(Net, "forward", lambda *args: runs.append(1) or forward(*args))
     scores = model(x)
+    assert len(runs) == 1
     assert torch.autograd.grad(scores.sum(), model.stem.weight, retain_graph=True)[0] is not None
     assert_same(new(1, scores), expected, 1e-6)
     assert not dropin.report().calls
     new.remove_hooks()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_installed_before_the_import() -> None:
+    script = """
+import sys
+import fastcam.dropin
+fastcam.dropin.install("torchcam")
+assert "torchcam" not in sys.modules
+import torch, torchcam
+assert "matplotlib" not in sys.modules, "its pictures are not asked for yet"
+from torchcam.utils import overlay_mask
+from PIL import Image
+overlay_mask(Image.new("RGB", (8, 8)), Image.new("F", (4, 4)))
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(2), torch.nn.LazyLinear(1),
+                            torch.nn.Flatten()).eval()
+model(torch.zeros(1, 3, 8, 8))
+with torchcam.methods.GradCAM(model, "0") as cam:
+    cam(1, model(torch.zeros(1, 3, 8, 8)))
+print(fastcam.dropin.report())
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 2 and all(" fastcam " in line for line in lines), ran.stdout
 
 
 def test_uninstall_restores_everything() -> None:
@@ -665,7 +717,7 @@ def test_peak_memory_below_the_layer_is_that_of_inference() -> None:
     assert counts[0] > 40 and counts[1] < 8
 
 
-# Metrics, pictures, explain ----------------------------------------------------------------------
+# --- Metrics, pictures, explain
 
 
 def test_metrics() -> None:
@@ -761,7 +813,7 @@ def test_overlay_mask_of_other_kinds_goes_to_torchcam() -> None:
     assert (fixed == np.array(overlay_mask(picture, exact))).all()
 
 
-# What is put right, and what is fast -------------------------------------------------------------
+# --- What is put right, and what is fast
 
 
 def test_fix() -> None:

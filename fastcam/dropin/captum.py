@@ -46,9 +46,6 @@ def _gradient() -> Any:
     return importlib.import_module("captum._utils.gradient")
 
 
-# Layer Grad-CAM -------------------------------------------------------------------------------
-
-
 def _layer_grad_cam(present: Replacement) -> Replacement:
     def attribute(
         self: Any,
@@ -230,12 +227,10 @@ def _interpolate(present: Replacement) -> Replacement:
             ):
                 call.leave_to("captum", f"{interpolate_mode}, or an attribution with a graph")
                 return present(layer_attribution, interpolate_dims, interpolate_mode)
+            call.why = call.why or "enlarged by the kernels"
             return ops.upsample(a, size, normalize=False)
 
     return interpolate
-
-
-# Guided methods -------------------------------------------------------------------------------
 
 
 @dataclass

@@ -117,9 +117,6 @@ def _take_utils(takeover: Takeover) -> None:
     takeover.function(importlib.import_module("torchcam.utils").overlay_mask, _overlay_mask)
 
 
-# The user's forward ---------------------------------------------------------------------------
-
-
 @dataclass
 class _Run:
     """A forward that began without a graph."""
@@ -129,7 +126,6 @@ class _Run:
     """Which called the hook that began it."""
     inputs: set[int]
     """The memory of what went in."""
-    depth: int = 1
 
 
 class _Running(threading.local):
@@ -163,14 +159,13 @@ class Forward:
         run = _running.run
         if run is not None and _on_the_stack(run.frame):
             self.whole = ""
-            run.depth += run.owner is self
             return
         if run is not None:  # left by Ctrl-C, which calls no hook
             run.owner.restore()
         if not self.extractor._hooks_enabled:
             return
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-            self.whole = "there is none"
+            self.whole = "grad mode was off"
             return
         given = tensors_of((args, kwargs))
         self.whole = self._why_whole(model, given)
@@ -182,9 +177,6 @@ class Forward:
         """The hook, also after an exception."""
         run = _running.run
         if run is None or run.owner is not self:
-            return None
-        run.depth -= 1
-        if run.depth:
             return None
         self.restore()
         found = tensors_of(outputs)
@@ -208,14 +200,16 @@ class Forward:
             return "the model sets grad modes itself"
         if unwrap(model) is not model:
             return "the model is compiled or parallel"
-        for module in model.modules():
-            if module.training:
-                return "the model is in training mode"
-            if is_compiled(module):
+        may_be_compiled = "torch._dynamo" in sys.modules
+        for module in self.extractor.submodule_dict.values():
+            state = vars(module)  # a tenth of the time that attributes of a module take
+            if state.get("training", True):
+                return "the model, or a part of it, is in training mode or TorchScript"
+            if may_be_compiled and is_compiled(module):
                 return "the model is compiled"
-            if module._backward_hooks or module._backward_pre_hooks:
+            if state["_backward_hooks"] or state["_backward_pre_hooks"]:
                 return "the model has backward hooks"
-            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
                 if hooks and not all(map(_is_ours, hooks.values())):
                     return "the model has other hooks"
         if _library_runs.get():
@@ -350,9 +344,6 @@ def _as_one_call(present: Replacement) -> Replacement:
             return present(self, *args, **kwargs)
 
     return call
-
-
-# Maps -----------------------------------------------------------------------------------------
 
 
 class _Formula(NamedTuple):
@@ -501,6 +492,7 @@ def _fuse_cams(present: Replacement) -> Replacement:
             if not _can_enlarge(cams, target_shape, (2, 3)):
                 call.leave_to("torchcam", "maps of a graph, of another type or of other extents")
                 return present(cams, target_shape)
+            call.why = call.why or "enlarged by the kernels"
             fused = _enlarged(cams[0], target_shape)
             for cam in cams[1:]:
                 fused = torch.maximum(fused, _enlarged(cam, target_shape))
@@ -524,6 +516,7 @@ def _refine(present: Replacement) -> Replacement:
             if not exact or not _can_enlarge(cams, shape, (2, 3)):
                 call.leave_to("torchcam", "maps of another type or of other extents")
                 return present(cams, target_shape, normalized)
+            call.why = call.why or "enlarged by the kernels"
             dims = len(shape)
             product = _enlarged(ops.normalize(cams[0], dims, EPS), shape)
             for cam in cams[1:]:
@@ -565,9 +558,6 @@ def _compute_legrad(present: Replacement) -> Replacement:
             return present(self, *args, **kwargs)
 
     return compute_cams
-
-
-# Noisy images ---------------------------------------------------------------------------------
 
 
 def _smooth(present: Replacement) -> Replacement:
@@ -645,8 +635,6 @@ def _smooth_weights_of_torchcam(
     alpha = second / (2 * second + mixed + eps)
     return (alpha * gradients[-1][-1].relu()).flatten(2).sum(-1)
 
-
-# Masked images --------------------------------------------------------------------------------
 
 _Variations = Callable[[Tensor, int], Iterator[Tensor]]
 _RUNS = (
@@ -818,9 +806,6 @@ def _without_hooks(model: nn.Module) -> Iterator[None]:
             hooks.update(before)
 
 
-# Pictures -------------------------------------------------------------------------------------
-
-
 def _overlay_mask(present: Replacement) -> Replacement:
     """The colour of mask^2 under the image, blended by PIL."""
     pillow: Any = importlib.import_module("PIL.Image")
@@ -845,6 +830,7 @@ def _overlay_mask(present: Replacement) -> Replacement:
             if np.isnan(levels.max()):
                 call.leave_to("torchcam", "the mask has NaN")
                 return present(img, mask, colormap, alpha)
+            call.why = "colors from a table"
             np.minimum(levels, len(colors) - 1, out=levels)
             heatmap = pillow.fromarray(colors.take(levels.astype(np.uint8), axis=0))
             return pillow.blend(heatmap, img.convert("RGB"), alpha)
