@@ -135,11 +135,12 @@ class FastModel:
         if options.channels_last:
             for parameter in self.model.parameters():
                 parameter.data = _in_channels_last(parameter.data)
+        # parameters have it until their unit lowers them
+        restored = next((p.dtype for p in self.model.parameters()), None)
         if layer is None:
-            restored = next((p.dtype for p in self.model.parameters()), None)
             self._units.append(_replace(self.model, "network", options.dtype, restored))
         else:
-            self._add_units("", trace, layer, options.dtype)
+            self._add_units("", trace, layer, options.dtype, restored)
         if options.dtype is not None:
             lowered = {id(p) for unit in self._units for m in unit.modules for p in m.parameters()}
             for module in self.model.modules():
@@ -173,7 +174,14 @@ class FastModel:
             return "not folded: the folded network gave another answer"
         return ", ".join([f"{len(pairs)} folded", *(f"{n} not: {r}" for r, n in reasons.items())])
 
-    def _add_units(self, name: str, trace: _Trace, layer: str, dtype: torch.dtype | None) -> None:
+    def _add_units(
+        self,
+        name: str,
+        trace: _Trace,
+        layer: str,
+        dtype: torch.dtype | None,
+        restored: torch.dtype | None,
+    ) -> None:
         """Units of what runs below the layer, inside of a module around it, and of the layer."""
         parent = self.model.get_submodule(name)
         children = [f"{name}.{child}" if name else child for child in parent._modules]
@@ -185,10 +193,9 @@ class FastModel:
         for child in children:
             module = self.model.get_submodule(child)
             if child == layer:
-                restored = next((p.dtype for p in self.model.parameters()), None)
                 self._units.append(_replace(module, child, dtype, restored))
             elif not trace.is_unit(child, layer):
-                self._add_units(child, trace, layer, dtype)
+                self._add_units(child, trace, layer, dtype, restored)
             elif _has_parameters(module):
                 self._units.append(_replace(module, child, dtype))
 

@@ -33,11 +33,13 @@ from fastcam.compat.settings import settings
 from fastcam.dropin.imports import no_longer, when_imported
 from fastcam.dropin.takeover import Replacement, Takeover
 from fastcam.errors import first_line
-from fastcam.fast import FastModel, Options, preferred_dtype
+from fastcam.fast import FastModel, Options, folded, preferred_dtype
 from fastcam.methods.smooth import smooth_weights
 
 EPS = 1e-8
 """torchcam's, in denominators and ranges."""
+MANY_RUNS = 64
+"""Of masked images: from here on a copy of the network, made for them, pays."""
 _EXACT = (torch.float32, torch.float64)
 
 
@@ -681,7 +683,7 @@ def _score_weights(present: Replacement, variations: _Variations | None) -> Repl
             functions = None
             if targets is not None:
                 functions = _Peer.core._resolve_targets(targets, activations[0].shape[0])
-            network = _network(self) if settings.fast else self.model
+            network = _network(self, activations)
 
             def scores_of(masked: Tensor, images: Tensor) -> Tensor:
                 return self._select_scores(network(masked), images, class_idx, functions)
@@ -775,17 +777,36 @@ def _noisy_scores(
 _fast_models: WeakKeyDictionary[Any, FastModel] = WeakKeyDictionary()
 
 
-def _network(extractor: Any) -> Callable[[Tensor], Any]:
-    """The fast copy of an extractor's model, made anew where the model has changed."""
+def _network(extractor: Any, activations: Sequence[Tensor]) -> Callable[[Tensor], Any]:
+    """What gives the scores of masked images: a copy with BatchNorm folded, or the fast one.
+
+    The model itself where it is wrapped or has hooks of the user's, or for a few runs.
+    """
+    model, images = extractor.model, extractor._input
+    runs = sum(a.shape[0] * a.shape[1] for a in activations) * getattr(extractor, "num_samples", 1)
+    if unwrap(model) is not model or _has_other_hooks(model):
+        return model
+    if not settings.fast:
+        if runs < MANY_RUNS:
+            return model
+        with _without_hooks(model):
+            return folded(model, images)
     fast = _fast_models.get(extractor)
     if fast is None or fast.is_stale:
-        images = extractor._input
-        options = Options(preferred_dtype(images.device))
-        with _without_hooks(extractor.model):
-            fast = FastModel(extractor.model, images, extractor.target_names, options)
+        with _without_hooks(model):
+            fast = FastModel(model, images, (), Options(preferred_dtype(images.device)))
         _fast_models[extractor] = fast
-    found = fast
-    return lambda images: found.model(found.prepared(images))
+    copied = fast
+    return lambda images: copied.model(copied.prepared(images))
+
+
+def _has_other_hooks(model: nn.Module) -> bool:
+    return any(
+        not _is_ours(hook)
+        for module in model.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in hooks.values()
+    )
 
 
 @contextmanager
