@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fastcam
 from fastcam import cuda_graphs, demo
 from fastcam.cuda_graphs import CudaGraphs
-from fastcam.fast import BatchSizes, is_emulated, preferred_dtype
+from fastcam.fast import BatchSizes, FastModel, Options, is_emulated, preferred_dtype
 from fastcam.methods.base import MapMethod
 
 pytestmark = pytest.mark.filterwarnings("ignore:dtype. this processor has no instructions")
@@ -218,6 +218,17 @@ def test_a_part_that_needs_its_own_precision() -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
+def test_the_layer_answers_in_the_precision_of_the_network() -> None:
+    model, images = network("resnet18")
+    options = Options(torch.bfloat16, compile=False)
+    copied = FastModel(model, images, ["layer4"], options).model
+    found: list[Tensor] = []
+    copied.layer4.register_forward_hook(lambda module, args, output: found.append(output))
+    copied(images)
+    assert copied.layer4[0].conv1.weight.dtype == torch.bfloat16
+    assert found[0].dtype == torch.float32
+
+
 def test_shared_modules_stay_in_their_precision() -> None:
     class Shared(nn.Module):
         """One convolution below and above the layer, one that only comes twice."""
