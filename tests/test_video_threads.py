@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,35 @@ def test_the_class_is_chosen_in_the_order_of_the_clip(
     assert asked == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_batch_that_fails_does_not_let_another_go_first() -> None:
+    asked: list[float] = []
+
+    class Choice(Lock):
+        def ids(self, logits: Tensor) -> Tensor:
+            asked.append(logits.item())
+            return logits
+
+    first, second, third = itertools.islice(network._turns(Choice(torch.sigmoid)), 3)
+
+    def fail() -> None:
+        with pytest.raises(ZeroDivisionError), second:
+            raise ZeroDivisionError
+
+    others = [
+        threading.Thread(target=fail),
+        threading.Thread(target=third.ids, args=(torch.tensor(3.0),)),
+    ]
+    for thread in others:
+        thread.start()
+    time.sleep(0.1)
+    assert asked == []
+    with first:
+        first.ids(torch.tensor(1.0))
+    for thread in others:
+        thread.join(10)
+    assert asked == [1, 3]
+
+
 def test_weights_are_shared_and_the_model_stays_as_it_is(cores: Callable[[int], None]) -> None:
     explainer = uneven()
     weight = explainer.model.module.features.weight  # type: ignore[union-attr]
@@ -187,7 +218,18 @@ def test_what_is_compiled_is_compiled_once(
 
         return unit
 
+    compiling = threading.Lock()
+
+    @contextmanager
+    def freezing() -> Iterator[None]:
+        """As torch.compile's options, for all threads."""
+        assert compiling.acquire(blocking=False)
+        time.sleep(0.01)
+        yield
+        compiling.release()
+
     monkeypatch.setattr(fast, "_compiled", fake)
+    monkeypatch.setattr(fast, "_freezing", freezing)
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3),
@@ -200,6 +242,7 @@ def test_what_is_compiled_is_compiled_once(
         cores(3)
         options = {"batch": 2, "norm": "frame", "target": "0"}
         found.append(list(video.explain(noisy(25), None, explainer, **options)))
+    list(video.explain(noisy(25), None, explainer, batch=5))  # a size that all threads meet anew
     units = [state for state in explainer.compiled.values() if state == "compiled"]
     assert len(compiled) == len(units) > 0
     assert {count for _, count in threads} == {1}
@@ -227,20 +270,30 @@ def test_a_failure_in_a_thread_comes_in_its_place(
 
 
 def test_who_leaves_need_not_wait_for_a_long_batch(cores: Callable[[int], None]) -> None:
-    explainer = uneven("scorecam")
-    runs = []
+    runs: list[str] = []
 
-    def slow(*_: object) -> None:
-        runs.append(1)
-        time.sleep(0.1 if threading.current_thread().name.startswith("fastcam") else 0)
+    class Wide(nn.Module):
+        """So many channels that Score-CAM takes many runs."""
 
-    explainer.model.module.features.register_forward_hook(slow)  # type: ignore[union-attr]
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Conv2d(3, 1024, 8, 8)
+
+        def forward(self, images: Tensor) -> Tensor:
+            runs.append(threading.current_thread().name)
+            time.sleep(0.01)
+            return self.features(images).mean((2, 3))
+
+    explainer = Explainer(models.LoadedModel(Wide().eval(), AS_IT_IS), "scorecam")
     cores(2)
     frames = video.explain(noisy(20), None, explainer, batch=1)
+    next(frames)  # by this thread alone
+    one = len(runs)
     next(frames)
-    time.sleep(0.05)
+    before = len(runs)
     frames.close()
-    assert len(runs) < 10
+    assert one > 20
+    assert len(runs) < before + 5
 
 
 def test_threads_abreast_keep_the_order_and_raise_in_it() -> None:

@@ -140,12 +140,13 @@ class Network:
             yield from map(partial(run, self.explainer), items)
             return
         functions = [partial(run, twin) for twin in twins]
-        results = Abreast(items, functions, "fastcam-network", stop)
-        try:
-            yield from results
-        finally:
+
+        def end() -> None:
             closed.set()
-            results.close()
+            stop()
+
+        with closing(Abreast(items, functions, "fastcam-network", end)) as results:
+            yield from results
 
     def _twins(self, count: int, closed: threading.Event) -> list[Explainer]:
         """Explainers for as many threads, whose networks stop where it is ``closed``; or none."""
