@@ -121,7 +121,10 @@ def test_which_encoder() -> None:
         encoder, (said,) = chosen(codec, _try_nvenc=fails, _jpeg=fails)
         assert encoder is writer._H264
         assert "(no such GPU): the CPU encodes" in said
-    assert chosen("mjpeg") == (writer._MJPEGOnGPU, [])
+    assert chosen("mjpeg", _jpeg=works) == (writer._MJPEGOnGPU, [])
+    encoder, (said,) = chosen("mjpeg", _jpeg=fails)
+    assert encoder is writer._MJPEG
+    assert said == "the GPU makes no JPEGs (no such GPU): the CPU does"
 
 
 def test_a_clip_where_nothing_can_be_had(tmp_path: Path) -> None:

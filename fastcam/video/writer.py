@@ -284,16 +284,23 @@ def _jpeg(picture: Picture, device: str) -> bytes:
 
 def _encoder(codec: str, device: str, size: tuple[int, int]) -> Any:
     """The encoder's class: the GPU's where it has one."""
-    if codec == "mjpeg":
-        return _MJPEGOnGPU if device == "cuda" else _MJPEG
     if device != "cuda":
-        return _H264
+        return _MJPEG if codec == "mjpeg" else _H264
+
+    def try_jpeg() -> None:
+        _jpeg(np.zeros((*size, 3), np.uint8), device)
+
+    if codec == "mjpeg":
+        why = _refusal(try_jpeg)
+        if why is None:
+            return _MJPEGOnGPU
+        warnings.warn(f"the GPU makes no JPEGs ({why}): the CPU does", stacklevel=5)
+        return _MJPEG
     why = _refusal(lambda: _try_nvenc(size))
     if why is None:
         return _NVENC
     if codec == "auto":
-        why_not = _refusal(lambda: _jpeg(np.zeros((*size, 3), np.uint8), device))
-        if why_not is None:
+        if _refusal(try_jpeg) is None:
             warnings.warn(
                 f"the GPU has no H.264 encoder ({why}): JPEGs instead; codec h264 uses the CPU",
                 stacklevel=5,
