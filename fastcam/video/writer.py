@@ -299,13 +299,12 @@ def _encoder(codec: str, device: str, size: tuple[int, int]) -> Any:
     why = _refusal(lambda: _try_nvenc(size))
     if why is None:
         return _NVENC
-    if codec == "auto":
-        if _refusal(try_jpeg) is None:
-            warnings.warn(
-                f"the GPU has no H.264 encoder ({why}): JPEGs instead; codec h264 uses the CPU",
-                stacklevel=5,
-            )
-            return _MJPEGOnGPU
+    if codec == "auto" and _refusal(try_jpeg) is None:
+        warnings.warn(
+            f"the GPU has no H.264 encoder ({why}): JPEGs instead; codec h264 uses the CPU",
+            stacklevel=5,
+        )
+        return _MJPEGOnGPU
     warnings.warn(f"the GPU has no H.264 encoder ({why}): the CPU encodes", stacklevel=5)
     return _H264
 
