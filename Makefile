@@ -60,11 +60,12 @@ resources: build
 mutants: build  ## break the kernels in many ways and count what the tests miss; ONLY=enlarge: one header
 	$(BIN)/python tests/kernels/mutants.py $(ONLY)
 
-bench: build  ## time and memory: operators, an explanation, networks, clips; figures in out/bench
+bench: build  ## time and memory: operators, an explanation, networks, clips, other libraries' scripts; figures in out/bench
 	$(BIN)/python -m benchmarks ops --json out/bench/ops.jsonl
 	$(BIN)/python -m benchmarks capture --json out/bench/capture.jsonl
 	$(BIN)/python -m benchmarks endtoend --json out/bench/endtoend.jsonl
 	$(BIN)/python -m benchmarks video --json out/bench/video.jsonl
+	$(BIN)/python -m benchmarks dropin --json out/bench/dropin.jsonl
 
 build: build/.kernels  ## .venv and the compiled kernels
 

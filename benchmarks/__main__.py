@@ -18,7 +18,7 @@ import torch
 from benchmarks import report
 from benchmarks.harness import Result
 
-SUITES = ("ops", "capture", "endtoend", "video")
+SUITES = ("ops", "capture", "endtoend", "video", "dropin")
 
 
 def main() -> int:

@@ -226,8 +226,70 @@ _VIDEO = [
         every=True,
     ),
 ]
+
+
+def _peer(case: Case) -> Result:
+    """The library whose script it is, of a case of dropin."""
+    return case[case["fastcam"].case.partition(" ")[0]]
+
+
+def _taken_over(
+    *methods: str, library: str = "", implementation: str = "fastcam"
+) -> Callable[[Case], float | None]:
+    """How many times faster a library's script is under the drop-in, of these methods or all."""
+
+    def figure(case: Case) -> float | None:
+        own, method = case["fastcam"], case["fastcam"].case.split(" ")[1]
+        if implementation not in case or not own.case.startswith(library):
+            return None
+        if methods and method not in methods:
+            return None
+        return _peer(case).median / case[implementation].median
+
+    return figure
+
+
+def _memory_taken_over(case: Case) -> float | None:
+    peer, own = _peer(case).peak_memory, case["fastcam"].peak_memory
+    return own / peer if own is not None and peer else None
+
+
+_GRADIENT = (
+    *("GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "GradCAMElementWise", "LayerCAM"),
+)
+_PYTORCH_GRAD_CAM = functools.partial(_taken_over, library="pytorch_grad_cam")
+_DROPIN = [
+    Target("dropin", "any script: times faster", _taken_over(), 0.95, every=True),
+    Target("dropin", "gradient methods of pytorch_grad_cam", _PYTORCH_GRAD_CAM(*_GRADIENT), 2.5),
+    Target("dropin", "EigenCAM", _PYTORCH_GRAD_CAM("EigenCAM"), 20),
+    Target("dropin", "ScoreCAM, AblationCAM", _PYTORCH_GRAD_CAM("ScoreCAM", "AblationCAM"), 1.5),
+    Target(
+        "dropin",
+        "ROAD",
+        _PYTORCH_GRAD_CAM("ROADMostRelevantFirst", "ROADCombined"),
+        20,
+    ),
+    *(
+        Target("dropin", f"{library}: never slower", _taken_over(library=library), 0.95, every=True)
+        for library in ("torchcam", "captum")
+    ),
+    Target(
+        "dropin",
+        "torchcam, captum: peak memory over the library's",
+        _memory_taken_over,
+        at_most=1,
+        every=True,
+    ),
+    Target(
+        "dropin",
+        "fast mode: gradient methods of pytorch_grad_cam",
+        _PYTORCH_GRAD_CAM(*_GRADIENT, implementation="fastcam_fast"),
+        6,
+    ),
+]
 TARGETS = {
     "cpu": [
+        *_DROPIN,
         *_VIDEO,
         Target("video", "time over the stages' CPU time", _time("stages over cores"), at_most=1.1),
         *_OPERATORS_ON_CPU,
@@ -236,6 +298,7 @@ TARGETS = {
         *_fast_mode(0.75, 0.4, 6),
     ],
     "cuda": [
+        *_DROPIN,
         *_VIDEO,
         Target("video", "time over that of the slowest stage", _slowest_stage, at_most=1.1),
         *_OPERATORS_ON_GPU,
@@ -267,7 +330,7 @@ def show(results: Sequence[Result], device_type: str) -> None:
         row += [f"{case[o].median / own.median:.2f}" if o in case else "" for o in others]
         if moving:
             row += [f"{own.gigabytes_per_second:.1f}", f"{own.fraction_of_copy:.2f}"]
-        row += [f"{(own.peak_memory or 0) / 2**20:.1f}"]
+        row += [f"{own.peak_memory / 2**20:.1f}" if own.peak_memory is not None else ""]
         memory = _memory(case)
         row += [f"{memory:.2f}"] if memory is not None else []
         table.add_row(*row)

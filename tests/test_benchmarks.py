@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from networks import small, small_images
 
 from benchmarks import __main__ as program
-from benchmarks import harness, ops, report
+from benchmarks import dropin, harness, implementations, ops, report
 from benchmarks.harness import Result
 from fastcam import ops as operators
 
@@ -194,3 +195,79 @@ def test_targets_of_a_gpu() -> None:
         ["1.10", "1.10 (small)", "1", "met"],
         ["0.90", "0.90 (large)", "1", "met"],
     ]
+
+
+def test_selection_of_scripts() -> None:
+    short, everything = dropin.selected(False), dropin.selected(True)
+    names = [case.name for case in everything]
+    assert len(set(names)) == len(names)
+    assert {case.name for case in short} <= set(names)
+    assert {case.network for case in everything} == {"resnet18", "resnet50", "vit_b_16"}
+    assert {case.batch for case in everything} == {1, 16}
+    assert {case.method for case in everything} == {case.method for case in short}
+    assert all(case.memory for case in short if case.library == "captum")
+
+
+@pytest.mark.parametrize(
+    ("library", "method", "script"),
+    [
+        ("pytorch_grad_cam", "GradCAM", dropin._pytorch_grad_cam("GradCAM")),
+        ("pytorch_grad_cam", "ScoreCAM", dropin._pytorch_grad_cam("ScoreCAM")),
+        ("torchcam", "LayerCAM", dropin._torchcam("LayerCAM")),
+        ("captum", "GuidedGradCam", dropin._captum("GuidedGradCam")),
+    ],
+)
+def test_a_script_beside_itself(
+    library: str, method: str, script: dropin.Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library, reason=f"{library} is missing: its scripts are not timed")
+    net = implementations.Network(small(), small_images(2), "features", None)
+    monkeypatch.setattr(implementations, "network", lambda *args: net)
+    case = dropin.Case(library, method, "small", 2, script, memory=library != "pytorch_grad_cam")
+    lines = io.StringIO()
+    results, failed = program.run({case.name: lambda: dropin.measure(case, CPU)}, lines)
+    assert not failed and [each.implementation for each in results] == [library, "fastcam"]
+    assert {each.case for each in results} == {f"{library} {method} small batch 2"}
+    assert all((each.peak_memory is not None) == case.memory for each in results)
+    assert not any(net.model.features._forward_hooks), "a copy of the model has the hooks"
+
+
+def test_a_script_that_gives_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = implementations.Network(small(), small_images(2), "features", None)
+    monkeypatch.setattr(implementations, "network", lambda *args: net)
+    monkeypatch.setattr(implementations, "installed", lambda name: True)
+    calls = itertools.count()
+
+    def script(net: implementations.Network) -> dropin.Call:
+        return lambda: torch.full((2, 3), 1.0 + next(calls))
+
+    case = dropin.Case("captum", "LayerGradCam", "small", 2, script)
+    with pytest.raises(AssertionError, match="captum LayerGradCam small batch 2, answer 0"):
+        dropin.measure(case, CPU)
+
+
+def test_targets_of_scripts() -> None:
+    def case(name: str, peer: float, **peaks: int) -> list[Result]:
+        library = name.partition(" ")[0]
+        seconds = {library: peer, "fastcam": 1.0}
+        return [
+            result(each, median, name, peak_memory=peaks.get(each))
+            for each, median in seconds.items()
+        ]
+
+    cases = report.by_case(
+        [
+            *case("pytorch_grad_cam GradCAM resnet50 batch 1", 3.0),
+            *case("pytorch_grad_cam EigenCAM resnet50 batch 1", 19.0),
+            *case("torchcam GradCAM resnet50 batch 1", 0.9, torchcam=100, fastcam=50),
+        ]
+    )
+    rows = [target.judge(cases) for target in report.TARGETS["cpu"] if target.suite == "dropin"]
+    judged = {row[0]: (row[2], row[-1]) for row in rows if row is not None}
+    assert judged == {
+        "any script: times faster": ("3.00", "MISSED"),
+        "gradient methods of pytorch_grad_cam": ("3.00", "met"),
+        "EigenCAM": ("19.00", "MISSED"),
+        "torchcam: never slower": ("0.90", "MISSED"),
+        "torchcam, captum: peak memory over the library's": ("0.50", "met"),
+    }

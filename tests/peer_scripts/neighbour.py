@@ -1,0 +1,5 @@
+"""A module beside a script."""
+
+
+class Neighbour:
+    pass
