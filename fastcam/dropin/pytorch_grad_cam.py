@@ -12,7 +12,7 @@ from fastcam.compat.pytorch_grad_cam.ablation_cam import ablation_weights
 from fastcam.compat.pytorch_grad_cam.finer_cam import finer_map, finer_targets
 from fastcam.compat.pytorch_grad_cam.fullgrad_cam import full_gradient
 from fastcam.compat.pytorch_grad_cam.guided_backprop import guided_gradient
-from fastcam.compat.pytorch_grad_cam.run import explain, top_classes
+from fastcam.compat.pytorch_grad_cam.run import KERNELS, explain, top_classes
 from fastcam.dropin.takeover import Replacement, Takeover
 
 _FUSED = (
@@ -150,7 +150,9 @@ def take_over(takeover: Takeover) -> None:
             there = getattr(importlib.import_module(f"pytorch_grad_cam.{path}"), owner)
             takeover.method(there, "__call__", functools.partial(_lent, path, f"{owner}.__call__"))
     for name in _FUSED:
-        takeover.attribute(getattr(peer, name), "fused", vars(getattr(ours, name))["fused"])
+        there = getattr(peer, name)
+        KERNELS[there] = KERNELS[getattr(ours, name)]
+        takeover.on_undo(functools.partial(KERNELS.pop, there))
     for name in ("activations", "gradients"):
         lent = vars(ours.ActivationsAndGradients)[name]
         takeover.attribute(peer.ActivationsAndGradients, name, lent)

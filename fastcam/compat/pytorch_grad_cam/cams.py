@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM, projected
-from fastcam.compat.pytorch_grad_cam.run import Array, weighing
+from fastcam.compat.pytorch_grad_cam.run import Array, maps_by, weighing
 from fastcam.compat.pytorch_grad_cam.utils.svd_on_activations import (
     get_2d_projection_kernel,
     get_2d_projection_with_sign_correction,
@@ -42,10 +42,9 @@ class _OfActivations(BaseCAM):
         super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
 
 
+@maps_by(weighing("gradcam"))
 class GradCAM(_OfGradients):
     """w_k = mean g; Selvaraju et al. 2017, arXiv 1610.02391, equation 1."""
-
-    fused = staticmethod(weighing("gradcam"))
 
     def get_cam_weights(
         self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
@@ -53,13 +52,12 @@ class GradCAM(_OfGradients):
         return np.mean(grads, axis=_over(grads))
 
 
+@maps_by(weighing("gradcam++", eps=1e-6))
 class GradCAMPlusPlus(_OfGradients):
     """w_k = sum alpha ReLU(g), alpha = g^2 / (2 g^2 + g^3 sum(A) + 1e-6), 0 where g is 0.
 
     Chattopadhyay et al. 2018, arXiv 1710.11063, equation 19.
     """
-
-    fused = staticmethod(weighing("gradcam++", eps=1e-6))
 
     def get_cam_weights(
         self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
@@ -70,10 +68,9 @@ class GradCAMPlusPlus(_OfGradients):
         return (np.where(grads != 0, alpha, 0) * np.maximum(grads, 0)).sum(axis=axes)
 
 
+@maps_by(weighing("xgradcam", eps=1e-7))
 class XGradCAM(_OfGradients):
     """w_k = sum(g A) / (sum(A) + 1e-7); Fu et al. 2020, arXiv 2008.02312, equation 8."""
-
-    fused = staticmethod(weighing("xgradcam", eps=1e-7))
 
     def get_cam_weights(
         self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
@@ -102,28 +99,25 @@ class _Elementwise(_OfGradients):
         raise NotImplementedError
 
 
+@maps_by(weighing("hirescam"))
 class HiResCAM(_Elementwise):
     """M = sum_k g A; Draelos and Carin 2020, arXiv 2011.08891."""
-
-    fused = staticmethod(weighing("hirescam"))
 
     def _products(self, activations: Array, grads: Array) -> Array:
         return grads * activations
 
 
+@maps_by(weighing("gradcam-elementwise"))
 class GradCAMElementWise(_Elementwise):
     """M = sum_k ReLU(g A)."""
-
-    fused = staticmethod(weighing("gradcam-elementwise"))
 
     def _products(self, activations: Array, grads: Array) -> Array:
         return np.maximum(grads * activations, 0)
 
 
+@maps_by(weighing("layercam"))
 class LayerCAM(_Elementwise):
     """M = sum_k ReLU(g) A; Jiang et al. 2021, IEEE Transactions on Image Processing 30."""
-
-    fused = staticmethod(weighing("layercam"))
 
     def _products(self, activations: Array, grads: Array) -> Array:
         return np.maximum(grads, 0) * activations

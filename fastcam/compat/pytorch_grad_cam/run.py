@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,6 +29,7 @@ from fastcam.layers import layer_names
 
 SCALE_EPS = 1e-7  # beside the range of a map, as in scale_cam_image
 
+T = TypeVar("T")
 Array = np.ndarray[Any, Any]
 TargetFunctions = Sequence[Callable[[Any], Any]]
 Choose = Callable[[Any], TargetFunctions]
@@ -99,10 +100,32 @@ def weighing(method: str, eps: float = 0.0) -> Kernel:
     """The kernel of one of the methods of :func:`fastcam.ops.cam`."""
 
     def kernel(cam: Any, run: Run, targets: TargetFunctions) -> list[Tensor]:
-        pairs = zip(run.activations, run.gradients(targets), strict=True)
+        gradients = run.gradients(targets)
+        keep(cam, run.activations, gradients)
+        pairs = zip(run.activations, gradients, strict=True)
         return [ops.cam(a, g, method, eps=eps) for a, g in pairs]
 
     return kernel
+
+
+KERNELS: dict[type, Kernel] = {}
+"""What gives the maps of a class, in the place of its own formula."""
+
+
+def maps_by(kernel: Kernel) -> Callable[[type[T]], type[T]]:
+    """Decorates a class whose maps a kernel gives."""
+
+    def decorate(owner: type[T]) -> type[T]:
+        KERNELS[owner] = kernel
+        return owner
+
+    return decorate
+
+
+def keep(cam: Any, activations: list[Tensor], gradients: list[Tensor]) -> None:
+    """Puts them where a CAM object's user, or its class, looks for them."""
+    cam.activations_and_grads.activations = activations
+    cam.activations_and_grads.gradients = gradients
 
 
 def explain(
@@ -155,8 +178,7 @@ def _maps(
         return run, targets, kernel(cam, run, targets)
     if not cam.detach:
         raise NotServed("it keeps the graph of the whole network")
-    cam.activations_and_grads.gradients = run.gradients(targets) if cam.uses_gradients else []
-    cam.activations_and_grads.activations = run.activations
+    keep(cam, run.activations, run.gradients(targets) if cam.uses_gradients else [])
     return run, targets, None
 
 
@@ -164,11 +186,9 @@ def kernel_of(cam: Any) -> Kernel | None:
     """The kernel of an object's class, unless it or a class below overrides the formula."""
     if OVERRIDABLE & vars(cam).keys():
         return None
-    classes: tuple[Any, ...] = type(cam).__mro__
-    for each in classes:
-        if "fused" in vars(each):
-            kernel: Kernel = each.fused
-            return kernel
+    for each in type(cam).__mro__:
+        if each in KERNELS:
+            return KERNELS[each]
         if OVERRIDABLE & vars(each).keys():
             return None
     return None

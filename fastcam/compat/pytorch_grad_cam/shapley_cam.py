@@ -9,9 +9,20 @@ from torch import Tensor, nn
 
 from fastcam import ops
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
-from fastcam.compat.pytorch_grad_cam.run import Run, TargetFunctions
+from fastcam.compat.pytorch_grad_cam.run import Run, TargetFunctions, maps_by
 
 
+def _maps(cam: Any, run: Run, targets: TargetFunctions) -> list[Tensor]:
+    """One map a layer."""
+    products = run.hessian_products(targets)
+    maps = []
+    for a, (gradient, product) in zip(run.handed_on, products, strict=True):
+        weights = ops.gap(gradient) - ops.gap(product) / 2
+        maps.append(ops.weighted_sum(run.reshape(a.detach()), weights))
+    return maps
+
+
+@maps_by(_maps)
 class ShapleyCAM(BaseCAM):
     """w_k = mean(g - H A / 2), H the Hessian of S by A; Cai 2025, arXiv 2501.06261."""
 
@@ -24,13 +35,3 @@ class ShapleyCAM(BaseCAM):
         super().__init__(
             model, target_layers, reshape_transform, compute_input_gradient=True, detach=False
         )
-
-    @staticmethod
-    def fused(cam: Any, run: Run, targets: TargetFunctions) -> list[Tensor]:
-        """One map a layer."""
-        products = run.hessian_products(targets)
-        maps = []
-        for a, (gradient, product) in zip(run.handed_on, products, strict=True):
-            weights = ops.gap(gradient) - ops.gap(product) / 2
-            maps.append(ops.weighted_sum(run.reshape(a.detach()), weights))
-        return maps
