@@ -24,11 +24,12 @@ import torch
 from clips import av, contents, quarters, write_clip
 
 from fastcam import demo, models, pictures, video
+from fastcam.cores import threads_abreast
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
 from fastcam.video import Frame
 from fastcam.video.sources import Clip, StandardInput
-from fastcam.video.threads import Ahead, Behind, threads_abreast
+from fastcam.video.threads import Ahead, Behind
 
 SIDE = 96
 

@@ -20,11 +20,12 @@ from clips import contents
 from torch import Tensor, nn
 
 from fastcam import fast, models, pictures, video
+from fastcam.cores import single_threaded, threads_abreast
 from fastcam.errors import FastcamError
 from fastcam.explainer import Explainer
 from fastcam.video import network, pipeline, writer
 from fastcam.video.temporal import Lock
-from fastcam.video.threads import Abreast, Ahead, single_threaded, threads_abreast
+from fastcam.video.threads import Abreast, Ahead
 
 SIDE = 32
 AS_IT_IS = models.Preprocessing(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1))

@@ -17,12 +17,13 @@ from torch import Tensor
 from typing_extensions import Self
 
 from fastcam import ops
+from fastcam.cores import single_threaded, threads_abreast
 from fastcam.errors import FastcamError, first_line
 from fastcam.explainer import Explainer
 from fastcam.targets import ClassChoice
 from fastcam.video.frame import Frame
 from fastcam.video.temporal import RawMap, between
-from fastcam.video.threads import Abreast, Ahead, Clock, single_threaded, threads_abreast
+from fastcam.video.threads import Abreast, Ahead, Clock
 
 T = TypeVar("T")
 R = TypeVar("R")

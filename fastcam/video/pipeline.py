@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
+from fastcam.cores import single_threaded
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
 from fastcam.pictures import Picture
@@ -19,7 +20,7 @@ from fastcam.video.network import Fitted, Network
 from fastcam.video.sinks import Sink, open_sink
 from fastcam.video.sources import Source, open_source
 from fastcam.video.temporal import Lock, Norm, Range, RawMap, Smoothing, scaled
-from fastcam.video.threads import Ahead, Behind, Clock, Interrupts, single_threaded
+from fastcam.video.threads import Ahead, Behind, Clock, Interrupts
 
 LOCK: Final = "lock"
 CLIP: Final = "clip"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import signal
 import threading
 import time
@@ -11,55 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
 from typing_extensions import Self
+
+from fastcam.cores import single_threaded
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@contextmanager
-def single_threaded() -> Iterator[None]:
-    """Operators that this thread calls take no further ones; what others call does as before.
-
-    torch.set_num_threads would not do: it also acts on threads that are yet to come, and on MKL in
-    all of them.
-    """
-    openmp, mkl = _thread_counts()
-    before = torch.get_num_threads()  # its first call in a thread sets the thread's count
-    openmp(1)
-    mkl_before = mkl(1)
-    try:
-        yield
-    finally:
-        mkl(mkl_before)
-        openmp(before)
-
-
-def threads_abreast() -> int:
-    """How many threads of one core each torch may take; 1 where they cannot be held to one core."""
-    return 1 if _thread_counts()[0] is _nothing else torch.get_num_threads()
-
-
-@functools.cache
-def _thread_counts() -> tuple[Callable[[int], object], Callable[[int], Any]]:
-    """OpenMP's and MKL's setters for the calling thread, the latter returns what was set before."""
-    folder = Path(torch.__file__).parent / "lib"
-    names = ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll")
-    found = [ctypes.CDLL(str(folder / name)) for name in names if (folder / name).exists()]
-    library = found[0] if found else None
-    return (
-        getattr(library, "omp_set_num_threads", _nothing),
-        getattr(library, "MKL_Set_Num_Threads_Local", _nothing),
-    )
-
-
-def _nothing(count: int) -> int:
-    """In the place of a library that torch was built without."""
-    return 0
 
 
 class _Shut(Exception):

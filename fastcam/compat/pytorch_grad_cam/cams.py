@@ -28,60 +28,13 @@ def _over(array: Array) -> tuple[int, ...]:
     return tuple(range(2, array.ndim))
 
 
-class _OfGradients(BaseCAM):
-    def __init__(
-        self, model: nn.Module, target_layers: list[nn.Module], reshape_transform: Reshape = None
-    ) -> None:
-        super().__init__(model, target_layers, reshape_transform)
-
-
-class _OfActivations(BaseCAM):
-    def __init__(
-        self, model: nn.Module, target_layers: list[nn.Module], reshape_transform: Reshape = None
-    ) -> None:
-        super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
-
-
-@maps_by(weighing("gradcam"))
-class GradCAM(_OfGradients):
-    """w_k = mean g; Selvaraju et al. 2017, arXiv 1610.02391, equation 1."""
+class _Formula(BaseCAM):
+    """Weights, or the map itself, from activations and gradients alone."""
 
     def get_cam_weights(
         self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
     ) -> Array:
-        return np.mean(grads, axis=_over(grads))
-
-
-@maps_by(weighing("gradcam++", eps=1e-6))
-class GradCAMPlusPlus(_OfGradients):
-    """w_k = sum alpha ReLU(g), alpha = g^2 / (2 g^2 + g^3 sum(A) + 1e-6), 0 where g is 0.
-
-    Chattopadhyay et al. 2018, arXiv 1710.11063, equation 19.
-    """
-
-    def get_cam_weights(
-        self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
-    ) -> Array:
-        axes = _over(grads)
-        total = activations.sum(axis=axes, keepdims=True)
-        alpha = grads**2 / (2 * grads**2 + total * grads**3 + 1e-6)
-        return (np.where(grads != 0, alpha, 0) * np.maximum(grads, 0)).sum(axis=axes)
-
-
-@maps_by(weighing("xgradcam", eps=1e-7))
-class XGradCAM(_OfGradients):
-    """w_k = sum(g A) / (sum(A) + 1e-7); Fu et al. 2020, arXiv 2008.02312, equation 8."""
-
-    def get_cam_weights(
-        self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
-    ) -> Array:
-        axes = _over(grads)
-        total = activations.sum(axis=axes, keepdims=True)
-        return (grads * activations / (total + 1e-7)).sum(axis=axes)
-
-
-class _Elementwise(_OfGradients):
-    """M = sum_k of something of g and A at each position."""
+        return self._weights(activations, grads)
 
     def get_cam_image(
         self,
@@ -92,6 +45,60 @@ class _Elementwise(_OfGradients):
         grads: Any,
         eigen_smooth: bool = False,
     ) -> Array:
+        return self._image(activations, grads, eigen_smooth)
+
+    def _weights(self, activations: Array, grads: Array) -> Array:
+        raise NotImplementedError
+
+    def _image(self, activations: Array, grads: Array, eigen_smooth: bool) -> Array:
+        weights = self._weights(activations, grads)
+        products = weights.reshape(*weights.shape, *[1] * len(_over(activations))) * activations
+        return projected(products) if eigen_smooth else products.sum(axis=1)
+
+
+class _OfGradients(_Formula):
+    def __init__(
+        self, model: nn.Module, target_layers: list[nn.Module], reshape_transform: Reshape = None
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform)
+
+
+@maps_by(weighing("gradcam"))
+class GradCAM(_OfGradients):
+    """w_k = mean g; Selvaraju et al. 2017, arXiv 1610.02391, equation 1."""
+
+    def _weights(self, activations: Array, grads: Array) -> Array:
+        return np.mean(grads, axis=_over(grads))
+
+
+@maps_by(weighing("gradcam++", eps=1e-6))
+class GradCAMPlusPlus(_OfGradients):
+    """w_k = sum alpha ReLU(g), alpha = g^2 / (2 g^2 + g^3 sum(A) + 1e-6), 0 where g is 0.
+
+    Chattopadhyay et al. 2018, arXiv 1710.11063, equation 19.
+    """
+
+    def _weights(self, activations: Array, grads: Array) -> Array:
+        axes = _over(grads)
+        total = activations.sum(axis=axes, keepdims=True)
+        alpha = grads**2 / (2 * grads**2 + total * grads**3 + 1e-6)
+        return (np.where(grads != 0, alpha, 0) * np.maximum(grads, 0)).sum(axis=axes)
+
+
+@maps_by(weighing("xgradcam", eps=1e-7))
+class XGradCAM(_OfGradients):
+    """w_k = sum(g A) / (sum(A) + 1e-7); Fu et al. 2020, arXiv 2008.02312, equation 8."""
+
+    def _weights(self, activations: Array, grads: Array) -> Array:
+        axes = _over(grads)
+        total = activations.sum(axis=axes, keepdims=True)
+        return (grads * activations / (total + 1e-7)).sum(axis=axes)
+
+
+class _Elementwise(_OfGradients):
+    """M = sum_k of something of g and A at each position."""
+
+    def _image(self, activations: Array, grads: Array, eigen_smooth: bool) -> Array:
         products = self._products(activations, grads)
         return projected(products) if eigen_smooth else products.sum(axis=1)
 
@@ -123,53 +130,34 @@ class LayerCAM(_Elementwise):
         return np.maximum(grads, 0) * activations
 
 
-class EigenCAM(_OfActivations):
+class EigenCAM(_Formula):
     """The first principal component of A; Muhammad and Yeasin 2020, arXiv 2008.00299."""
 
-    def get_cam_image(
-        self,
-        input_tensor: Any,
-        target_layer: Any,
-        targets: Any,
-        activations: Any,
-        grads: Any,
-        eigen_smooth: bool = False,
-    ) -> Array:
+    def __init__(
+        self, model: nn.Module, target_layers: list[nn.Module], reshape_transform: Reshape = None
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
+
+    def _image(self, activations: Array, grads: Array, eigen_smooth: bool) -> Array:
         return projected(activations)
 
 
 class EigenGradCAM(_OfGradients):
     """The first principal component of g A."""
 
-    def get_cam_image(
-        self,
-        input_tensor: Any,
-        target_layer: Any,
-        targets: Any,
-        activations: Any,
-        grads: Any,
-        eigen_smooth: bool = False,
-    ) -> Array:
+    def _image(self, activations: Array, grads: Array, eigen_smooth: bool) -> Array:
         return projected(grads * activations)
 
 
 class SegEigenCAM(_OfGradients):
     """The first principal component of |g| A, turned where its least value is the larger one."""
 
-    def get_cam_image(
-        self,
-        input_tensor: Any,
-        target_layer: Any,
-        targets: Any,
-        activations: Any,
-        grads: Any,
-        eigen_smooth: bool = False,
-    ) -> Array:
+    def _image(self, activations: Array, grads: Array, eigen_smooth: bool) -> Array:
         component: Array = get_2d_projection_with_sign_correction(np.abs(grads) * activations)
         return component
 
 
-class KPCA_CAM(BaseCAM):
+class KPCA_CAM(_Formula):
     """The first kernel principal component of A; Karmani et al. 2024, arXiv 2410.00267.
 
     Args:
@@ -188,20 +176,12 @@ class KPCA_CAM(BaseCAM):
         self.kernel = kernel
         self.gamma = gamma
 
-    def get_cam_image(
-        self,
-        input_tensor: Any,
-        target_layer: Any,
-        targets: Any,
-        activations: Any,
-        grads: Any,
-        eigen_smooth: bool = False,
-    ) -> Array:
+    def _image(self, activations: Array, grads: Array, eigen_smooth: bool) -> Array:
         component: Array = get_2d_projection_kernel(activations, self.kernel, self.gamma)
         return component
 
 
-class FEM(BaseCAM):
+class FEM(_Formula):
     """w_k = the share of positions with A > mean + k std; Fuad et al. 2020, IPTA.
 
     Args:
@@ -218,15 +198,7 @@ class FEM(BaseCAM):
         super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
         self.k = k
 
-    def get_cam_image(
-        self,
-        input_tensor: Any,
-        target_layer: Any,
-        targets: Any,
-        activations: Any,
-        grads: Any,
-        eigen_smooth: bool = False,
-    ) -> Array:
+    def _image(self, activations: Array, grads: Array, eigen_smooth: bool) -> Array:
         axes = _over(activations)
         mean = activations.mean(axis=axes, keepdims=True)
         rare = activations > mean + self.k * activations.std(axis=axes, keepdims=True)
@@ -236,7 +208,5 @@ class FEM(BaseCAM):
 class RandomCAM(_OfGradients):
     """w_k uniform in [-1, 1], from numpy's global generator."""
 
-    def get_cam_weights(
-        self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
-    ) -> Array:
+    def _weights(self, activations: Array, grads: Array) -> Array:
         return np.random.uniform(-1, 1, size=grads.shape[:2])
