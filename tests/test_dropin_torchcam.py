@@ -906,3 +906,18 @@ def test_fast_score_cam(monkeypatch: pytest.MonkeyPatch) -> None:
             assert_same(cam(CLASSES), expected, 1e-5)
         assert hooks == [list(m._forward_hooks) for m in model.modules()]
     assert 0 < sum(ran) <= 24  # constant channels share a run
+
+
+def test_a_users_own_backward_of_a_short_graph_warns() -> None:
+    model, given = net(), images()
+    with dropin.install("torchcam"), methods.GradCAM(model, "features") as cam:
+        scores = model(given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            cam(CLASSES, scores, retain_graph=True)
+        with pytest.warns(UserWarning, match="no gradient to parameters at and below the target"):
+            scores.sum().backward()
+        assert model.get_submodule("stem").weight.grad is None
+        cam.disable_hooks()
+        model(given).sum().backward()
+        assert model.get_submodule("stem").weight.grad is not None

@@ -270,6 +270,15 @@ def _hook_a(present: Replacement) -> Replacement:
     return hook
 
 
+def _warn_of_the_short_graph(gradient: Tensor) -> None:
+    warnings.warn(
+        "fastcam.dropin: this backward() gives no gradient to parameters at and below the target "
+        "layer, for the graph of the scores begins there; to train, put the model into training "
+        "mode, or call the extractor's disable_hooks() before the model",
+        stacklevel=2,
+    )
+
+
 def _with_graph(output: Any, args: Any) -> Any:
     """The same values at the start of a graph: A + 0, for a leaf could not be written to."""
     run = _running.run
@@ -279,6 +288,7 @@ def _with_graph(output: Any, args: Any) -> Any:
     if not isinstance(output, Tensor) or output.requires_grad or not output.is_floating_point():
         return output
     zero = torch.zeros((), requires_grad=True)
+    zero.register_hook(_warn_of_the_short_graph)  # maps ask for the layers' gradients, not for this
     if (
         shares_input(output, args)
         and not output._is_view()
