@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @contextmanager
@@ -56,22 +51,3 @@ def _thread_counts() -> tuple[Callable[[int], object], Callable[[int], Any]]:
 def _nothing(count: int) -> int:
     """In the place of a library that torch was built without."""
     return 0
-
-
-def abreast(function: Callable[[T], R], items: list[T]) -> list[R]:
-    """``function`` of each item, without gradients, in threads of one core each."""
-    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-
-    def call(item: T) -> R:
-        precision = torch.autocast("cpu", autocast[1], autocast[0])
-        with single_threaded(), torch.no_grad(), precision:
-            return function(item)
-
-    return list(_pool(os.getpid(), threads_abreast()).map(call, items))
-
-
-@functools.cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that stay as OpenMP's do; a forked process has none of them."""
-
-    return ThreadPoolExecutor(threads, "core")

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcam.capture import Inputs, logits_of, rebuild, run, tensors_of
-from fastcam.cores import abreast, threads_abreast
 from fastcam.errors import first_line
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -350,35 +349,8 @@ class _Unit:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._dtype is not None:
             args, kwargs = rebuild((args, kwargs), _cast(self._dtype))
-        returned = self._shared(args, kwargs)
+        returned = self._batched(args, kwargs)
         return returned if self._restored is None else rebuild(returned, _cast(self._restored))
-
-    def _shared(self, args: Any, kwargs: Any) -> Any:
-        """On a CPU each core takes its share of the batch: nobody waits for others in between."""
-        given = tensors_of((args, kwargs))
-        count = given[0].shape[0] if given and given[0].dim() else 0
-        cores = threads_abreast()
-        shares = cores if given and given[0].device.type == "cpu" and count % cores == 0 else 1
-        if not self._ways or shares < 2 or count < 2 or torch.is_grad_enabled():
-            return self._batched(args, kwargs)
-        size = count // shares
-
-        def share(first: int) -> Any:
-            def cut(tensor: Tensor) -> Tensor:
-                rows = tensor.dim() > 0 and tensor.shape[0] == count
-                return tensor[first : first + size] if rows else tensor
-
-            return rebuild((args, kwargs), cut)
-
-        every = [share(first) for first in range(0, count, size)]
-        returned = abreast(lambda each: self._batched(*each), every)
-        tensors = zip(*map(tensors_of, returned), strict=True)
-
-        def join(first: Tensor) -> Tensor:
-            parts = next(tensors)
-            return torch.cat(parts) if first.dim() and len(first) == size else first
-
-        return rebuild(returned[0], join)
 
     def _batched(self, args: Any, kwargs: Any) -> Any:
         """Compiled where the batch size is worth it, filled up to one that is."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 
 import fastcam
 from fastcam import cuda_graphs, demo
-from fastcam.cores import threads_abreast
 from fastcam.cuda_graphs import CudaGraphs
-from fastcam.fast import BatchSizes, FastModel, Options, _Unit, is_emulated, preferred_dtype
+from fastcam.fast import BatchSizes, FastModel, Options, is_emulated, preferred_dtype
 from fastcam.methods.base import MapMethod
 
 pytestmark = pytest.mark.filterwarnings("ignore:dtype. this processor has no instructions")
@@ -423,28 +421,3 @@ def test_a_step_that_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None
     assert graphs.state == "not recorded: operation not permitted when stream is capturing"
     with pytest.raises(RuntimeError, match="cuda_graph: this call is not recorded: operation"):
         CudaGraphs(required=True)(lambda i, _: (i,), images, None, "a")
-
-
-def test_each_core_takes_its_share_of_a_batch(
-    uncompiled: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two threads of one core each, with the maps of one; what cannot be dealt out stays whole."""
-    monkeypatch.setattr("fastcam.fast.threads_abreast", lambda: 2)
-    seen: set[tuple[str, int, int]] = set()
-    batched = _Unit._batched
-
-    def watched(unit: Any, args: Any, kwargs: Any) -> Any:
-        seen.add((threading.current_thread().name[:4], len(args[0]), torch.get_num_threads()))
-        return batched(unit, args, kwargs)
-
-    model, images = copy.deepcopy(network("resnet18"))
-    images = torch.cat([images, images])[:4]
-    expected = fastcam.GradCAM(model, "layer4")(images)
-    cam = fast(model, "layer4")
-    cam(images)
-    monkeypatch.setattr(_Unit, "_batched", watched)
-    torch.testing.assert_close(cam(images), expected, rtol=0, atol=1e-3)
-    if threads_abreast() > 1:
-        assert seen == {("core", 2, 1)}
-    torch.testing.assert_close(cam(images[:3]), expected[:3], rtol=0, atol=1e-3)
-    assert ("Main", 3, torch.get_num_threads()) in seen
