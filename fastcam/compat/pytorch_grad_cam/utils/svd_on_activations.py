@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ def get_2d_projection(activation_batch: Array) -> NDArray[np.float32]:
     Returns:
         (N, *S).
     """
-    return _each(activation_batch, _first_component)
+    with _one_thread():
+        return _each(activation_batch, _first_component)
 
 
 def get_2d_projection_kernel(
@@ -40,7 +43,8 @@ def get_2d_projection_kernel(
         projection: Array = KernelPCA(1, kernel=kernel, gamma=gamma).fit_transform(centered)
         return projection
 
-    return _each(activation_batch, project)
+    with _one_thread():
+        return _each(activation_batch, project)
 
 
 def get_2d_projection_with_sign_correction(activation_batch: Array) -> NDArray[np.float32]:
@@ -56,6 +60,25 @@ def get_2d_projection_with_sign_correction(activation_batch: Array) -> NDArray[n
         if projection.size and abs(projection.min()) > abs(projection.max()):
             projection *= -1
     return maps
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """While entered, BLAS takes no further threads, where scikit-learn's threadpoolctl is there.
+
+    For matrices this small they cost more than they save: they wait for each other, and for the
+    cores on which torch's own threads still wait for the next operation.
+    """
+    controller = _thread_pools()
+    return nullcontext() if controller is None else controller.limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _thread_pools() -> Any:
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
+    return ThreadpoolController()
 
 
 def _each(activation_batch: Array, project: Callable[[Array], Array]) -> NDArray[np.float32]:
