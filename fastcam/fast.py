@@ -29,7 +29,10 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Options:
-    """Which steps are wanted; None as the precision for the network's own."""
+    """Which steps are wanted; None as the precision for the network's own.
+
+    Compiling takes seconds to a minute for each shape: not worth it for one call's runs.
+    """
 
     dtype: torch.dtype | None = None
     channels_last: bool = True
