@@ -16,7 +16,9 @@ import fastcam
 from benchmarks import harness
 from benchmarks.harness import Result
 from fastcam import reference
-from fastcam.capture import capture
+from fastcam.capture import (
+    capture,
+)
 from fastcam.fast import is_emulated
 from fastcam.targets import select
 

@@ -8,25 +8,21 @@ it was found: hooks and modes are put back on every way out; fastcam never write
 
 from __future__ import annotations
 
-import copy
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastcam.layout import Reshape, has_positions, reading
+from fastcam.engine.inputs import Inputs, images_of
+from fastcam.engine.outputs import Output, logits_of
+from fastcam.engine.running import Hooks, run
+from fastcam.engine.values import close, rebuild, replace_first, shares_input
+from fastcam.layout import Reshape, reading
 from fastcam.targets import Selection
 
-Inputs = Any  # a tensor, or a tuple (positional) or mapping (by keyword) of what the model takes
-Output = Callable[[Any], Tensor]
 Graph = Literal["layers", "images"]  # where the recorded graph starts
-Hooks = Sequence[tuple[nn.Module, Callable[..., Any]]]
 
 
 @dataclass(frozen=True)
@@ -387,202 +383,6 @@ def capture(
     )
 
 
-def run(
-    model: nn.Module,
-    inputs: Inputs,
-    hooks: Hooks,
-    *,
-    from_images: bool = False,
-) -> Any:
-    """What the model returns in evaluation mode, with forward hooks; both end with the call.
-
-    Args:
-        from_images: whether the graph starts at the images, and a torch function mode, such as
-            guided backpropagation's, has to see every function.
-    """
-    with ExitStack() as undo:
-        undo.enter_context(torch.set_grad_enabled(from_images))
-        undo.enter_context(_evaluation(model))
-        # compiled code would not see the hooks, nor a function mode; a compiled function cannot be
-        # told from outside, but without torch._dynamo there is none
-        if any(map(is_compiled, model.modules())) or (
-            from_images and "torch._dynamo" in sys.modules
-        ):
-            undo.enter_context(_eager())
-        for module, hook in hooks:
-            undo.callback(module.register_forward_hook(hook).remove)
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, then back in its own, without calling the user's train()."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether torch.compile stands before or in a module."""
-    if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
-        return True
-    return hasattr(getattr(module, "forward", None), "_torchdynamo_orig_callable")
-
-
-_eager_lock = threading.Lock()
-_eager_runs = 0
-_eager_undo = ExitStack()
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Runs compiled code eagerly.
-
-    The stance is one for all threads: the first run sets it and the last one puts it back.
-    """
-    global _eager_runs
-    with _eager_lock:
-        if _eager_runs == 0:
-            _eager_undo.enter_context(torch.compiler.set_stance("force_eager"))
-        _eager_runs += 1
-    try:
-        yield
-    finally:
-        with _eager_lock:
-            _eager_runs -= 1
-            if _eager_runs == 0:
-                _eager_undo.close()
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside torch.compile, DataParallel and DistributedDataParallel."""
-    while True:
-        if "_orig_mod" in model._modules:
-            model = model.get_submodule("_orig_mod")
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
-
-
-def images_of(inputs: Inputs) -> Tensor | None:
-    """The first tensor with positions that goes into the model."""
-    return next((value for value in _items(inputs) if value.dim() > 2), None)
-
-
-def logits_of(outputs: Any, output: Output | None = None) -> Tensor:
-    """The class scores in what a model returned.
-
-    By default the tensor itself, else ``.logits`` or the item "logits", else the first
-    floating-point tensor of a tuple or mapping.
-    """
-    if output is not None:
-        logits: Any = output(outputs)
-    elif isinstance(outputs, Tensor):
-        logits = outputs
-    elif hasattr(outputs, "logits"):
-        logits = outputs.logits
-    elif isinstance(outputs, Mapping) and "logits" in outputs:
-        logits = outputs["logits"]
-    else:
-        logits = next((item for item in _items(outputs) if item.is_floating_point()), None)
-    if not isinstance(logits, Tensor) or logits.dim() == 0:
-        came = type(outputs if output is None else logits).__name__
-        raise ValueError(
-            f"output: found no logits (N, classes) in {came}; give output= to pick them out of "
-            "what the model returns"
-        )
-    return logits
-
-
-def _items(value: Any) -> list[Tensor]:
-    """The tensors of a tensor, tuple, list or mapping."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    value = value if isinstance(value, (tuple, list)) else [value]
-    return [item for item in value if isinstance(item, Tensor)]
-
-
-def rebuild(
-    value: Any, change: Callable[[Tensor], Tensor], objects: dict[int, Any] | None = None
-) -> Any:
-    """The same containers and objects, with every tensor in them changed; those without are kept.
-
-    ``objects`` are those already met, by id: they may refer to each other.
-    """
-    objects = {} if objects is None else objects
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, (tuple, list)):
-        items = [rebuild(item, change, objects) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    mapping = isinstance(value, MutableMapping)
-    # classes, functions, modules of either kind: nothing that a network computes
-    if not mapping and (callable(value) or isinstance(value, ModuleType)):
-        return value
-    if id(value) in objects:
-        return objects[id(value)]
-    parts = value if mapping else getattr(value, "__dict__", {})
-    objects[id(value)] = value
-    changed = {}
-    for key, item in parts.items():
-        renewed = rebuild(item, change, objects)
-        if renewed is not item:
-            changed[key] = renewed
-    if not changed:
-        return value
-    copied = objects[id(value)] = copy.copy(value)
-    parts = copied if mapping else copied.__dict__
-    for key, item in changed.items():
-        parts[key] = item
-    return copied
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors in containers and objects."""
-    found: list[Tensor] = []
-
-    def add(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    rebuild(value, add)
-    return found
-
-
-def replace_first(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same containers, with the first tensor that has positions changed."""
-    done = False
-
-    def once(tensor: Tensor) -> Tensor:
-        nonlocal done
-        if done or not has_positions(tensor):
-            return tensor
-        done = True
-        return change(tensor)
-
-    return rebuild(value, once)
-
-
-def storage(tensor: Tensor) -> int:
-    """What tensors that share their memory have in common."""
-    return tensor.untyped_storage().data_ptr()
-
-
-def shares_input(tensor: Tensor, args: Any) -> bool:
-    """Whether a module returned memory of its own arguments."""
-    return any(storage(tensor) == storage(given) for given in _items(args))
-
-
 def in_place(module: nn.Module) -> bool:
     """Whether it writes to its input; dropout in evaluation mode never does."""
     dropout = isinstance(module, nn.modules.dropout._DropoutNd)
@@ -606,13 +406,3 @@ def _gradients(
         create_graph=create_graph,
         allow_unused=True,
     )
-
-
-def close(value: Tensor, expected: Tensor) -> bool:
-    """Equal to rounding, relative to the largest value."""
-    if value.numel() == 0:
-        return True
-    precision = max(torch.finfo(tensor.dtype).eps for tensor in (value, expected))
-    value, expected = value.float(), expected.float()
-    tolerance = max(1e-5, 4 * precision) * expected.abs().amax()
-    return bool(((value - expected).abs() <= tolerance).all())

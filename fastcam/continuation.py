@@ -17,7 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fastcam.capture import Capture, close, in_place, replace_first, shares_input
+from fastcam.capture import (
+    Capture,
+    in_place,
+)
+from fastcam.engine.values import (
+    close,
+    replace_first,
+    shares_input,
+)
 
 Change = Callable[[Tensor], None]
 """Writes to a layer's activations (R, C, *S)."""

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcam.capture import rebuild
+from fastcam.engine.values import (
+    rebuild,
+)
 from fastcam.errors import first_line
 from fastcam.fast import BatchSizes, filled
 

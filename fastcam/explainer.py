@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastcam.capture import logits_of
+from fastcam.engine.outputs import (
+    logits_of,
+)
 from fastcam.errors import FastcamError, UsageError, first_line, near
 from fastcam.fast import preferred_dtype
 from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import Inputs, Output, capture, unwrap
+from fastcam.capture import (
+    capture,
+)
+from fastcam.engine.inputs import (
+    Inputs,
+)
+from fastcam.engine.outputs import (
+    Output,
+)
+from fastcam.engine.running import (
+    unwrap,
+)
 from fastcam.layers import Layers, find_layer, layer_names
 from fastcam.layout import Reshape
 from fastcam.methods.base import Size, extents_of

@@ -20,7 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastcam.capture import Inputs, logits_of, rebuild, run, tensors_of
+from fastcam.engine.inputs import (
+    Inputs,
+)
+from fastcam.engine.outputs import (
+    logits_of,
+)
+from fastcam.engine.running import (
+    run,
+)
+from fastcam.engine.values import (
+    rebuild,
+    tensors_of,
+)
 from fastcam.errors import first_line
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

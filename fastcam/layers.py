@@ -9,13 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.capture import (
-    Inputs,
-    Output,
     capture,
+)
+from fastcam.engine.inputs import (
+    Inputs,
+    first_image,
     images_of,
-    rebuild,
-    replace_first,
+)
+from fastcam.engine.outputs import (
+    Output,
+)
+from fastcam.engine.running import (
     run,
+)
+from fastcam.engine.values import (
+    replace_first,
     storage,
 )
 from fastcam.errors import near
@@ -143,11 +151,3 @@ def _last_norm(
     raise ValueError(
         "target_layers: found no norm whose patch tokens bear on the output; name a layer yourself"
     )
-
-
-def first_image(inputs: Inputs) -> Inputs:
-    images = images_of(inputs)
-    if images is None:
-        return inputs
-    count = images.shape[0]
-    return rebuild(inputs, lambda t: (t[:1] if t.dim() and t.shape[0] == count else t).clone())

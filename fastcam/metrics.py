@@ -15,7 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcam.capture import Capture, Inputs, Output, capture, unwrap
+from fastcam.capture import (
+    Capture,
+    capture,
+)
+from fastcam.engine.inputs import (
+    Inputs,
+)
+from fastcam.engine.outputs import (
+    Output,
+)
+from fastcam.engine.running import (
+    unwrap,
+)
 from fastcam.imputation import impute
 from fastcam.targets import Selection, Targets, select
 

@@ -16,7 +16,9 @@ from networks import Small, Wrapped, small, small_images
 from torch import Tensor, nn
 
 import fastcam
-from fastcam.capture import capture
+from fastcam.capture import (
+    capture,
+)
 
 CLASSES = torch.tensor([1, 4, 2])
 EVERY_METHOD = sorted(fastcam.METHODS.keys() - {"legrad"})  # that one needs a transformer

@@ -14,7 +14,9 @@ from networks import network, small, small_images
 from torch import Tensor, nn
 
 import fastcam
-from fastcam.capture import capture
+from fastcam.capture import (
+    capture,
+)
 from fastcam.continuation import Continuation
 from fastcam.methods.eigen import kernel_component, principal_component
 from fastcam.targets import select

@@ -19,10 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import is_compiled, shares_input, storage, tensors_of, unwrap
 from fastcam.compat.calls import counted
 from fastcam.compat.settings import settings
 from fastcam.dropin.takeover import Replacement, Takeover
+from fastcam.engine.running import (
+    is_compiled,
+    unwrap,
+)
+from fastcam.engine.values import (
+    shares_input,
+    storage,
+    tensors_of,
+)
 from fastcam.fast import FastModel, Options, preferred_dtype
 from fastcam.guided import GuidedReLU
 

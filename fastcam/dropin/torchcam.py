@@ -27,11 +27,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcam import ops
-from fastcam.capture import is_compiled, shares_input, storage, tensors_of, unwrap
 from fastcam.compat.calls import counted
 from fastcam.compat.settings import settings
 from fastcam.dropin.imports import no_longer, when_imported
 from fastcam.dropin.takeover import Replacement, Takeover
+from fastcam.engine.running import (
+    is_compiled,
+    unwrap,
+)
+from fastcam.engine.values import (
+    shares_input,
+    storage,
+    tensors_of,
+)
 from fastcam.errors import first_line
 from fastcam.fast import FastModel, Options, folded, preferred_dtype
 from fastcam.methods.smooth import smooth_weights

@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastcam.capture import Inputs, Output
+from fastcam.engine.inputs import (
+    Inputs,
+)
+from fastcam.engine.outputs import (
+    Output,
+)
 from fastcam.layers import Layers
 from fastcam.layout import Reshape
 from fastcam.methods.activation import FEM, RandomCAM

@@ -11,8 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import Capture, Graph, Inputs, Output, capture, logits_of, unwrap
+from fastcam.capture import (
+    Capture,
+    Graph,
+    capture,
+)
 from fastcam.cuda_graphs import CudaGraphs
+from fastcam.engine.inputs import (
+    Inputs,
+)
+from fastcam.engine.outputs import (
+    Output,
+    logits_of,
+)
+from fastcam.engine.running import (
+    unwrap,
+)
 from fastcam.fast import FastModel, Options, is_emulated
 from fastcam.layers import Layers, find_layer, layer_names
 from fastcam.layout import Reshape

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import Capture, Output
+from fastcam.capture import (
+    Capture,
+)
+from fastcam.engine.outputs import (
+    Output,
+)
 from fastcam.layers import Layers
 from fastcam.layout import Reshape
 from fastcam.methods.base import MapMethod, Size, extents_of

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastcam.capture import Capture
+from fastcam.capture import (
+    Capture,
+)
 from fastcam.methods.base import MapMethod, for_every_class
 from fastcam.methods.gradient import gradient_maps
 from fastcam.targets import Selection

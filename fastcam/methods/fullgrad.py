@@ -12,7 +12,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from fastcam import ops
-from fastcam.capture import Inputs
+from fastcam.engine.inputs import (
+    Inputs,
+)
 from fastcam.methods.base import Method, Size, extents_of
 from fastcam.targets import Targets
 

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import Capture, Inputs
+from fastcam.capture import (
+    Capture,
+)
+from fastcam.engine.inputs import (
+    Inputs,
+)
 from fastcam.guided import GuidedReLU
 from fastcam.methods.base import Method, extents_of, mean_of_layers
 from fastcam.methods.gradient import gradient_maps

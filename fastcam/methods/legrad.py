@@ -14,8 +14,17 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from fastcam import ops
-from fastcam.capture import Inputs, Output, run
-from fastcam.layers import Layers, first_image
+from fastcam.engine.inputs import (
+    Inputs,
+    first_image,
+)
+from fastcam.engine.outputs import (
+    Output,
+)
+from fastcam.engine.running import (
+    run,
+)
+from fastcam.layers import Layers
 from fastcam.layout import Reshape
 from fastcam.methods.base import Method, Size, extents_of
 from fastcam.targets import Targets

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import Capture, Output
+from fastcam.capture import (
+    Capture,
+)
 from fastcam.continuation import Continuation
+from fastcam.engine.outputs import (
+    Output,
+)
 from fastcam.fast import folded
 from fastcam.layers import Layers
 from fastcam.layout import Reshape

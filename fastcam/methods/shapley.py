@@ -7,7 +7,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam import ops
-from fastcam.capture import Capture, Inputs
+from fastcam.capture import (
+    Capture,
+)
+from fastcam.engine.inputs import (
+    Inputs,
+)
 from fastcam.methods.base import MapMethod
 from fastcam.targets import Selection, Targets
 

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import Capture, Output, capture
+from fastcam.capture import (
+    Capture,
+    capture,
+)
+from fastcam.engine.outputs import (
+    Output,
+)
 from fastcam.layers import Layers
 from fastcam.layout import Reshape
 from fastcam.methods.base import MapMethod

@@ -9,12 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcam.capture import Capture, capture, unwrap
+from fastcam.capture import (
+    Capture,
+    capture,
+)
 from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.ablation_layer import AblationLayer, values_of_ablated
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from fastcam.compat.pytorch_grad_cam.run import Array, NotServed, TargetFunctions, aside
 from fastcam.compat.pytorch_grad_cam.utils.find_layers import replace_layer_recursive
+from fastcam.engine.running import (
+    unwrap,
+)
 from fastcam.errors import first_line
 from fastcam.layers import layer_names
 from fastcam.methods import masking

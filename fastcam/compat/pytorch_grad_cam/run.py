@@ -18,11 +18,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam import ops
-from fastcam.capture import record, unwrap
+from fastcam.capture import (
+    record,
+)
 from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastcam.compat.settings import settings
+from fastcam.engine.running import (
+    unwrap,
+)
 from fastcam.errors import first_line
 from fastcam.fast import FastModel, Options, preferred_dtype
 from fastcam.layers import layer_names

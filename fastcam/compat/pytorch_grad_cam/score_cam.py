@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcam.capture import unwrap
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from fastcam.compat.pytorch_grad_cam.run import Array, TargetFunctions, aside
+from fastcam.engine.running import (
+    unwrap,
+)
 from fastcam.fast import folded
 
 BATCH_SIZE = 16

@@ -1,0 +1,1 @@
+"""All that runs a user's network."""
