@@ -24,9 +24,8 @@ from fastcam.engine.outputs import (
     Output,
     logits_of,
 )
-from fastcam.engine.running import (
-    unwrap,
-)
+from fastcam.engine.recording import Start, find_start
+from fastcam.engine.running import Hooks, unwrap
 from fastcam.fast import FastModel, Options, is_emulated
 from fastcam.layers import Layers, find_layer, layer_names
 from fastcam.layout import Reshape
@@ -94,6 +93,7 @@ class Method:
         self._reshape = reshape
         self._output = output
         self._checked = False  # the outputs, for being probabilities
+        self._start: Start | None = None  # of the graph, found by the first call
 
     def __enter__(self) -> Any:
         return self
@@ -112,7 +112,10 @@ class Method:
         """What runs, as far as it is known before a call."""
         return [self.model]
 
-    def _run(self, inputs: Inputs, targets: Targets) -> tuple[Capture, Selection]:
+    def _run(
+        self, inputs: Inputs, targets: Targets, hooks: Hooks = ()
+    ) -> tuple[Capture, Selection]:
+        self._find_start(inputs)
         model, inputs = self._network(inputs)
         record = capture(
             model,
@@ -121,6 +124,8 @@ class Method:
             reshape=self._reshape,
             output=self._output,
             graph=self.graph,
+            start=self._start,
+            hooks=hooks,
         )
         selection = select(record.logits, targets)
         if not self._checked:
@@ -143,6 +148,10 @@ class Method:
         if self.takes_layers and not self.layers:
             found = find_layer(self.model, inputs, reshape=self._reshape, output=self._output)
             self.layers = (found,)
+
+    def _find_start(self, inputs: Inputs) -> None:
+        if self.graph == "layers" and self._start is None:
+            self._start = find_start(self.model, inputs, self.layers, self._output)
 
 
 @dataclass
