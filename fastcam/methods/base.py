@@ -171,12 +171,14 @@ class _FastMode:
         """Whether the copy is still to be made, or to be made anew."""
         return self.copy is None or self.copy.is_stale
 
-    def renew(self, model: nn.Module, images: Inputs, layers: Sequence[str]) -> None:
+    def renew(
+        self, model: nn.Module, images: Inputs, layers: Sequence[str], start: Start | None
+    ) -> None:
         """Makes the copy; graphs of an older one go."""
         on_gpu = isinstance(images, Tensor) and images.is_cuda
         if self.cuda_graph is True and not on_gpu:
             raise RuntimeError("cuda_graph: got True, but the images are no tensor on a GPU")
-        self.copy = FastModel(model, images, layers, self.options)
+        self.copy = FastModel(model, images, layers, self.options, start or "output")
         self.graphs = CudaGraphs(self.cuda_graph is True) if on_gpu and self.cuda_graph else None
 
     def report(self) -> dict[str, str]:
@@ -307,7 +309,8 @@ class MapMethod(Method):
     ) -> _Answer:
         """``step`` with the model's copy, from a CUDA graph where that is wanted and possible."""
         if fast.is_stale:
-            fast.renew(self.model, images, self.layers)
+            self._find_start(images)
+            fast.renew(self.model, images, self.layers, self._start)
             answer = step(images, targets)
             logits = logits_of(answer[1], self._output)
             fast.classes = logits.shape[1] if logits.dim() == 2 else 1

@@ -231,9 +231,9 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
         during.enter_context(aside(cam))
         if second_order:
             during.enter_context(sdpa_kernel(SDPBackend.MATH))  # others have no second derivative
-        model, inputs = _network(cam, images, names)
+        start = _start(cam, unwrap(cam.model), images, names) if cam.uses_gradients else None
+        model, inputs = _network(cam, images, names, start)
         try:
-            start = _start(cam, model, inputs, names) if cam.uses_gradients else None
             graph: Graph | None = "layers" if cam.uses_gradients else None
             recorded = record(model, inputs, names, graph=graph, start=start)
         except ValueError as error:
@@ -283,14 +283,17 @@ def aside(cam: Any) -> Iterator[None]:
 _fast_copies: WeakKeyDictionary[Any, tuple[nn.Module, FastModel]] = WeakKeyDictionary()
 
 
-def _network(cam: Any, images: Tensor, names: Sequence[str]) -> tuple[nn.Module, Any]:
+def _network(
+    cam: Any, images: Tensor, names: Sequence[str], start: Start | None
+) -> tuple[nn.Module, Any]:
     """The network and its input, in the fast mode a copy of it."""
     model = unwrap(cam.model)
     if not settings.fast:
         return model, images
     of, copy = _fast_copies.get(cam, (None, None))
     if of is not model or copy is None or copy.is_stale:
-        copy = FastModel(model, images, names, Options(dtype=preferred_dtype(images.device)))
+        options = Options(dtype=preferred_dtype(images.device))
+        copy = FastModel(model, images, names, options, start or "output")
         _fast_copies[cam] = model, copy
     return copy.model, copy.prepared(images)
 
