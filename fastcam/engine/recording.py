@@ -83,6 +83,8 @@ class Recorder:
         """By layer, all that its caller received; an operation in place behind it shows here."""
         self.runs = dict.fromkeys(layers, 0)
         """By layer, how often it returned tensors to keep."""
+        self.borrows = False
+        """Whether a layer returned memory that it was given, as it was, or held before it ran."""
         self._layers = layers
         self._start = start
         self._pick = pick or first_with_positions
@@ -143,6 +145,7 @@ class Recorder:
         """The tensor itself, at the start of a graph unless it has one; a copy of an input."""
         if self._start is None:
             return tensor
+        self.borrows = self.borrows or given.unwritten(tensor) or given.held(tensor)
         if given.unwritten(tensor):
             self._inputs.append((name, tensor, _version(tensor)))
             tensor = tensor.clone()
@@ -170,12 +173,15 @@ class Given:
         return self._versions.get(storage(tensor), -1) == _version(tensor)
 
 
-def started(tensor: Tensor, same: bool = False) -> Tensor:
+def started(
+    tensor: Tensor, same: bool = False, passed: Callable[[Tensor], None] | None = None
+) -> Tensor:
     """The tensor at the start of a graph, in the same memory; as it is without floating point.
 
     Args:
         same: whether the tensor itself gets the graph, so that all who hold it have it; a view and
             a tensor made in inference mode cannot.
+        passed: called if a backward comes to the start.
     """
     if not tensor.is_floating_point():
         return tensor
@@ -183,8 +189,11 @@ def started(tensor: Tensor, same: bool = False) -> Tensor:
         tensor = tensor.clone()
     elif tensor._is_view() or not same:
         tensor = tensor.detach()
+    zero = torch.zeros((), requires_grad=True)
+    if passed is not None:
+        zero.register_hook(passed)
     with torch.enable_grad():
-        begun: Tensor = _Start.apply(tensor, torch.zeros((), requires_grad=True))
+        begun: Tensor = _Start.apply(tensor, zero)
     return begun
 
 
@@ -197,8 +206,8 @@ class _Start(torch.autograd.Function):
         return tensor
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
-        return None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, torch.zeros(())
 
 
 def point_of(tensor: Tensor) -> Point:
@@ -291,24 +300,48 @@ def find_start(
 
     "output" will do if nothing but what a layer returns is read later. A layer that also keeps a
     value that it has derived from its output needs "layer"; grad modes within the model need
-    "model". Each start is tried on the first image, and its graph compared with that of a run that
-    records everything: two runs for most networks.
+    "model". See :func:`closest_start`.
 
     Args:
         model, inputs, layers: as for :func:`fastcam.capture.capture`.
         output: picks what is explained out of what the model returns; it may read the model too.
     """
-    modules = {name: model.get_submodule(name) for name in layers}
     one = first_image(inputs)
-    device = next((t.device for t in tensors_of(one)), torch.device("cpu"))
 
-    def readers(start: Start) -> list[Counter[tuple[str, str]]]:
-        recorder = Recorder(modules, start)
-        whole = start == "model"
+    def attempt(recorder: Recorder, whole: bool) -> Any:
         given = start_at_inputs(one) if whole else one
         outputs = run(model, given, recorder.hooks, before=recorder.before, from_images=whole)
         with torch.enable_grad():
-            roots = tensors_of(outputs if output is None else (outputs, output(outputs)))
+            return outputs if output is None else (outputs, output(outputs))
+
+    modules = {name: model.get_submodule(name) for name in layers}
+    device = next((tensor.device for tensor in tensors_of(one)), torch.device("cpu"))
+    return closest_start(attempt, modules, device)
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether further runs of it would be noticed."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def closest_start(
+    attempt: Callable[[Recorder, bool], Any], layers: Mapping[str, nn.Module], device: torch.device
+) -> Start:
+    """The start of a graph for runs that somebody else makes.
+
+    Each start is tried, and its graph compared with that of a run that records everything: two
+    runs for most networks, and no random number of the user's is drawn.
+
+    Args:
+        attempt: runs the network with a recorder's hooks, under ``no_grad`` or, if the second
+            argument says so, with everything recorded; gives what holds the results.
+        layers: by name.
+        device: where it runs.
+    """
+
+    def readers(start: Start) -> list[Counter[tuple[str, str]]]:
+        recorder = Recorder(layers, start)
+        roots = tensors_of(attempt(recorder, start == "model"))
         return [_readers(roots, recorder.points.get(name, ())) for name in layers]
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

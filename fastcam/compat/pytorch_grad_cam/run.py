@@ -23,7 +23,7 @@ from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastcam.compat.settings import settings
-from fastcam.engine.recording import Point, Start, find_start, gradients_at
+from fastcam.engine.recording import Point, Start, find_start, gradients_at, has_hooks
 from fastcam.engine.running import (
     unwrap,
 )
@@ -257,7 +257,12 @@ _starts: WeakKeyDictionary[Any, tuple[Sequence[str], Start]] = WeakKeyDictionary
 
 
 def _start(cam: Any, model: nn.Module, inputs: Any, names: Sequence[str]) -> Start:
-    """Where the graph of an object's runs starts; found by its first call."""
+    """Where the graph of an object's runs starts; found by its first call.
+
+    A model with hooks of the user's is recorded as a whole: runs to find more would be noticed.
+    """
+    if has_hooks(model):
+        return "model"
     layers, start = _starts.get(cam, ((), None))
     if start is None or layers != names:
         start = find_start(model, inputs, names)
