@@ -34,7 +34,8 @@ def main() -> int:
     )
     kinds: Counter[str] = Counter()
     begun, count = time.perf_counter(), 0
-    for count, spec in enumerate(specs, start=1):
+    for spec in specs:
+        count += 1
         try:
             agree(spec) if options.judges else check(spec)
         except Wrong as wrong:

@@ -185,7 +185,7 @@ def _gradient(scores: Tensor, at: Any) -> Tensor | None:
     return torch.autograd.grad(scores.sum(), [at], allow_unused=True)[0]
 
 
-# maps of A and g, (N, C, H, W) both -> (N, H, W), before ReLU --------------------------------------
+# maps of A and g, (N, C, H, W) both -> (N, H, W), before ReLU
 
 
 def gradcam(a: np.ndarray, g: np.ndarray) -> np.ndarray:

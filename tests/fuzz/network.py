@@ -479,7 +479,7 @@ class Network(nn.Module):
 
 
 class Instrumented(Network):
-    """The same network for a judge: checkpoints are plain calls, and the probe is in plain layers."""
+    """The same network for a judge: checkpoints are plain calls, plain layers are probed too."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec, plain=True)

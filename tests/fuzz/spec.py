@@ -38,7 +38,8 @@ HOOKS = (
     "inplace", "pre", "child store",
 )  # fmt: skip
 BEHIND = (
-    "relu_", "add_", "mul_", "zero slice", "double slice", "relu_ of view", "clamp_", "module relu_",
+    "relu_", "add_", "mul_", "zero slice", "double slice", "relu_ of view", "clamp_",
+    "module relu_",
 )  # fmt: skip
 HEADS = (
     "pooled", "pooled", "mlp", "flat", "maximum", "attention", "two", "no_grad gate", "early exit",
@@ -193,9 +194,9 @@ def legal(spec: Spec) -> Spec:
         change["checkpoint"] = "none"  # a checkpoint whose input is overwritten recomputes rubbish
     if spec.checkpoint.endswith("above") and spec.behind != "none":
         change["checkpoint"] = "none"
-    if spec.grad in ("no_grad layer", "no_grad below", "training decides below"):
-        if spec.view != "none" and spec.behind != "none":
-            change["behind"] = "none"  # torch forbids to write to a view that no_grad has made
+    ungraphed = spec.grad in ("no_grad layer", "no_grad below", "training decides below")
+    if ungraphed and spec.view != "none" and spec.behind != "none":
+        change["behind"] = "none"  # torch forbids to write to a view that no_grad has made
     if spec.lazy and not spec.hooks:
         change["lazy"] = False
     if not (spec.stored or spec.reread):
