@@ -17,8 +17,16 @@ from torch import Tensor, nn
 
 from fastcam.engine.inputs import Inputs, images_of
 from fastcam.engine.outputs import Output, logits_of
+from fastcam.engine.recording import (
+    Point,
+    Recorder,
+    Start,
+    find_start,
+    gradients_at,
+    start_at_inputs,
+)
 from fastcam.engine.running import Hooks, run
-from fastcam.engine.values import close, rebuild, replace_first, shares_input
+from fastcam.engine.values import close, rebuild
 from fastcam.layout import Reshape, reading
 from fastcam.targets import Selection
 
@@ -53,13 +61,15 @@ class Capture:
     """The spatial extents of the images that went in."""
     images: Tensor | None
     """The first input with positions; the graph's leaf where it starts at the images."""
-    nodes: tuple[Tensor, ...]
-    """What the layers returned, with its graph: in another form than ``activations``, as a rule."""
+    points: tuple[Point, ...]
+    """What the layers returned, and where it stands in the graph."""
     readings: tuple[Reshape, ...]
     """What turns that, and its gradient, into (N, C, *S)."""
 
     runs: tuple[int, ...]
     """How often each layer ran; the last time counts."""
+    keeps: bool
+    """Whether a layer may have kept what it derived from its output, for the model to read."""
 
     _model: nn.Module
     _inputs: Inputs
@@ -93,17 +103,18 @@ class Capture:
         products = []
         with torch.enable_grad():
             found = self._raw_gradients(scores, True, create_graph=True)
-        for i, (gradient, node, read) in enumerate(
-            zip(found, self.nodes, self.readings, strict=True), start=1
+        for i, (gradient, point, read) in enumerate(
+            zip(found, self.points, self.readings, strict=True), start=1
         ):
             kept = retain or i < len(found)
             product = None
             if gradient.requires_grad:
+                assert point.edge is not None
                 (product,) = torch.autograd.grad(
-                    gradient, node, node.detach(), retain_graph=kept, allow_unused=True
+                    gradient, [point.edge], point.value, retain_graph=kept, allow_unused=True
                 )
             # a network that is linear from the layer up has no second derivative
-            product = torch.zeros_like(gradient) if product is None else product
+            product = torch.zeros_like(gradient) if product is None else point.read(product)
             products.append((read(gradient.detach()), read(product)))
         return products
 
@@ -111,7 +122,7 @@ class Capture:
         self, scores: Tensor, retain: bool, create_graph: bool = False
     ) -> list[Tensor]:
         """dS/dA as the layers returned A."""
-        found = _gradients(scores, self.nodes, retain, create_graph)
+        found = gradients_at(self.points, scores, retain=retain, create_graph=create_graph)
         gradients = []
         for name, gradient in zip(self.layers, found, strict=True):
             if gradient is None:
@@ -125,7 +136,11 @@ class Capture:
     def image_gradients(self, scores: Tensor, *, retain: bool = True) -> Tensor:
         """dS/dx for the images x, in their shape; the graph must start at the inputs."""
         assert self.images is not None
-        (gradient,) = _gradients(scores, (self.images,), retain)
+        gradient = None
+        if scores.requires_grad:
+            (gradient,) = torch.autograd.grad(
+                scores, self.images, torch.ones_like(scores), retain, allow_unused=True
+            )
         if gradient is None:
             raise ValueError("model: the score does not depend on the images")
         return gradient
@@ -155,15 +170,21 @@ class Capture:
 
         return rebuild(self._inputs, row)
 
-    def again(self, rows: Tensor, images: Tensor | None = None, hooks: Hooks = ()) -> Tensor:
+    def again(
+        self,
+        rows: Tensor,
+        images: Tensor | None = None,
+        hooks: Hooks = (),
+        before: Hooks = (),
+    ) -> Tensor:
         """The logits (R, ...) of another run of the model, in the same precision.
 
         Args:
             rows, images: see :meth:`inputs`.
-            hooks: forward hooks, for this run.
+            hooks, before: forward hooks and pre-hooks, for this run.
         """
         with self.autocast():
-            outputs = run(self._model, self.inputs(rows, images), hooks)
+            outputs = run(self._model, self.inputs(rows, images), hooks, before=before)
         return logits_of(outputs, self._output).detach()
 
     def for_runs_of(self, prepare: Callable[[nn.Module, Inputs], nn.Module]) -> Capture:
@@ -219,10 +240,11 @@ class Recording:
 
     outputs: Any
     """What the model returned, with its graph."""
-    nodes: dict[str, Tensor]
-    """By layer, the first tensor with positions that it returned: what scores are derived by."""
-    handed_on: dict[str, Any]
-    """By layer, all that the model went on with: an operation in place behind it shows here."""
+    points: dict[str, Point]
+    """By layer, in the order in which they ran: the first tensor with positions that it returned,
+    and where it stands in the graph."""
+    returned: dict[str, Any]
+    """By layer, all that its caller received: an operation in place behind it shows here."""
     runs: dict[str, int]
     """By layer, how often it ran; the last time counts."""
     inputs: Inputs
@@ -239,12 +261,19 @@ class Recording:
 
 
 def record(
-    model: nn.Module, inputs: Inputs, layers: Sequence[str], *, graph: Graph | None = "layers"
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[str],
+    *,
+    graph: Graph | None = "layers",
+    start: Start | None = None,
+    hooks: Hooks = (),
 ) -> Recording:
     """Runs the model once in evaluation mode, with a graph from the first of the layers up.
 
     Args:
-        model, inputs, layers, graph: as for :func:`capture`.
+        model, inputs, layers, graph, start: as for :func:`capture`.
+        hooks: further forward hooks, for this run.
 
     Raises:
         ValueError: for images without floating point, where the graph is to start there.
@@ -261,42 +290,31 @@ def record(
         with torch.enable_grad():
             copied = images.clone()  # the model may write into it
         inputs = rebuild(inputs, lambda tensor: copied if tensor is first else tensor)
-    nodes: dict[str, Tensor] = {}
-    handed_on: dict[str, Any] = {}
-    runs = dict.fromkeys(layers, 0)
-    shared: list[tuple[str, Tensor, int]] = []  # returned tensors that are the layer's input too
+        start = "model"
+    elif graph is None:
+        start = None
+    else:
+        start = start or find_start(model, inputs, layers)
+        if start == "model":
+            inputs = start_at_inputs(inputs)
+        elif start == "layer":  # the user's own tensors get no graph, nor count what happens here
+            inputs = rebuild(inputs, lambda tensor: tensor.data)
+    recorder = Recorder({name: model.get_submodule(name) for name in layers}, start)
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
-
-    def watch(name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, returned: Any) -> Any:
-            def node(tensor: Tensor) -> Tensor:
-                runs[name] += 1
-                nodes[name] = tensor if tensor.requires_grad else tensor.detach()
-                if graph is not None:
-                    nodes[name].requires_grad_()
-                    torch.set_grad_enabled(True)  # undone by the no_grad around the model
-                if shares_input(tensor, args):
-                    # what was written to its input may be read from there: record that very tensor
-                    if in_place(module) and not (tensor.requires_grad or tensor._is_view()):
-                        nodes[name] = nodes[name].detach().clone()
-                        nodes[name].requires_grad_(graph is not None)
-                        return tensor.copy_(nodes[name])
-                    shared.append((name, tensor, tensor._version))
-                return nodes[name].clone()  # what comes next may write into it
-
-            handed_on[name] = replace_first(returned, node)
-            return handed_on[name]
-
-        return hook
 
     def remember(module: nn.Linear, args: tuple[Tensor, ...], returned: Tensor) -> None:
         if args and args[0].dim() == 2:
             linear[:] = [(module, args[0].detach(), returned.detach())]
 
-    hooks = [(model.get_submodule(name), watch(name)) for name in layers]
     heads = [(module, remember) for module in model.modules() if isinstance(module, nn.Linear)]
     try:
-        outputs = run(model, inputs, [*hooks, *heads], from_images=graph == "images")
+        outputs = run(
+            model,
+            inputs,
+            [*recorder.hooks, *heads, *hooks],
+            before=recorder.before,
+            from_images=start == "model",
+        )
     except RuntimeError as error:
         if any(parameter.is_inference() for parameter in model.parameters()):
             raise ValueError(
@@ -304,13 +322,17 @@ def record(
                 "torch.inference_mode()"
             ) from error
         raise
-    for name, tensor, version in shared:
-        if tensor._version != version:  # the clone that was handed on has missed that
-            raise ValueError(
-                f"target_layers: '{name}' returns its input, which the model overwrites later; "
-                "name the layer before it"
-            )
-    return Recording(outputs, nodes, handed_on, runs, given, images, linear[0] if linear else None)
+    recorder.check()
+    points = {name: point for name, (point,) in recorder.points.items()}
+    return Recording(
+        outputs,
+        points,
+        recorder.returned,
+        recorder.runs,
+        given,
+        images,
+        linear[0] if linear else None,
+    )
 
 
 def capture(
@@ -321,6 +343,8 @@ def capture(
     reshape: Reshape | None = None,
     output: Output | None = None,
     graph: Graph | None = "layers",
+    start: Start | None = None,
+    hooks: Hooks = (),
 ) -> Capture:
     """Runs the model once in evaluation mode and records it from the first of the layers up.
 
@@ -334,30 +358,37 @@ def capture(
             tell how.
         output: picks the logits out of what the model returns (see :func:`logits_of`).
         graph: where it starts, at the first layer or at the images; None records none.
+        start: how close to the layer, as :func:`fastcam.engine.recording.find_start` gives it for
+            this model and these layers; None to find it, which takes two runs on one image.
+        hooks: further forward hooks, for this run.
 
     Raises:
         ValueError: if a layer did not run or has no positions, or the model returned no logits.
     """
-    recorded = record(model, inputs, layers, graph=graph)
-    nodes, extents = recorded.nodes, recorded.extents
-    logits = logits_of(recorded.outputs, output)
+    if graph == "layers" and start is None:
+        start = find_start(model, inputs, layers, output)
+    recorded = record(model, inputs, layers, graph=graph, start=start, hooks=hooks)
+    points, extents = recorded.points, recorded.extents
+    with torch.set_grad_enabled(graph is not None):
+        logits = logits_of(recorded.outputs, output)
 
     readings = []
     for name in layers:
-        if name not in nodes:
+        if name not in points:
             raise ValueError(
                 f"target_layers: '{name}' did not run, or returned no floating-point tensor with "
                 "positions, (N, C, *S) or (N, tokens, C)"
             )
-        read = reshape or reading(nodes[name].shape, extents)
+        shape = points[name].value.shape
+        read = reshape or reading(shape, extents)
         if read is None:
             raise ValueError(
-                f"target_layers: '{name}' returned {tuple(nodes[name].shape)}, which is no grid of "
+                f"target_layers: '{name}' returned {tuple(shape)}, which is no grid of "
                 f"patches of a {extents} image; give reshape= to turn it into (N, C, *S)"
             )
         readings.append(read)
     activations = tuple(
-        read(nodes[name].detach()) for name, read in zip(layers, readings, strict=True)
+        read(points[name].value) for name, read in zip(layers, readings, strict=True)
     )
     for name, layer in zip(layers, activations, strict=True):
         if layer.dim() < 3 or layer.shape[0] != logits.shape[0]:
@@ -372,9 +403,10 @@ def capture(
         activations=activations,
         extents=extents,
         images=recorded.images,
-        nodes=tuple(nodes[name] for name in layers),
+        points=tuple(points[name] for name in layers),
         readings=tuple(readings),
         runs=tuple(recorded.runs[name] for name in layers),
+        keeps=start in ("layer", "model"),
         _model=model,
         _inputs=recorded.inputs,
         _output=output,
@@ -383,26 +415,5 @@ def capture(
     )
 
 
-def in_place(module: nn.Module) -> bool:
-    """Whether it writes to its input; dropout in evaluation mode never does."""
-    dropout = isinstance(module, nn.modules.dropout._DropoutNd)
-    return bool(getattr(module, "inplace", False)) and not dropout
-
-
 def _autocast(device: str) -> tuple[str, bool, torch.dtype]:
     return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-
-def _gradients(
-    scores: Tensor, nodes: tuple[Tensor, ...], retain: bool, create_graph: bool = False
-) -> tuple[Tensor | None, ...]:
-    if not scores.requires_grad:
-        return (None,) * len(nodes)
-    return torch.autograd.grad(
-        scores,
-        nodes,
-        torch.ones_like(scores),
-        retain_graph=retain,
-        create_graph=create_graph,
-        allow_unused=True,
-    )

@@ -1,10 +1,11 @@
 """The part of a network above a layer, run again and again with other outputs of that layer.
 
 The network runs once; what it computes from the layer's output is recorded operator by operator and
-then replayed, so the part below does not run again, whatever the network's wiring. A replay is
-proven on a changed output that went through the whole network before; where it gives anything
-else, or the recording shows that it could (a number that was read out, memory that is shared with
-the part below), every further run is one of the whole network.
+then replayed, so the part below does not run again, whatever the network's wiring. A change goes
+into the tensor that everybody reads, at the moment when the layer has computed it. A replay is
+proven on a changed output that went through the whole network before; if it gives anything else, or
+the recording shows that it could (a number that was read out, memory that is shared with the part
+below), every further run is one of the whole network.
 """
 
 from __future__ import annotations
@@ -19,13 +20,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastcam.capture import (
     Capture,
-    in_place,
 )
-from fastcam.engine.values import (
-    close,
-    replace_first,
-    shares_input,
-)
+from fastcam.engine.recording import Given
+from fastcam.engine.values import close, replace_first, storage, tensors_of
 
 Change = Callable[[Tensor], None]
 """Writes to a layer's activations (R, C, *S)."""
@@ -42,8 +39,9 @@ class Continuation:
 
     def __init__(self, record: Capture, layer: int, rows: Tensor) -> None:
         self._record, self._layer, self._rows = record, layer, rows
-        self._first: tuple[Tensor, Tensor] | None = None  # a changed output and its logits
-        self._recorded: tuple[_Recording, Tensor] | None = None  # and the output as it was
+        self._output: _Output | None = None
+        self._first: tuple[Tensor, Tensor] | None = None  # changed memory and its logits
+        self._recorded: tuple[_Recording, Tensor] | None = None  # and the memory as it was
 
     def __call__(self, change: Change) -> Tensor:
         """The logits (R, ...) with the activations changed.
@@ -53,6 +51,8 @@ class Continuation:
         Raises:
             ValueError: where the activations are not a view of what the layer returned.
         """
+        if self._output is None:
+            self._output = self._find_output()
         if self._first is None:
             changed: list[Tensor] = []
             logits = self._whole(change, changed)
@@ -60,44 +60,60 @@ class Continuation:
             return logits
         if self._recorded is None:
             self._recorded = self._record_once()
-        recording, output = self._recorded
+        recording, memory = self._recorded
         if not recording.sound:
             return self._whole(change, [])
-        return recording.replay(self._changed(output, change))
+        memory = memory.clone()
+        self._change(memory, change)
+        return recording.replay(memory)
 
-    def _changed(self, output: Tensor, change: Change) -> Tensor:
-        output = output.clone()
+    def _find_output(self) -> _Output:
+        """Which operator within the layer writes its output last, if the layer may have kept more.
+
+        Otherwise, or if none does, the change is made when the layer returns.
+        """
+        if not self._record.keeps:
+            return _Output(None)
+        writes = _Operators()
+        found: list[_Output] = []
+
+        def returned(output: Tensor, given: Given) -> Tensor:
+            place = output.size(), output.stride(), int(output.storage_offset())
+            found[:] = [_Output(writes.last.get(storage(output)), *place)]
+            return output
+
+        with writes:
+            self._run(returned, writes)
+        return found[0]
+
+    def _change(self, memory: Tensor, change: Change) -> None:
+        assert self._output is not None
+        output = self._output.within(memory)
         activations = self._record.readings[self._layer](output)
-        if activations.untyped_storage().data_ptr() != output.untyped_storage().data_ptr():
+        if activations.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr():
             raise ValueError(
                 "reshape: got a function that copies, expected one that returns a view, for the "
                 "layer's output is changed through it"
             )
         change(activations)
-        return output
 
     def _whole(self, change: Change, changed: list[Tensor]) -> Tensor:
-        def put(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            other = self._changed(output, change)
-            changed[:] = [other.clone()]  # the network may write into it
-            # as in capture: what was written to its input may be read from there
-            return output.copy_(other) if in_place(module) and shares_input(output, args) else other
+        def put(memory: Tensor) -> None:
+            self._change(memory, change)
+            changed[:] = [memory.clone()]  # the network may write into it
 
-        return self._run(put)
+        return self._at_output(put)
 
     def _record_once(self) -> tuple[_Recording, Tensor]:
         recording = _Recording()
         kept: list[Tensor] = []
 
-        def put(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            kept[:] = [output.clone()]
-            given = output.clone()
-            recording.start(given)
-            recording.sound = not shares_input(output, args)
-            return given
+        def put(memory: Tensor) -> None:
+            kept[:] = [memory.clone()]
+            recording.start(memory)
 
         with recording:
-            recording.stop(self._run(put))
+            recording.stop(self._at_output(put))
         assert self._first is not None
         changed, expected = self._first
         self._first = expected[:0], expected[:0]
@@ -105,17 +121,117 @@ class Continuation:
             recording.sound = close(recording.replay(changed), expected)
         return recording, kept[0]
 
-    def _run(self, put: Callable[[nn.Module, Any, Tensor], Tensor]) -> Tensor:
-        runs = 0
+    def _at_output(self, put: Callable[[Tensor], None]) -> Tensor:
+        """The logits of a run in which ``put`` gets the memory of the layer's output."""
+        assert self._output is not None
+        if self._output.operator is not None:
+            operators = _Operators({self._output.operator: put})
+            with operators:
+                return self._run(lambda output, given: output, operators)
 
-        def hook(module: nn.Module, args: Any, returned: Any) -> Any:
+        def returned(output: Tensor, given: Given) -> Tensor:
+            # the model goes on with another tensor only where this one is read elsewhere as it was
+            if given.unwritten(output) or given.held(output) or output.is_inference():
+                output = output.clone()
+            put(output)
+            return output
+
+        return self._run(returned)
+
+    def _run(
+        self, returned: Callable[[Tensor, Given], Tensor], operators: _Operators | None = None
+    ) -> Tensor:
+        """The logits of a run, with the layer's output changed the last time it runs.
+
+        Args:
+            operators: counts those of the layer.
+        """
+        runs = 0
+        given: list[Given] = []
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             nonlocal runs
             runs += 1
-            if runs < self._record.runs[self._layer]:
-                return returned
-            return replace_first(returned, lambda output: put(module, args, output))
+            given.append(Given(module, (args, kwargs)))
+            if operators is not None and runs == self._record.runs[self._layer]:
+                operators.begin()
 
-        return self._record.again(self._rows, hooks=[(self._record.module(self._layer), hook)])
+        def leave(module: nn.Module, args: Any, output: Any) -> Any:
+            last = given.pop()
+            if runs < self._record.runs[self._layer]:
+                return output
+            if operators is not None:
+                operators.end()
+            return replace_first(output, lambda tensor: returned(tensor, last))
+
+        module = self._record.module(self._layer)
+        return self._record.again(self._rows, hooks=[(module, leave)], before=[(module, enter)])
+
+
+class _Output(NamedTuple):
+    """Where a layer's output is made, and how it lies in the memory that is written there."""
+
+    operator: int | None  # its number within the layer; None: where the layer returns
+    size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    offset: int = 0
+
+    def within(self, memory: Tensor) -> Tensor:
+        """The output, as a view."""
+        if self.operator is None:
+            return memory
+        return memory.as_strided(self.size, self.stride, self.offset)
+
+
+class _Operators(TorchDispatchMode):
+    """While entered, counts the operators of a layer that write to memory.
+
+    Args:
+        met: by number, what to call with the memory that an operator has just written.
+    """
+
+    def __init__(self, met: dict[int, Callable[[Tensor], None]] | None = None) -> None:
+        super().__init__()
+        self.last: dict[int, int] = {}
+        """By storage, the last operator that wrote to it."""
+        self._met = met or {}
+        self._count: int | None = None
+
+    def begin(self) -> None:
+        self._count = 0
+
+    def end(self) -> None:
+        self._count = None
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if self._count is not None:
+            for tensor in _written(func, args, kwargs or {}, output):
+                self.last[storage(tensor)] = self._count
+                if self._count in self._met:
+                    self._met[self._count](tensor)
+                self._count += 1
+        return output
+
+
+def _written(func: Any, args: Any, kwargs: Any, output: Any) -> list[Tensor]:
+    """The tensors that an operator made or wrote to; not views."""
+    schema = func._schema
+    found = []
+    for i, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found += tensors_of(args[i] if i < len(args) else kwargs.get(argument.name))
+    outputs = output if isinstance(output, (tuple, list)) else (output,)
+    for value, returned in zip(outputs, schema.returns, strict=False):
+        if returned.alias_info is None:
+            found += tensors_of(value)
+    return found
 
 
 class _Slot(NamedTuple):

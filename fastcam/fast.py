@@ -12,8 +12,8 @@ import copy
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -23,12 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastcam.engine.inputs import (
     Inputs,
 )
-from fastcam.engine.outputs import (
-    logits_of,
-)
-from fastcam.engine.running import (
-    run,
-)
+from fastcam.engine.recording import Start
+from fastcam.engine.running import run
 from fastcam.engine.values import (
     rebuild,
     tensors_of,
@@ -91,19 +87,34 @@ class FastModel:
         inputs: as the copy will be called with.
         layers: the target layers' dotted names; without any, all of the network is prepared.
         options: the steps to take.
+        start: where the graph starts (:func:`fastcam.engine.recording.find_start`); what is
+            recorded stays as it is.
 
     Raises:
         ValueError: the model cannot be copied.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Inputs, layers: Sequence[str], options: Options
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        layers: Sequence[str],
+        options: Options,
+        start: Start = "output",
     ) -> None:
         self._source = [t for t in (*model.parameters(), *model.buffers()) if not t.is_inference()]
         self._versions = self._current_versions()
         self._channels_last = options.channels_last
         self._notes: dict[str, str] = {}
+        self._units: list[_Unit] = []
+        self._start = start
         one = self.prepared(rebuild(inputs, lambda tensor: tensor[:1]))
+        reason = _why_not_copied(model, one)
+        if reason:
+            self._notes["model"] = f"the model itself runs: {reason}"
+            self._channels_last = False
+            self.model = model
+            return
         self._build(model, one, layers, options)
         if options.dtype is not None:
             try:
@@ -134,9 +145,12 @@ class FastModel:
     def _build(
         self, model: nn.Module, inputs: Inputs, layers: Sequence[str], options: Options
     ) -> None:
-        self._units: list[_Unit] = []
+        self._units = []
         self.model = _copied(model)
         """What runs in the network's place; its modules have the same names."""
+        if self._start == "model":
+            self._notes["model"] = "left as it is: all of it is recorded, as it sets grad modes"
+            return
         trace = _Trace(self.model, inputs)
         ran = [name for name in layers if name in trace.calls]
         if layers and not ran:
@@ -180,10 +194,12 @@ class FastModel:
                     pairs.append((trace.producers[norm], norm))
                 else:
                     reasons[reason] += 1
-        before = logits_of(run(self.model, inputs, []))
+        given = inputs, _changed(inputs)
+        before = [run(self.model, each) for each in given]
         for convolution, norm in pairs:
             _fold_pair(self.model, convolution, norm)
-        if not _agree(before, logits_of(run(self.model, inputs, []))):
+        after = [run(self.model, each) for each in given]
+        if not _agree(before, after):
             # something else reads what one of the convolutions returns
             self.model = _copied(model)
             return "not folded: the folded network gave another answer"
@@ -207,7 +223,9 @@ class FastModel:
                 children = children[len(below) :]
         for child in children:
             module = self.model.get_submodule(child)
-            if child == layer:
+            if child == layer and self._start == "layer":
+                self._notes[child] = "left as it is: what it computes on the way is read later"
+            elif child == layer:
                 self._units.append(_replace(module, child, dtype, restored))
             elif not trace.is_unit(child, layer):
                 self._add_units(child, trace, layer, dtype, restored)
@@ -253,7 +271,7 @@ class _Trace:
         returned: list[tuple[str, Tensor]] = []  # by convolutions; held, so that each is itself
 
         def enter(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any) -> None:
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
                 nonlocal clock
                 clock += 1
                 started.setdefault(name, []).append(clock)
@@ -275,11 +293,13 @@ class _Trace:
 
             return hook
 
-        with ExitStack() as hooks:
-            named = [(name, module) for name, module in model.named_modules() if name]
-            for name, module in named:
-                hooks.callback(module.register_forward_pre_hook(enter(name)).remove)
-            run(model, inputs, [(module, leave(name)) for name, module in named])
+        named = [(name, module) for name, module in model.named_modules() if name]
+        run(
+            model,
+            inputs,
+            [(module, leave(name)) for name, module in named],
+            before=[(module, enter(name)) for name, module in named],
+        )
 
     def end(self, name: str) -> int:
         """When its last call ended."""
@@ -495,6 +515,28 @@ def _in_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=memory_format)
 
 
+def _why_not_copied(model: nn.Module, inputs: Inputs) -> str:
+    """Why a copy would not do what the model does, or would do it to the model; empty if it may."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            if any(isinstance(hook, FunctionType) for hook in hooks.values()):
+                return "its hooks are functions, which a copy shares with it"
+    copied = _copied(model)
+    before = [{key: id(value) for key, value in vars(each).items()} for each in model.modules()]
+    given = inputs, _changed(inputs)
+    answers = [run(copied, each) for each in given]
+    if before != [{k: id(v) for k, v in vars(each).items()} for each in model.modules()]:
+        return "a copy of it writes to its attributes"
+    if not _agree([run(model, each) for each in given], answers):
+        return "a copy of it gives another answer"
+    return ""
+
+
+def _changed(inputs: Inputs) -> Inputs:
+    """Other inputs of the same kind."""
+    return rebuild(inputs, lambda t: t.flip(-1) * 0.7 if t.is_floating_point() and t.dim() else t)
+
+
 def _copied(model: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(model)
@@ -547,8 +589,15 @@ def _fold_pair(model: nn.Module, convolution: str, norm: str) -> None:
     model.set_submodule(norm, rest)
 
 
-def _agree(value: Tensor, expected: Tensor) -> bool:
-    """Equal but for the rounding of a whole network."""
+def _agree(values: Any, expected: Any) -> bool:
+    """Whether all tensors in them are equal but for the rounding of a whole network."""
+    pairs = zip(tensors_of(values), tensors_of(expected), strict=True)
+    return all(_equal(*pair) for pair in pairs)
+
+
+def _equal(value: Tensor, expected: Tensor) -> bool:
+    if not value.is_floating_point():
+        return True  # a choice between values that are nearly equal may go another way
     limit = 1e-3 if value.dtype in (torch.float32, torch.float64) else 0.1
     scale = float(expected.detach().abs().nan_to_num().max()) if expected.numel() else 0.0
     return torch.allclose(value, expected, rtol=0, atol=limit * scale, equal_nan=True)

@@ -1,14 +1,19 @@
-"""One run of a network, in evaluation mode and with hooks, which leaves it as it was."""
+"""One run of a network, in evaluation mode and with hooks, which leaves it as it was.
+
+What a run changes is given back on every way out. Threads may run one network side by side: hooks
+act in the thread that set them, and evaluation mode ends with the last run that needs it.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from fastcam.engine.inputs import Inputs
@@ -19,43 +24,257 @@ Hooks = Sequence[tuple[nn.Module, Callable[..., Any]]]
 def run(
     model: nn.Module,
     inputs: Inputs,
-    hooks: Hooks,
+    hooks: Hooks = (),
     *,
+    before: Hooks = (),
     from_images: bool = False,
 ) -> Any:
-    """What the model returns in evaluation mode, with forward hooks; both end with the call.
+    """What the model returns in evaluation mode, with hooks that end with the call.
 
     Args:
-        from_images: whether the graph starts at the images, and a torch function mode, such as
-            guided backpropagation's, has to see every function.
+        hooks: forward hooks.
+        before: forward pre-hooks, called with the keyword arguments too. The forward hooks of these
+            modules run behind all others, also behind those that the model hangs on meanwhile.
+        from_images: whether grad mode is on from the first instruction, and a torch function mode,
+            such as guided backpropagation's, has to see every function.
     """
-    with ExitStack() as undo:
-        undo.enter_context(torch.set_grad_enabled(from_images))
-        undo.enter_context(_evaluation(model))
-        # compiled code would not see the hooks, nor a function mode; a compiled function cannot be
-        # told from outside, but without torch._dynamo there is none
-        if any(map(is_compiled, model.modules())) or (
-            from_images and "torch._dynamo" in sys.modules
-        ):
-            undo.enter_context(_eager())
-        for module, hook in hooks:
-            undo.callback(module.register_forward_hook(hook).remove)
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, then back in its own, without calling the user's train()."""
-    training = [module for module in model.modules() if module.training]
+    loan = Loan(hooks, before)
+    grad_mode = torch.is_grad_enabled()
     try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
+        try:
+            torch.set_grad_enabled(from_images)
+            loan.take(model, functions=from_images)
+            if isinstance(inputs, Mapping):
+                return model(**inputs)
+            return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+        finally:
+            loan.give_back()
+            torch.set_grad_enabled(grad_mode)
+    finally:  # an interrupt may have ended the first attempt
+        loan.give_back()
+        torch.set_grad_enabled(grad_mode)
+
+
+class Loan:
+    """What one run changes of a network and of the process, until :meth:`give_back`.
+
+    Every step can be repeated and none has to have happened, so that an interrupt at any moment
+    leaves nothing behind.
+
+    Args:
+        hooks, before: see :func:`run`.
+    """
+
+    def __init__(self, hooks: Hooks, before: Hooks = ()) -> None:
+        self._hooks = [(module, _in_this_thread(hook)) for module, hook in hooks]
+        self._before = [
+            (
+                module,
+                _in_this_thread(_behind_others(hook, [h for m, h in self._hooks if m is module])),
+            )
+            for module, hook in before
+        ]
+
+    def take(self, model: nn.Module | None = None, *, functions: bool = False) -> None:
+        """Hangs the hooks on; a model is brought into evaluation mode.
+
+        Args:
+            model: what is about to run.
+            functions: whether compiled functions have to run as they were written.
+        """
+        if model is not None:
+            _evaluation.enter(self, model)
+            # compiled code would not see the hooks, nor a function mode; a compiled function
+            # cannot be told from outside, but without torch._dynamo there is none
+            if any(map(is_compiled, model.modules())) or (
+                functions and "torch._dynamo" in sys.modules
+            ):
+                _eager.enter(self)
+        if self._before:
+            _plain_checkpoints.enter(self)
+        for module, hook in self._before:
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+        for module, hook in self._hooks:
+            module.register_forward_hook(hook)
+
+    def give_back(self) -> None:
+        """Everything as it was found; once is enough, and more do no harm."""
+        for module, hook in self._hooks:
+            for key in _keys(module._forward_hooks, hook):
+                del module._forward_hooks[key]
+        for module, hook in self._before:
+            for key in _keys(module._forward_pre_hooks, hook):
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                del module._forward_pre_hooks[key]
+        _plain_checkpoints.leave(self)
+        _eager.leave(self)
+        _evaluation.leave(self)
+
+    def __enter__(self) -> Loan:
+        self.take()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self.give_back()
+        finally:
+            self.give_back()
+
+
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, silent in other threads."""
+    thread = threading.get_ident()
+
+    def called(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == thread else None
+
+    return called
+
+
+def _behind_others(hook: Callable[..., Any], after: Sequence[Any]) -> Callable[..., Any]:
+    """The pre-hook, which also moves forward hooks of its module behind all others."""
+
+    def called(module: nn.Module, *args: Any) -> Any:
+        hung: OrderedDict[int, Any] = module._forward_hooks  # type: ignore[assignment]
+        for each in after:
+            for key in _keys(hung, each):
+                hung.move_to_end(key)
+        return hook(module, *args)
+
+    return called
+
+
+def _keys(hooks: Mapping[int, Any], hook: Any) -> list[int]:
+    return [key for key, each in list(hooks.items()) if each is hook]
+
+
+class _Evaluation:
+    """Modules in evaluation mode, and the runs that need them there.
+
+    The flags are set one by one: a user's own train() is not called.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._runs: dict[int, tuple[nn.Module, set[object]]] = {}  # by id of the module
+
+    def enter(self, run: object, model: nn.Module) -> None:
+        with self._lock:
+            for module in model.modules():
+                if id(module) in self._runs:
+                    self._runs[id(module)][1].add(run)
+                elif module.training:
+                    self._runs[id(module)] = module, {run}
+                    module.training = False
+
+    def leave(self, run: object) -> None:
+        if not self._runs:
+            return
+        with self._lock:
+            for key, (module, runs) in list(self._runs.items()):
+                if runs == {run}:
+                    module.training = True
+                    del self._runs[key]
+                else:
+                    runs.discard(run)
+
+
+class _Switch:
+    """Something of the process that is switched on by the first run and off after the last.
+
+    Args:
+        on, off: what switches; both may be called again after an interrupt.
+    """
+
+    def __init__(self, on: Callable[[], None], off: Callable[[], None]) -> None:
+        self._lock = threading.RLock()
+        self._on, self._off = on, off
+        self.runs: dict[object, int] = {}
+        """Those that need it, and the threads that they are in."""
+
+    def enter(self, run: object) -> None:
+        with self._lock:
+            self.runs[run] = threading.get_ident()
+            if len(self.runs) == 1:
+                self._on()
+
+    def leave(self, run: object) -> None:
+        if run not in self.runs:
+            return
+        with self._lock:
+            if len(self.runs) == 1:
+                self._off()
+            self.runs.pop(run, None)
+
+
+_stances: list[Any] = []
+
+
+def _run_eagerly() -> None:
+    """Compiled code runs as it was written, in all threads."""
+    _stances.append(torch.compiler.set_stance("force_eager"))
+
+
+def _run_compiled() -> None:
+    for stance in _stances:
+        stance.__exit__(None, None, None)
+    _stances.clear()
+
+
+_replaced: dict[str, Any] = {}
+
+
+def _call_plainly() -> None:
+    """Checkpoints in threads that record call their function and keep what it computed.
+
+    A reentrant checkpoint has no graph for :func:`torch.autograd.grad`. Any other runs its function
+    again in the backward, when hooks and evaluation mode are gone.
+    """
+    home = vars(torch.utils.checkpoint)
+    _replaced.update({name: home[name] for name in _CHECKPOINTS if name in home})
+    for name, replaced in _replaced.items():
+        home[name] = _CHECKPOINTS[name](replaced)
+
+
+def _checkpoint_again() -> None:
+    vars(torch.utils.checkpoint).update(_replaced)
+    _replaced.clear()
+
+
+class _PlainFunction:
+    """In the place of the reentrant checkpoint's autograd function."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
+
+    def apply(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        if threading.get_ident() in _plain_checkpoints.runs.values():
+            return function(*args)
+        return self._function.apply(function, preserve, *args)
+
+
+def _plain_generator(generator: Any) -> Any:
+    """In the place of the other's, which runs up to its yield, then after the function."""
+
+    def checkpoint(*args: Any, **kwargs: Any) -> Iterator[None]:
+        if threading.get_ident() in _plain_checkpoints.runs.values():
+            return (None for _ in range(1))
+        return generator(*args, **kwargs)
+
+    return checkpoint
+
+
+_CHECKPOINTS: dict[str, Callable[[Any], Any]] = {
+    "CheckpointFunction": _PlainFunction,
+    "_checkpoint_without_reentrant_generator": _plain_generator,
+    "_checkpoint_without_reentrant_generator_impl": _plain_generator,
+}
+_evaluation = _Evaluation()
+_eager = _Switch(_run_eagerly, _run_compiled)
+_plain_checkpoints = _Switch(_call_plainly, _checkpoint_again)
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -63,31 +282,6 @@ def is_compiled(module: nn.Module) -> bool:
     if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
         return True
     return hasattr(getattr(module, "forward", None), "_torchdynamo_orig_callable")
-
-
-_eager_lock = threading.Lock()
-_eager_runs = 0
-_eager_undo = ExitStack()
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Runs compiled code eagerly.
-
-    The stance is one for all threads: the first run sets it and the last one puts it back.
-    """
-    global _eager_runs
-    with _eager_lock:
-        if _eager_runs == 0:
-            _eager_undo.enter_context(torch.compiler.set_stance("force_eager"))
-        _eager_runs += 1
-    try:
-        yield
-    finally:
-        with _eager_lock:
-            _eager_runs -= 1
-            if _eager_runs == 0:
-                _eager_undo.close()
 
 
 def unwrap(model: nn.Module) -> nn.Module:

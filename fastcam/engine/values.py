@@ -84,6 +84,11 @@ def replace_first(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return rebuild(value, once)
 
 
+def first_with_positions(value: Any) -> list[Tensor]:
+    """The first tensor that has positions, alone; nothing if there is none."""
+    return next(([tensor] for tensor in tensors_of(value) if has_positions(tensor)), [])
+
+
 def storage(tensor: Tensor) -> int:
     """What tensors that share their memory have in common."""
     return tensor.untyped_storage().data_ptr()

@@ -24,9 +24,8 @@ from fastcam.engine.outputs import (
     Output,
     logits_of,
 )
-from fastcam.engine.running import (
-    unwrap,
-)
+from fastcam.engine.recording import Start, find_start
+from fastcam.engine.running import Hooks, unwrap
 from fastcam.fast import FastModel, Options, is_emulated
 from fastcam.layers import Layers, find_layer, layer_names
 from fastcam.layout import Reshape
@@ -94,6 +93,7 @@ class Method:
         self._reshape = reshape
         self._output = output
         self._checked = False  # the outputs, for being probabilities
+        self._start: Start | None = None  # of the graph, found by the first call
 
     def __enter__(self) -> Any:
         return self
@@ -112,7 +112,10 @@ class Method:
         """What runs, as far as it is known before a call."""
         return [self.model]
 
-    def _run(self, inputs: Inputs, targets: Targets) -> tuple[Capture, Selection]:
+    def _run(
+        self, inputs: Inputs, targets: Targets, hooks: Hooks = ()
+    ) -> tuple[Capture, Selection]:
+        self._find_start(inputs)
         model, inputs = self._network(inputs)
         record = capture(
             model,
@@ -121,6 +124,8 @@ class Method:
             reshape=self._reshape,
             output=self._output,
             graph=self.graph,
+            start=self._start,
+            hooks=hooks,
         )
         selection = select(record.logits, targets)
         if not self._checked:
@@ -144,6 +149,10 @@ class Method:
             found = find_layer(self.model, inputs, reshape=self._reshape, output=self._output)
             self.layers = (found,)
 
+    def _find_start(self, inputs: Inputs) -> None:
+        if self.graph == "layers" and self._start is None:
+            self._start = find_start(self.model, inputs, self.layers, self._output)
+
 
 @dataclass
 class _FastMode:
@@ -162,12 +171,14 @@ class _FastMode:
         """Whether the copy is still to be made, or to be made anew."""
         return self.copy is None or self.copy.is_stale
 
-    def renew(self, model: nn.Module, images: Inputs, layers: Sequence[str]) -> None:
+    def renew(
+        self, model: nn.Module, images: Inputs, layers: Sequence[str], start: Start | None
+    ) -> None:
         """Makes the copy; graphs of an older one go."""
         on_gpu = isinstance(images, Tensor) and images.is_cuda
         if self.cuda_graph is True and not on_gpu:
             raise RuntimeError("cuda_graph: got True, but the images are no tensor on a GPU")
-        self.copy = FastModel(model, images, layers, self.options)
+        self.copy = FastModel(model, images, layers, self.options, start or "output")
         self.graphs = CudaGraphs(self.cuda_graph is True) if on_gpu and self.cuda_graph else None
 
     def report(self) -> dict[str, str]:
@@ -298,7 +309,8 @@ class MapMethod(Method):
     ) -> _Answer:
         """``step`` with the model's copy, from a CUDA graph where that is wanted and possible."""
         if fast.is_stale:
-            fast.renew(self.model, images, self.layers)
+            self._find_start(images)
+            fast.renew(self.model, images, self.layers, self._start)
             answer = step(images, targets)
             logits = logits_of(answer[1], self._output)
             fast.classes = logits.shape[1] if logits.dim() == 2 else 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from fastcam.engine.outputs import (
 from fastcam.engine.running import (
     run,
 )
+from fastcam.engine.values import first_with_positions
 from fastcam.layers import Layers
 from fastcam.layout import Reshape
 from fastcam.methods.base import Method, Size, extents_of
@@ -90,19 +90,19 @@ class LeGrad(Method):
             self._find_layers(images)
             attention = _Attention()
             last: dict[str, tuple[GradientEdge, torch.Size]] = {}
-            with ExitStack() as undo:
-                undo.enter_context(attention)
-                for name in self.layers:
-                    block = self.model.get_submodule(name)
-                    undo.callback(block.register_forward_hook(_note(name, attention, last)).remove)
-                record, selection = self._run(images, targets)
+            returned: dict[str, Tensor] = {}
+            notes = [
+                (self.model.get_submodule(name), _note(name, attention, last, returned))
+                for name in self.layers
+            ]
+            with attention:
+                record, selection = self._run(images, targets, notes)
             count = len(record.logits)
             columns = range(1 if selection.scores.dim() == 1 else selection.scores.shape[1])
             found: list[list[Tensor]] = [[] for _ in columns]
             rows = torch.arange(count, device=record.logits.device)
-            for name, tokens, read in zip(
-                record.layers, record.nodes, record.readings, strict=True
-            ):
+            for name, read in zip(record.layers, record.readings, strict=True):
+                tokens = returned[name]
                 if name not in last:
                     raise ValueError(f"target_layers: '{name}' has no attention of its own")
                 edge, shape = last[name]
@@ -134,11 +134,16 @@ class LeGrad(Method):
 
 
 def _note(
-    name: str, attention: _Attention, last: dict[str, tuple[GradientEdge, torch.Size]]
+    name: str,
+    attention: _Attention,
+    last: dict[str, tuple[GradientEdge, torch.Size]],
+    returned: dict[str, Tensor],
 ) -> Callable[..., None]:
-    """A hook that says which attention came last when the block ended."""
+    """A hook that notes the block's tokens, and which attention came last when it ended."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
+        for tokens in first_with_positions(output):
+            returned[name] = tokens.clone()  # with its graph; the model may write to the tokens
         if attention.edges:
             last[name] = attention.edges.pop()
             attention.edges.clear()
@@ -175,14 +180,15 @@ def _blocks(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
                 found.append(name)
                 return
 
-    with ExitStack() as undo:
-        for name, module in model.named_modules():
-            enter = module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
-            leave = module.register_forward_hook(lambda *_: inside.pop() and None)
-            undo.callback(enter.remove)
-            undo.callback(leave.remove)
-        undo.enter_context(_Attention(attended))
-        run(model, inputs, ())
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: inside.append(name)
+
+    named = list(model.named_modules())
+    leave: list[tuple[nn.Module, Any]] = [
+        (module, lambda *_: inside.pop() and None) for _, module in named
+    ]
+    with _Attention(attended):
+        run(model, inputs, leave, before=[(module, enter(name)) for name, module in named])
     if not found:
         raise ValueError("target_layers: met no attention in a list of blocks; name the blocks")
     return tuple(dict.fromkeys(found))

@@ -13,6 +13,7 @@ from fastcam.capture import (
 from fastcam.engine.inputs import (
     Inputs,
 )
+from fastcam.engine.running import Hooks
 from fastcam.methods.base import MapMethod
 from fastcam.targets import Selection, Targets
 
@@ -26,9 +27,11 @@ class ShapleyCAM(MapMethod):
 
     name = "shapleycam"
 
-    def _run(self, inputs: Inputs, targets: Targets) -> tuple[Capture, Selection]:
+    def _run(
+        self, inputs: Inputs, targets: Targets, hooks: Hooks = ()
+    ) -> tuple[Capture, Selection]:
         with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative
-            return super()._run(inputs, targets)
+            return super()._run(inputs, targets, hooks)
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         columns = selection.columns()

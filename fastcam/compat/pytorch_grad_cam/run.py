@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam import ops
-from fastcam.capture import (
-    record,
-)
+from fastcam.capture import Graph, record
 from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastcam.compat.settings import settings
+from fastcam.engine.recording import Point, Start, find_start, gradients_at
 from fastcam.engine.running import (
     unwrap,
 )
@@ -59,8 +58,8 @@ class Run:
     """What the model returned, with the graph above the layers."""
     activations: list[Tensor]
     """(N, C, *S), without a graph; on a CPU as operations in place have left them."""
-    nodes: list[Tensor]
-    """What the layers returned, before any operation in place: what the score is derived by."""
+    points: list[Point]
+    """Where in the graph the layers returned that, before any operation in place."""
     handed_on: list[Any]
     """What the model went on with, with its graph, as operations in place have left it."""
     reshape: Callable[[Tensor], Tensor]
@@ -86,15 +85,16 @@ class Run:
                 products.append((self.reshape(gradient.detach()), self.reshape(product)))
         return products
 
-    def _gradients(self, targets: TargetFunctions, create_graph: bool) -> tuple[Tensor, ...]:
+    def _gradients(self, targets: TargetFunctions, create_graph: bool) -> list[Tensor]:
         pairs = zip(targets, self.outputs, strict=False)  # images beyond the targets count as 0
         loss: Any = sum(target(output) for target, output in pairs)
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             raise NotServed("the targets do not depend on the target layers")
-        found = torch.autograd.grad(loss, self.nodes, create_graph=create_graph, allow_unused=True)
-        if any(gradient is None for gradient in found):
+        found = gradients_at(self.points, loss, create_graph=create_graph, retain=create_graph)
+        gradients = [gradient for gradient in found if gradient is not None]
+        if len(gradients) < len(found):
             raise NotServed("the targets do not depend on every target layer")
-        return found
+        return gradients
 
 
 Kernel = Callable[[Any, Run, TargetFunctions], list[Tensor]]
@@ -231,23 +231,38 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
         during.enter_context(aside(cam))
         if second_order:
             during.enter_context(sdpa_kernel(SDPBackend.MATH))  # others have no second derivative
-        model, inputs = _network(cam, images, names)
+        start = _start(cam, unwrap(cam.model), images, names) if cam.uses_gradients else None
+        model, inputs = _network(cam, images, names, start)
         try:
-            recorded = record(model, inputs, names, graph="layers" if cam.uses_gradients else None)
+            graph: Graph | None = "layers" if cam.uses_gradients else None
+            recorded = record(model, inputs, names, graph=graph, start=start)
         except ValueError as error:
             raise NotServed(first_line(error)) from error
     if any(count != 1 for count in recorded.runs.values()) or len(set(names)) < len(names):
         raise NotServed("a target layer did not run exactly once, or returned no tensor")
-    returned = [recorded.handed_on[layer] for layer in recorded.nodes]  # in the order of the runs
+    returned = [recorded.returned[layer] for layer in recorded.points]  # in the order of the runs
     if cam.uses_gradients and not all(isinstance(each, Tensor) for each in returned):
         raise NotServed("a target layer returned something else than a tensor")
     reshape = cam.reshape_transform or _as_it_is
-    nodes = list(recorded.nodes.values())
+    points = list(recorded.points.values())
+    values = [point.value for point in points]
     # a reference on a CPU, which operations in place write to; a copy elsewhere
-    on_cpu = nodes[0].device.type == "cpu"
-    kept = returned if on_cpu and not settings.fix else nodes
+    on_cpu = values[0].device.type == "cpu"
+    kept = returned if on_cpu and not settings.fix else values
     activations = [reshape(_detached(each)) for each in kept]
-    return Run(images, recorded.outputs, activations, nodes, returned, reshape)
+    return Run(images, recorded.outputs, activations, points, returned, reshape)
+
+
+_starts: WeakKeyDictionary[Any, tuple[Sequence[str], Start]] = WeakKeyDictionary()
+
+
+def _start(cam: Any, model: nn.Module, inputs: Any, names: Sequence[str]) -> Start:
+    """Where the graph of an object's runs starts; found by its first call."""
+    layers, start = _starts.get(cam, ((), None))
+    if start is None or layers != names:
+        start = find_start(model, inputs, names)
+        _starts[cam] = names, start
+    return start
 
 
 @contextmanager
@@ -268,14 +283,17 @@ def aside(cam: Any) -> Iterator[None]:
 _fast_copies: WeakKeyDictionary[Any, tuple[nn.Module, FastModel]] = WeakKeyDictionary()
 
 
-def _network(cam: Any, images: Tensor, names: Sequence[str]) -> tuple[nn.Module, Any]:
+def _network(
+    cam: Any, images: Tensor, names: Sequence[str], start: Start | None
+) -> tuple[nn.Module, Any]:
     """The network and its input, in the fast mode a copy of it."""
     model = unwrap(cam.model)
     if not settings.fast:
         return model, images
     of, copy = _fast_copies.get(cam, (None, None))
     if of is not model or copy is None or copy.is_stale:
-        copy = FastModel(model, images, names, Options(dtype=preferred_dtype(images.device)))
+        options = Options(dtype=preferred_dtype(images.device))
+        copy = FastModel(model, images, names, options, start or "output")
         _fast_copies[cam] = model, copy
     return copy.model, copy.prepared(images)
 

@@ -1,0 +1,376 @@
+"""Where the graph of a run starts, and the place of a layer's output in it.
+
+The graph starts at the target layer, so that below it the network runs as in inference. How close
+to the layer it may start depends on who reads what the layer computes: see :func:`find_start`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from fastcam.engine.inputs import Inputs, first_image
+from fastcam.engine.running import Hooks, run
+from fastcam.engine.values import first_with_positions, rebuild, storage, tensors_of
+
+Start = Literal["output", "layer", "model"]
+"""Where a graph starts: at the output of the first target layer that runs, with that layer's first
+instruction, or with the model's."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A tensor as a layer's caller received it, and its place in the graph."""
+
+    value: Tensor
+    """What it was then, without a graph."""
+    edge: GradientEdge | None
+    """What gradients are asked for: its own place, or that of the tensor it is a view of. None if
+    it has no graph."""
+    own: GradientEdge | None
+    """Its own place."""
+    view: _View | None = None
+    """How it lies in that tensor."""
+
+    def read(self, gradient: Tensor) -> Tensor:
+        """The gradient with respect to this tensor, from the gradient at :attr:`edge`."""
+        return gradient if self.view is None else self.view.of(gradient)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A part of another tensor's memory, by extents, strides and the offset between them."""
+
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    base_stride: tuple[int, ...]
+
+    def of(self, gradient: Tensor) -> Tensor:
+        if gradient.stride() != self.base_stride:
+            laid_out = gradient.new_empty_strided(gradient.shape, self.base_stride)
+            gradient = laid_out.copy_(gradient)
+        return gradient.as_strided(self.size, self.stride, gradient.storage_offset() + self.offset)
+
+
+class Recorder:
+    """Hooks for a run that starts a graph at layers and keeps what they return.
+
+    They are for a run under ``no_grad``, or with grad mode on from the first instruction for a
+    graph that starts with the model.
+
+    Args:
+        layers: by name.
+        start: where the graph starts; None for no graph.
+        pick: the tensors to keep of what a layer returns.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        start: Start | None,
+        pick: Callable[[Any], Sequence[Tensor]] | None = None,
+    ) -> None:
+        self.points: dict[str, tuple[Point, ...]] = {}
+        """By layer, in the order in which they ran last."""
+        self.returned: dict[str, Any] = {}
+        """By layer, all that its caller received; an operation in place behind it shows here."""
+        self.runs = dict.fromkeys(layers, 0)
+        """By layer, how often it returned tensors to keep."""
+        self._layers = layers
+        self._start = start
+        self._pick = pick or first_with_positions
+        self._entered: dict[str, list[Given]] = {name: [] for name in layers}
+        self._inputs: list[tuple[str, Tensor, int]] = []  # returned as they were given
+
+    @property
+    def hooks(self) -> Hooks:
+        """Forward hooks for the run."""
+        return [(layer, self._leave(name)) for name, layer in self._layers.items()]
+
+    @property
+    def before(self) -> Hooks:
+        """Forward pre-hooks for the run."""
+        return [(layer, self._enter(name)) for name, layer in self._layers.items()]
+
+    def check(self) -> None:
+        """After the run.
+
+        Raises:
+            ValueError: if a layer returned its input and the model has overwritten that since.
+        """
+        for name, tensor, version in self._inputs:
+            if _version(tensor) != version:  # the copy that was handed on has missed that
+                raise ValueError(
+                    f"target_layers: '{name}' returns its input, which the model overwrites later; "
+                    "name the layer before it"
+                )
+
+    def _enter(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            changed = None
+            if self._start == "layer":
+                torch.set_grad_enabled(True)  # the run ends that
+                # in the same memory: what the layer writes to its input can be read there
+                changed = rebuild((args, kwargs), lambda t: t if t.requires_grad else started(t))
+            self._entered[name].append(Given(module, changed or (args, kwargs)))
+            return changed
+
+        return hook
+
+    def _leave(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, returned: Any) -> Any:
+            given = self._entered[name].pop()
+            kept = self._pick(returned)
+            renewed = {id(tensor): self._handed_on(name, tensor, given) for tensor in kept}
+            returned = rebuild(returned, lambda tensor: renewed.get(id(tensor), tensor))
+            if kept:
+                self.runs[name] += 1
+                self.points.pop(name, None)
+                self.points[name] = tuple(point_of(renewed[id(tensor)]) for tensor in kept)
+                self.returned[name] = returned
+            return returned
+
+        return hook
+
+    def _handed_on(self, name: str, tensor: Tensor, given: Given) -> Tensor:
+        """The tensor itself, at the start of a graph unless it has one; a copy of an input."""
+        if self._start is None:
+            return tensor
+        if given.unwritten(tensor):
+            self._inputs.append((name, tensor, _version(tensor)))
+            tensor = tensor.clone()
+        if self._start != "model":
+            torch.set_grad_enabled(True)  # the run ends that
+        if tensor.requires_grad or not torch.is_grad_enabled():  # that is the model's own no_grad
+            return tensor
+        return started(tensor, same=not given.held(tensor))
+
+
+class Given:
+    """What went into a layer, and which tensors there were before it ran."""
+
+    def __init__(self, module: nn.Module, arguments: Any) -> None:
+        self._arguments = arguments  # alive, so that nothing else gets its memory
+        self._versions = {storage(t): _version(t) for t in tensors_of(arguments)}
+        self._held = {storage(t): t for each in module.modules() for t in _held(each)}
+
+    def held(self, tensor: Tensor) -> bool:
+        """Whether the layer held this memory before it ran, and so will after the run."""
+        return storage(tensor) in self._held
+
+    def unwritten(self, tensor: Tensor) -> bool:
+        """Whether this is memory of the arguments, with what it had before."""
+        return self._versions.get(storage(tensor), -1) == _version(tensor)
+
+
+def started(tensor: Tensor, same: bool = False) -> Tensor:
+    """The tensor at the start of a graph, in the same memory; as it is without floating point.
+
+    Args:
+        same: whether the tensor itself gets the graph, so that all who hold it have it; a view and
+            a tensor made in inference mode cannot.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    if tensor.is_inference():
+        tensor = tensor.clone()
+    elif tensor._is_view() or not same:
+        tensor = tensor.detach()
+    with torch.enable_grad():
+        begun: Tensor = _Start.apply(tensor, torch.zeros((), requires_grad=True))
+    return begun
+
+
+class _Start(torch.autograd.Function):
+    """The same tensor, with a graph from here on."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, zero: Tensor) -> Tensor:
+        ctx.mark_dirty(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def point_of(tensor: Tensor) -> Point:
+    """Where a tensor stands now."""
+    value = tensor.detach().clone()
+    if not tensor.requires_grad:
+        return Point(value, None, None)
+    own = get_gradient_edge(tensor)
+    base = tensor._base
+    if base is None or not base.requires_grad or not (_is_dense(base) and _lies_apart(tensor)):
+        return Point(value, own, own)
+    # an operation in place gives a view another place, but not the tensor it is a view of
+    offset = int(tensor.storage_offset()) - int(base.storage_offset())
+    view = _View(tensor.shape, tensor.stride(), offset, base.stride())
+    return Point(value, get_gradient_edge(base), own, view)
+
+
+def gradients_at(
+    points: Sequence[Point],
+    scores: Tensor,
+    *,
+    retain: bool = False,
+    create_graph: bool = False,
+) -> list[Tensor | None]:
+    """The gradient of the scores' sum with respect to each point, None if there is none.
+
+    Args:
+        retain: whether the graph stays for further calls.
+        create_graph: whether the gradients have a graph themselves.
+    """
+    edges = [point.edge for point in points if point.edge is not None]
+    if not edges or not scores.requires_grad:
+        return [None] * len(points)
+    found = iter(
+        torch.autograd.grad(
+            scores,
+            edges,
+            torch.ones_like(scores),
+            retain_graph=retain,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    )
+    gradients = [None if point.edge is None else next(found) for point in points]
+    return [
+        None if gradient is None else point.read(gradient)
+        for point, gradient in zip(points, gradients, strict=True)
+    ]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
+
+
+def _lies_apart(tensor: Tensor) -> bool:
+    """Whether every element has memory that no other has: each stride steps over what is below."""
+    reach = 0
+    for stride, extent in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if extent > 1:
+            if stride <= reach:
+                return False
+            reach += stride * (extent - 1)
+    return True
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written to; tensors made in inference mode do not count that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _held(module: nn.Module) -> list[Tensor]:
+    """The parameters, buffers and attributes of a module itself."""
+    found: list[Tensor] = []
+    for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+        values = value.values() if isinstance(value, dict) else value
+        many = isinstance(value, (list, tuple, dict))
+        found += [v for v in (values if many else (value,)) if isinstance(v, Tensor)]
+    return found
+
+
+def start_at_inputs(inputs: Inputs) -> Inputs:
+    """The inputs at the start of a graph. They keep their memory; the user's tensors stay apart."""
+    return rebuild(inputs, lambda tensor: started(tensor.data))
+
+
+def find_start(
+    model: nn.Module, inputs: Inputs, layers: Sequence[str], output: Any = None
+) -> Start:
+    """The start closest to the layers from which a graph holds all that reads them.
+
+    "output" will do if nothing but what a layer returns is read later. A layer that also keeps a
+    value that it has derived from its output needs "layer"; grad modes within the model need
+    "model". Each start is tried on the first image, and its graph compared with that of a run that
+    records everything: two runs for most networks.
+
+    Args:
+        model, inputs, layers: as for :func:`fastcam.capture.capture`.
+        output: picks what is explained out of what the model returns; it may read the model too.
+    """
+    modules = {name: model.get_submodule(name) for name in layers}
+    one = first_image(inputs)
+    device = next((t.device for t in tensors_of(one)), torch.device("cpu"))
+
+    def readers(start: Start) -> list[Counter[tuple[str, str]]]:
+        recorder = Recorder(modules, start)
+        whole = start == "model"
+        given = start_at_inputs(one) if whole else one
+        outputs = run(model, given, recorder.hooks, before=recorder.before, from_images=whole)
+        with torch.enable_grad():
+            roots = tensors_of(outputs if output is None else (outputs, output(outputs)))
+        return [_readers(roots, recorder.points.get(name, ())) for name in layers]
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            expected = readers("model")
+        except Exception:  # what the model does cannot be recorded as a whole
+            return "layer"
+        starts: tuple[Start, ...] = ("output", "layer")
+        for start in starts:
+            try:
+                if readers(start) == expected:
+                    return start
+            except Exception:  # torch's, if memory is written to with a graph and read without
+                continue
+    return "model"
+
+
+def _readers(roots: Iterable[Tensor], points: Iterable[Point]) -> Counter[tuple[str, str]]:
+    """Every edge on the way from results to the points, by the names of its nodes."""
+    nodes: dict[Node, None] = {}
+    users: dict[Node, list[tuple[Node, int]]] = {}  # who takes which output of a node
+    waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if node in nodes:
+            continue
+        nodes[node] = None
+        for user_of, number in node.next_functions:
+            if user_of is not None:
+                users.setdefault(user_of, []).append((node, number))
+                waiting.append(user_of)
+    counted: Counter[tuple[str, str]] = Counter()
+    for point in points:
+        if point.edge is None or point.own is None:
+            continue
+        inside = {point.own.node, *_between(point)}  # a view and what it is a view of are one
+        reached: set[Node] = set()
+        waiting = []
+        for target in inside:
+            for user, number in users.get(target, ()):
+                edges = [e for e in (point.edge, point.own) if e.node is target]
+                if user not in inside and (not edges or number in [e.output_nr for e in edges]):
+                    counted[user.name(), ""] += 1
+                    waiting.append(user)
+        while waiting:
+            node = waiting.pop()
+            if node in reached:
+                continue
+            reached.add(node)
+            for user, _ in users.get(node, ()):
+                counted[user.name(), node.name()] += 1
+                waiting.append(user)
+    return counted
+
+
+def _between(point: Point) -> list[Node]:
+    """The nodes from a view down to the tensor that it is a view of."""
+    assert point.own is not None
+    assert point.edge is not None
+    found: list[Node] = []
+    node: Node | None = point.own.node
+    while node is not None and node is not point.edge.node:
+        found.append(node)
+        node = node.next_functions[0][0] if node.next_functions else None
+    return [point.edge.node, *found] if node is not None else [point.own.node, point.edge.node]
