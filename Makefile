@@ -19,7 +19,10 @@ emulate = $(CMAKE) -B build/cmake-$(1) -DFASTCAM_SANITIZE=$(2) > build/cmake.log
 # What `make kernels` compiles for.
 ARCHITECTURES ?= 80 90 120
 
-.PHONY: help demo test lint kernels emulate resources mutants bench build format clean
+N ?= 10000
+SEED ?= 300
+
+.PHONY: help demo test fuzz lint kernels emulate resources mutants bench build format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -30,6 +33,9 @@ demo: build  ## explain the shipped scene and clip: pictures and a video in out/
 
 test: build lint emulate resources  ## lint, types, the kernels on the CPU and the Python tests
 	$(BIN)/python -m pytest
+
+fuzz: build  ## N random networks from SEED on, explained and compared with whole-graph autograd
+	$(BIN)/python -m tests.fuzz --cases $(N) --seed $(SEED)
 
 lint: build  ## ruff, clang-format and mypy
 	$(BIN)/ruff check .
