@@ -68,8 +68,6 @@ class Capture:
 
     runs: tuple[int, ...]
     """How often each layer ran; the last time counts."""
-    keeps: bool
-    """Whether a layer may have kept what it derived from its output, for the model to read."""
 
     _model: nn.Module
     _inputs: Inputs
@@ -297,7 +295,10 @@ def record(
         start = start or find_start(model, inputs, layers)
         if start == "model":
             inputs = start_at_inputs(inputs)
-        elif start == "layer":  # the user's own tensors get no graph, nor count what happens here
+        elif start in (
+            "layer",
+            "input",
+        ):  # the user's own tensors get no graph, nor count what happens here
             inputs = rebuild(inputs, lambda tensor: tensor.data)
     recorder = Recorder({name: model.get_submodule(name) for name in layers}, start)
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
@@ -406,7 +407,6 @@ def capture(
         points=tuple(points[name] for name in layers),
         readings=tuple(readings),
         runs=tuple(recorded.runs[name] for name in layers),
-        keeps=start in ("layer", "model"),
         _model=model,
         _inputs=recorded.inputs,
         _output=output,

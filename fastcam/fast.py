@@ -223,7 +223,7 @@ class FastModel:
                 children = children[len(below) :]
         for child in children:
             module = self.model.get_submodule(child)
-            if child == layer and self._start == "layer":
+            if child == layer and self._start in ("layer", "input"):
                 self._notes[child] = "left as it is: what it computes on the way is read later"
             elif child == layer:
                 self._units.append(_replace(module, child, dtype, restored))

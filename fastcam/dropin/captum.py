@@ -154,7 +154,10 @@ def _start(attribution: Any, inputs: tuple[Tensor, ...], additional: Any) -> Sta
                 forward, start_at_inputs(given) if whole else given, None, more
             )
 
-    start = closest_start(attempt, {"layer": layer}, inputs[0].device)
+    try:
+        start = closest_start(attempt, {"layer": layer}, inputs[0].device)
+    except ValueError:  # the layer returns its input, which is overwritten later
+        start = "model"
     _starts[attribution] = (id(forward), id(layer)), start
     return start
 

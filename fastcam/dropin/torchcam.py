@@ -216,9 +216,11 @@ class Forward:
         self.extractor._hooks_enabled = False
         try:
             start = closest_start(attempt, layers, device)
+        except ValueError:  # a layer returns its input
+            start = "model"
         finally:
             self.extractor._hooks_enabled = True
-        return "model" if any(recorder.borrows for recorder in recorders) else start
+        return "model" if any(each.passes_on or each.held for each in recorders) else start
 
     def restore(self) -> None:
         """Grad mode as it was before a run that this began."""
@@ -233,7 +235,7 @@ class Forward:
     def _why_whole(self, model: nn.Module, given: Sequence[Tensor]) -> str:
         if self.start == "model":
             return "the model sets grad modes itself, or a layer returns what it was given"
-        if self.start == "layer":
+        if self.start in ("layer", "input"):
             return "what the layer computes on the way to its output is read later"
         if unwrap(model) is not model:
             return "the model is compiled or parallel"

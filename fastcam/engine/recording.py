@@ -17,11 +17,11 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fastcam.engine.inputs import Inputs, first_image
 from fastcam.engine.running import Hooks, run
-from fastcam.engine.values import first_with_positions, rebuild, storage, tensors_of
+from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of
 
-Start = Literal["output", "layer", "model"]
+Start = Literal["output", "layer", "input", "model"]
 """Where a graph starts: at the output of the first target layer that runs, with that layer's first
-instruction, or with the model's."""
+instruction, at a copy of what goes into it, or with the model's first instruction."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Recorder:
         layers: by name.
         start: where the graph starts; None for no graph.
         pick: the tensors to keep of what a layer returns.
+        copies: whether layers get copies of their inputs, as they do if the graph starts at one.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Recorder:
         layers: Mapping[str, nn.Module],
         start: Start | None,
         pick: Callable[[Any], Sequence[Tensor]] | None = None,
+        copies: bool = False,
     ) -> None:
         self.points: dict[str, tuple[Point, ...]] = {}
         """By layer, in the order in which they ran last."""
@@ -83,11 +85,14 @@ class Recorder:
         """By layer, all that its caller received; an operation in place behind it shows here."""
         self.runs = dict.fromkeys(layers, 0)
         """By layer, how often it returned tensors to keep."""
-        self.borrows = False
-        """Whether a layer returned memory that it was given, as it was, or held before it ran."""
+        self.passes_on = False
+        """Whether a layer returned memory that it was given, as it was."""
+        self.held = False
+        """Whether a layer returned memory that it held before it ran."""
         self._layers = layers
         self._start = start
         self._pick = pick or first_with_positions
+        self._copies = copies or start == "input"
         self._entered: dict[str, list[Given]] = {name: [] for name in layers}
         self._inputs: list[tuple[str, Tensor, int]] = []  # returned as they were given
 
@@ -109,20 +114,19 @@ class Recorder:
         """
         for name, tensor, version in self._inputs:
             if _version(tensor) != version:  # the copy that was handed on has missed that
-                raise ValueError(
-                    f"target_layers: '{name}' returns its input, which the model overwrites later; "
-                    "name the layer before it"
-                )
+                raise ValueError(_overwritten(name))
 
     def _enter(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            changed = None
-            if self._start == "layer":
+            arguments = given = args, kwargs
+            if self._copies:
+                given = rebuild(given, copied)
+            if self._start in ("layer", "input"):
                 torch.set_grad_enabled(True)  # the run ends that
                 # in the same memory: what the layer writes to its input can be read there
-                changed = rebuild((args, kwargs), lambda t: t if t.requires_grad else started(t))
-            self._entered[name].append(Given(module, changed or (args, kwargs)))
-            return changed
+                given = rebuild(given, lambda t: t if t.requires_grad else started(t))
+            self._entered[name].append(Given(module, given))
+            return None if given is arguments else given
 
         return hook
 
@@ -145,10 +149,11 @@ class Recorder:
         """The tensor itself, at the start of a graph unless it has one; a copy of an input."""
         if self._start is None:
             return tensor
-        self.borrows = self.borrows or given.unwritten(tensor) or given.held(tensor)
-        if given.unwritten(tensor):
+        self.passes_on = self.passes_on or given.unwritten(tensor)
+        self.held = self.held or given.held(tensor)
+        if given.unwritten(tensor) and not self._copies:
             self._inputs.append((name, tensor, _version(tensor)))
-            tensor = tensor.clone()
+            tensor = copied(tensor)
         if self._start != "model":
             torch.set_grad_enabled(True)  # the run ends that
         if tensor.requires_grad or not torch.is_grad_enabled():  # that is the model's own no_grad
@@ -156,11 +161,18 @@ class Recorder:
         return started(tensor, same=not given.held(tensor))
 
 
+def _overwritten(name: str) -> str:
+    return (
+        f"target_layers: '{name}' returns its input, which the model overwrites later; name the "
+        "layer before it"
+    )
+
+
 class Given:
     """What went into a layer, and which tensors there were before it ran."""
 
     def __init__(self, module: nn.Module, arguments: Any) -> None:
-        self._arguments = arguments  # alive, so that nothing else gets its memory
+        self.arguments = arguments  # alive, so that nothing else gets its memory
         self._versions = {storage(t): _version(t) for t in tensors_of(arguments)}
         self._held = {storage(t): t for each in module.modules() for t in _held(each)}
 
@@ -208,6 +220,13 @@ class _Start(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         return None, torch.zeros(())
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy with the same strides, for which every operator takes the same way."""
+    if _is_dense(tensor) or not _lies_apart(tensor):
+        return tensor.clone()
+    return tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
 def point_of(tensor: Tensor) -> Point:
@@ -299,8 +318,8 @@ def find_start(
     """The start closest to the layers from which a graph holds all that reads them.
 
     "output" will do if nothing but what a layer returns is read later. A layer that also keeps a
-    value that it has derived from its output needs "layer"; grad modes within the model need
-    "model". See :func:`closest_start`.
+    value that it has derived from its output needs "layer", or "input" if it returns its input;
+    grad modes within the model need "model". See :func:`closest_start`.
 
     Args:
         model, inputs, layers: as for :func:`fastcam.capture.capture`.
@@ -337,25 +356,38 @@ def closest_start(
             argument says so, with everything recorded; gives what holds the results.
         layers: by name.
         device: where it runs.
+
+    Raises:
+        ValueError: if a layer returns its input and the model overwrites that later.
     """
 
-    def readers(start: Start) -> list[Counter[tuple[str, str]]]:
-        recorder = Recorder(layers, start)
-        roots = tensors_of(attempt(recorder, start == "model"))
+    def tried(start: Start | None, copies: bool = False) -> tuple[Recorder, Any]:
+        recorder = Recorder(layers, start, copies=copies)
+        return recorder, attempt(recorder, start == "model")
+
+    def readers(recorder: Recorder, results: Any) -> list[Counter[tuple[str, str]]]:
+        roots = tensors_of(results)
         return [_readers(roots, recorder.points.get(name, ())) for name in layers]
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            expected = readers("model")
+            whole = tried("model")
+            passes_on = whole[0].passes_on
+            expected = readers(*(tried("model", copies=True) if passes_on else whole))
         except Exception:  # what the model does cannot be recorded as a whole
             return "layer"
-        starts: tuple[Start, ...] = ("output", "layer")
+        plain = tensors_of(tried(None)[1]) if passes_on else None
+        starts: tuple[Start, ...] = ("output", "input" if passes_on else "layer")
         for start in starts:
             try:
-                if readers(start) == expected:
-                    return start
+                recorder, results = tried(start)
+                found = readers(recorder, results)
             except Exception:  # torch's, if memory is written to with a graph and read without
                 continue
+            if plain is not None and not all(map(close, tensors_of(results), plain)):
+                raise ValueError(_overwritten(", ".join(layers)))
+            if found == expected:
+                return start
     return "model"
 
 

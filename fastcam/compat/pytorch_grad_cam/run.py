@@ -231,9 +231,11 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
         during.enter_context(aside(cam))
         if second_order:
             during.enter_context(sdpa_kernel(SDPBackend.MATH))  # others have no second derivative
-        start = _start(cam, unwrap(cam.model), images, names) if cam.uses_gradients else None
-        model, inputs = _network(cam, images, names, start)
+        start: Start | None = None
         try:
+            if cam.uses_gradients:
+                start = _start(cam, unwrap(cam.model), images, names)
+            model, inputs = _network(cam, images, names, start)
             graph: Graph | None = "layers" if cam.uses_gradients else None
             recorded = record(model, inputs, names, graph=graph, start=start)
         except ValueError as error:
