@@ -277,14 +277,19 @@ def aside(cam: Any) -> Iterator[None]:
     """The object's own hooks are not called meanwhile."""
     hooks = [handle.hooks_dict_ref() for handle in cam.activations_and_grads.handles]
     saved = [(each, dict(each)) for each in hooks if each is not None]
+    own = {handle.id for handle in cam.activations_and_grads.handles}
     try:
-        for handle in cam.activations_and_grads.handles:
-            (handle.hooks_dict_ref() or {}).pop(handle.id, None)
+        for each, _ in saved:
+            for key in own & each.keys():
+                del each[key]
         yield
     finally:
-        for each, entries in saved:
-            each.clear()  # so that they come back in their order
-            each.update(entries)
+        for each, before in saved:
+            # in their order, without those that the model removed; then those that it added
+            now = {key: hook for key, hook in before.items() if key in own or key in each}
+            now |= each
+            each.clear()
+            each.update(now)
 
 
 _fast_copies: WeakKeyDictionary[Any, tuple[nn.Module, FastModel]] = WeakKeyDictionary()
