@@ -17,6 +17,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import fastcam
+from fastcam.engine.recording import OUTPUT
 
 
 class Net(nn.Module):
@@ -134,7 +135,7 @@ def test_checkpoints_of_other_threads_stay_checkpoints() -> None:
         return x.sin()
 
     cam = fastcam.GradCAM(Waits().eval(), "body")
-    cam._start = "output"
+    cam._start = OUTPUT
     explain = threading.Thread(target=cam, args=(torch.randn(1, 3, 12, 12), 1))
     explain.start()
     assert inside.wait(60)

@@ -90,7 +90,7 @@ def _layer_grad_cam(present: Replacement) -> Replacement:
                     forward, layer, given = _fast(self, given, more, start)
                 recorder = Recorder({"layer": layer}, start, _all_tensors)
                 reason = "no gradient came back to the layer"
-                if start == "model":
+                if start.place == "model":
                     reason = "the model sets grad modes itself"
                 else:
                     with Loan(recorder.hooks, recorder.before), torch.no_grad():
@@ -157,7 +157,7 @@ def _start(attribution: Any, inputs: tuple[Tensor, ...], additional: Any) -> Sta
     try:
         start = closest_start(attempt, {"layer": layer}, inputs[0].device)
     except ValueError:  # the layer returns its input, which is overwritten later
-        start = "model"
+        start = Start("model")
     _starts[attribution] = (id(forward), id(layer)), start
     return start
 
@@ -436,7 +436,7 @@ def _both(
     relu = GuidedReLU()
 
     def gradients(forward: Any, given: Any, target: Any, additional: Any) -> tuple[Tensor, ...]:
-        recorder = Recorder({"layer": attribution.grad_cam.layer}, "model", _all_tensors)
+        recorder = Recorder({"layer": attribution.grad_cam.layer}, Start("model"), _all_tensors)
         with Loan(recorder.hooks, recorder.before), torch.enable_grad():
             scores = _common()._run_forward(forward, given, target, additional)
         _plain.add(guided)

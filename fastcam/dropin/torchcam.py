@@ -195,7 +195,7 @@ class Forward:
         found = tensors_of(outputs)
         if not found or any(tensor.requires_grad for tensor in found):
             return None
-        self.start = "model"
+        self.start = Start("model")
         return model(*args, **kwargs)
 
     def _find_start(self, model: nn.Module, args: Any, kwargs: Any) -> Start:
@@ -217,10 +217,11 @@ class Forward:
         try:
             start = closest_start(attempt, layers, device)
         except ValueError:  # a layer returns its input
-            start = "model"
+            start = Start("model")
         finally:
             self.extractor._hooks_enabled = True
-        return "model" if any(each.passes_on or each.held for each in recorders) else start
+        passed_on = any(each.passing_on or each.held for each in recorders)
+        return Start("model") if passed_on else start
 
     def restore(self) -> None:
         """Grad mode as it was before a run that this began."""
@@ -233,9 +234,9 @@ class Forward:
         self.restore()
 
     def _why_whole(self, model: nn.Module, given: Sequence[Tensor]) -> str:
-        if self.start == "model":
+        if self.start is not None and self.start.place == "model":
             return "the model sets grad modes itself, or a layer returns what it was given"
-        if self.start in ("layer", "input"):
+        if self.start is not None and self.start.place == "layer":
             return "what the layer computes on the way to its output is read later"
         if unwrap(model) is not model:
             return "the model is compiled or parallel"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,20 @@ from fastcam.engine.inputs import Inputs, first_image
 from fastcam.engine.running import Hooks, run
 from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of
 
-Start = Literal["output", "layer", "input", "model"]
-"""Where a graph starts: at the output of the first target layer that runs, with that layer's first
-instruction, at a copy of what goes into it, or with the model's first instruction."""
+Place = Literal["output", "layer", "model"]
+"""At the output of the first target layer that runs, with that layer's first instruction, or with
+the model's."""
+
+
+class Start(NamedTuple):
+    """Where a graph starts."""
+
+    place: Place
+    copying: frozenset[str] = frozenset()
+    """The layers that return their input: they get a copy, which nobody else reads."""
+
+
+OUTPUT = Start("output")
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,6 @@ class Recorder:
         layers: by name.
         start: where the graph starts; None for no graph.
         pick: the tensors to keep of what a layer returns.
-        copies: whether layers get copies of their inputs, as they do if the graph starts at one.
     """
 
     def __init__(
@@ -77,7 +87,6 @@ class Recorder:
         layers: Mapping[str, nn.Module],
         start: Start | None,
         pick: Callable[[Any], Sequence[Tensor]] | None = None,
-        copies: bool = False,
     ) -> None:
         self.points: dict[str, tuple[Point, ...]] = {}
         """By layer, in the order in which they ran last."""
@@ -85,14 +94,13 @@ class Recorder:
         """By layer, all that its caller received; an operation in place behind it shows here."""
         self.runs = dict.fromkeys(layers, 0)
         """By layer, how often it returned tensors to keep."""
-        self.passes_on = False
-        """Whether a layer returned memory that it was given, as it was."""
+        self.passing_on: set[str] = set()
+        """Layers that returned memory that they were given, as it was."""
         self.held = False
         """Whether a layer returned memory that it held before it ran."""
         self._layers = layers
         self._start = start
         self._pick = pick or first_with_positions
-        self._copies = copies or start == "input"
         self._entered: dict[str, list[Given]] = {name: [] for name in layers}
         self._inputs: list[tuple[str, Tensor, int]] = []  # returned as they were given
 
@@ -119,9 +127,9 @@ class Recorder:
     def _enter(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
             arguments = given = args, kwargs
-            if self._copies:
+            if self._start is not None and name in self._start.copying:
                 given = rebuild(given, copied)
-            if self._start in ("layer", "input"):
+            if self._start is not None and self._start.place == "layer":
                 torch.set_grad_enabled(True)  # the run ends that
                 # in the same memory: what the layer writes to its input can be read there
                 given = rebuild(given, lambda t: t if t.requires_grad else started(t))
@@ -147,14 +155,16 @@ class Recorder:
 
     def _handed_on(self, name: str, tensor: Tensor, given: Given) -> Tensor:
         """The tensor itself, at the start of a graph unless it has one; a copy of an input."""
+        passed_on = given.unwritten(tensor)
+        if passed_on:
+            self.passing_on.add(name)
+        self.held = self.held or given.held(tensor)
         if self._start is None:
             return tensor
-        self.passes_on = self.passes_on or given.unwritten(tensor)
-        self.held = self.held or given.held(tensor)
-        if given.unwritten(tensor) and not self._copies:
+        if passed_on and name not in self._start.copying:
             self._inputs.append((name, tensor, _version(tensor)))
             tensor = copied(tensor)
-        if self._start != "model":
+        if self._start.place != "model":
             torch.set_grad_enabled(True)  # the run ends that
         if tensor.requires_grad or not torch.is_grad_enabled():  # that is the model's own no_grad
             return tensor
@@ -318,8 +328,8 @@ def find_start(
     """The start closest to the layers from which a graph holds all that reads them.
 
     "output" will do if nothing but what a layer returns is read later. A layer that also keeps a
-    value that it has derived from its output needs "layer", or "input" if it returns its input;
-    grad modes within the model need "model". See :func:`closest_start`.
+    value that it has derived from its output needs "layer", grad modes within the model need
+    "model". See :func:`closest_start`.
 
     Args:
         model, inputs, layers: as for :func:`fastcam.capture.capture`.
@@ -348,8 +358,8 @@ def closest_start(
 ) -> Start:
     """The start of a graph for runs that somebody else makes.
 
-    Each start is tried, and its graph compared with that of a run that records everything: two
-    runs for most networks, and no random number of the user's is drawn.
+    Each start is tried, and its graph compared with that of a run that records everything: three
+    runs for most networks, which draw no random number of the user's.
 
     Args:
         attempt: runs the network with a recorder's hooks, under ``no_grad`` or, if the second
@@ -361,34 +371,38 @@ def closest_start(
         ValueError: if a layer returns its input and the model overwrites that later.
     """
 
-    def tried(start: Start | None, copies: bool = False) -> tuple[Recorder, Any]:
-        recorder = Recorder(layers, start, copies=copies)
-        return recorder, attempt(recorder, start == "model")
+    def tried(start: Start | None) -> tuple[Recorder, list[Tensor]]:
+        recorder = Recorder(layers, start)
+        whole = start is not None and start.place == "model"
+        results = tensors_of(attempt(recorder, whole))
+        return recorder, [each for each in results if each.is_floating_point()]
 
-    def readers(recorder: Recorder, results: Any) -> list[Counter[tuple[str, str]]]:
-        roots = tensors_of(results)
+    def readers(recorder: Recorder, roots: list[Tensor]) -> list[Counter[tuple[str, str]]]:
         return [_readers(roots, recorder.points.get(name, ())) for name in layers]
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        first, plain = tried(None)
+        copying = frozenset(first.passing_on)
         try:
-            whole = tried("model")
-            passes_on = whole[0].passes_on
-            expected = readers(*(tried("model", copies=True) if passes_on else whole))
+            whole = tried(Start("model", copying))
+            if whole[0].passing_on != copying:  # a model may hang on hooks in its first run
+                copying = frozenset(whole[0].passing_on)
+                whole = tried(Start("model", copying))
+            expected = readers(*whole)
         except Exception:  # what the model does cannot be recorded as a whole
-            return "layer"
-        plain = tensors_of(tried(None)[1]) if passes_on else None
-        starts: tuple[Start, ...] = ("output", "input" if passes_on else "layer")
-        for start in starts:
+            return Start("layer", copying)
+        places: tuple[Place, ...] = ("output", "layer")
+        for place in places:
             try:
-                recorder, results = tried(start)
+                recorder, results = tried(Start(place, copying))
                 found = readers(recorder, results)
             except Exception:  # torch's, if memory is written to with a graph and read without
                 continue
-            if plain is not None and not all(map(close, tensors_of(results), plain)):
-                raise ValueError(_overwritten(", ".join(layers)))
+            if copying and not all(map(close, results, plain)):
+                raise ValueError(_overwritten(", ".join(copying)))
             if found == expected:
-                return start
-    return "model"
+                return Start(place, copying)
+    return Start("model", copying)
 
 
 def _readers(roots: Iterable[Tensor], points: Iterable[Point]) -> Counter[tuple[str, str]]:

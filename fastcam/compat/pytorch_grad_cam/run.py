@@ -23,7 +23,7 @@ from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastcam.compat.settings import settings
-from fastcam.engine.recording import Point, Start, find_start, gradients_at, has_hooks
+from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at, has_hooks
 from fastcam.engine.running import (
     unwrap,
 )
@@ -264,7 +264,7 @@ def _start(cam: Any, model: nn.Module, inputs: Any, names: Sequence[str]) -> Sta
     A model with hooks of the user's is recorded as a whole: runs to find more would be noticed.
     """
     if has_hooks(model):
-        return "model"
+        return Start("model")
     layers, start = _starts.get(cam, ((), None))
     if start is None or layers != names:
         start = find_start(model, inputs, names)
@@ -305,7 +305,7 @@ def _network(
     of, copy = _fast_copies.get(cam, (None, None))
     if of is not model or copy is None or copy.is_stale:
         options = Options(dtype=preferred_dtype(images.device))
-        copy = FastModel(model, images, names, options, start or "output")
+        copy = FastModel(model, images, names, options, start or OUTPUT)
         _fast_copies[cam] = model, copy
     return copy.model, copy.prepared(images)
 
