@@ -131,6 +131,11 @@ class Recorder:
                 given = rebuild(given, copied)
             if self._start is not None and self._start.place == "layer":
                 torch.set_grad_enabled(True)  # the run ends that
+            if (
+                self._start is not None
+                and self._start.place != "output"
+                and torch.is_grad_enabled()
+            ):
                 # in the same memory: what the layer writes to its input can be read there
                 given = rebuild(given, lambda t: t if t.requires_grad else started(t))
             self._entered[name].append(Given(module, given))
