@@ -15,8 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastcam.engine.inputs import Inputs, images_of
+from fastcam.engine.inputs import Inputs, images_of, rows_of, select_rows, with_images
+from fastcam.engine.opaque import refusals, why_nothing_is_seen
 from fastcam.engine.outputs import Output, logits_of
+from fastcam.engine.per_image import PerImage
+from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, run
 from fastcam.engine.values import close, rebuild, replace_first, shares_input
 from fastcam.layout import Reshape, reading
@@ -59,11 +62,14 @@ class Capture:
     """What turns that, and its gradient, into (N, C, *S)."""
 
     runs: tuple[int, ...]
-    """How often each layer ran; the last time counts."""
+    """How often each layer ran."""
+    counted: tuple[int, ...]
+    """Which run of each layer counts, from 0."""
 
     _model: nn.Module
     _inputs: Inputs
     _output: Output | None
+    _per_image: PerImage
     _autocast: tuple[str, bool, torch.dtype]  # device type, on or off, precision
     _linear: tuple[nn.Linear, Tensor, Tensor] | None  # the last one that ran, its input and output
 
@@ -145,15 +151,21 @@ class Capture:
         Args:
             rows: (R,), which image each row is of.
             images: (R, C, *S), what to put in the place of those images.
+
+        Raises:
+            ValueError: if the model's answer has no row for each image, or it cannot be told which
+                inputs have one.
         """
         count = self.logits.shape[0]
-
-        def row(tensor: Tensor) -> Tensor:
-            if tensor is self.images and images is not None:
-                return images
-            return tensor[rows] if tensor.dim() and tensor.shape[0] == count else tensor
-
-        return rebuild(self._inputs, row)
+        if self.images is not None and self.images.shape[0] != count:
+            raise ValueError(
+                f"images: got {tuple(self.images.shape)} for {count} rows of the model's output, "
+                "but this method runs images one by one: it expects as many rows as images"
+            )
+        with self.autocast():
+            names = self._per_image.of(self._model, self._inputs, self._output, self.logits)
+        found = select_rows(self._inputs, names, count, rows)
+        return found if images is None else with_images(found, images)
 
     def again(self, rows: Tensor, images: Tensor | None = None, hooks: Hooks = ()) -> Tensor:
         """The logits (R, ...) of another run of the model, in the same precision.
@@ -161,15 +173,26 @@ class Capture:
         Args:
             rows, images: see :meth:`inputs`.
             hooks: forward hooks, for this run.
+
+        Raises:
+            ValueError: as :meth:`inputs`, and if the model gives another number of rows.
         """
+        inputs = self.inputs(rows, images)
         with self.autocast():
-            outputs = run(self._model, self.inputs(rows, images), hooks)
-        return logits_of(outputs, self._output).detach()
+            outputs = run(self._model, inputs, hooks)
+            logits = logits_of(outputs, self._output, len(rows)).detach()
+        if logits.shape[0] != len(rows):
+            raise ValueError(
+                f"output: got shape {tuple(logits.shape)} for {len(rows)} images, expected a row "
+                "for each"
+            )
+        return logits
 
     def for_runs_of(self, prepare: Callable[[nn.Module, Inputs], nn.Module]) -> Capture:
-        """The same, whose :meth:`again` runs what ``prepare`` makes of the model and its inputs."""
+        """The same, whose :meth:`again` runs what ``prepare`` makes of the model and one image."""
         with self.autocast(), torch.no_grad():
-            return replace(self, _model=prepare(self._model, self._inputs))
+            one = self._per_image.first(self._model, self._inputs, self._output)
+            return replace(self, _model=prepare(self._model, one))
 
     def pooled_head(self, layer: int, selection: Selection) -> PooledHead | None:
         """The layer's global average pooling and linear head, None where the network has another.
@@ -223,8 +246,10 @@ class Recording:
     """By layer, the first tensor with positions that it returned: what scores are derived by."""
     handed_on: dict[str, Any]
     """By layer, all that the model went on with: an operation in place behind it shows here."""
-    runs: dict[str, int]
-    """By layer, how often it ran; the last time counts."""
+    shapes: dict[str, list[torch.Size]]
+    """By layer, the shapes that it returned, one a run."""
+    counted: dict[str, int]
+    """By layer that ran, which run that is, from 0."""
     inputs: Inputs
     """What went in."""
     images: Tensor | None
@@ -233,22 +258,34 @@ class Recording:
     """The last linear layer that ran, its input and output."""
 
     @property
+    def runs(self) -> dict[str, int]:
+        """By layer, how often it ran."""
+        return {name: len(shapes) for name, shapes in self.shapes.items()}
+
+    @property
     def extents(self) -> tuple[int, ...] | None:
         """The spatial extents of the images."""
         return None if self.images is None else tuple(self.images.shape[2:])
 
 
 def record(
-    model: nn.Module, inputs: Inputs, layers: Sequence[str], *, graph: Graph | None = "layers"
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[str],
+    *,
+    graph: Graph | None = "layers",
+    repeats: Repeats | None = None,
 ) -> Recording:
     """Runs the model once in evaluation mode, with a graph from the first of the layers up.
 
     Args:
-        model, inputs, layers, graph: as for :func:`capture`.
+        model, inputs, layers, graph, repeats: as for :func:`capture`.
 
     Raises:
-        ValueError: for images without floating point, where the graph is to start there.
+        ValueError: for images without floating point, where the graph is to start there; for a
+            quantized module above a layer.
     """
+    repeats = repeats or Repeats()
     inputs = rebuild(inputs, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
     images = images_of(inputs)
     given = inputs
@@ -257,35 +294,42 @@ def record(
             raise ValueError(
                 "images: got none in floating point, but this method derives the score by them"
             )
-        first, images = images, images.detach().requires_grad_()
+        images = images.detach().requires_grad_()
         with torch.enable_grad():
-            copied = images.clone()  # the model may write into it
-        inputs = rebuild(inputs, lambda tensor: copied if tensor is first else tensor)
-    nodes: dict[str, Tensor] = {}
-    handed_on: dict[str, Any] = {}
-    runs = dict.fromkeys(layers, 0)
+            inputs = with_images(inputs, images.clone())  # the model may write into it
+    nodes: dict[str, list[Tensor]] = {}
+    handed_on: dict[str, list[Any]] = {}
+    shapes: dict[str, list[torch.Size]] = {name: [] for name in layers}
     shared: list[tuple[str, Tensor, int]] = []  # returned tensors that are the layer's input too
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def watch(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, returned: Any) -> Any:
+            kept, handed = nodes.setdefault(name, []), handed_on.setdefault(name, [])
+
             def node(tensor: Tensor) -> Tensor:
-                runs[name] += 1
-                nodes[name] = tensor if tensor.requires_grad else tensor.detach()
+                shapes[name].append(tensor.shape)
+                if repeats.chosen is None:  # the last one counts
+                    kept.clear()
+                    handed.clear()
+                new = tensor if tensor.requires_grad else tensor.detach()
                 if graph is not None:
-                    nodes[name].requires_grad_()
+                    new.requires_grad_()
                     torch.set_grad_enabled(True)  # undone by the no_grad around the model
                 if shares_input(tensor, args):
                     # what was written to its input may be read from there: record that very tensor
                     if in_place(module) and not (tensor.requires_grad or tensor._is_view()):
-                        nodes[name] = nodes[name].detach().clone()
-                        nodes[name].requires_grad_(graph is not None)
-                        return tensor.copy_(nodes[name])
+                        new = new.detach().clone().requires_grad_(graph is not None)
+                        kept.append(new)
+                        return tensor.copy_(new)
                     shared.append((name, tensor, tensor._version))
-                return nodes[name].clone()  # what comes next may write into it
+                kept.append(new)
+                return new.clone()  # what comes next may write into it
 
-            handed_on[name] = replace_first(returned, node)
-            return handed_on[name]
+            result = replace_first(returned, node)
+            if len(handed) < len(kept):
+                handed.append(result)
+            return result
 
         return hook
 
@@ -295,8 +339,9 @@ def record(
 
     hooks = [(model.get_submodule(name), watch(name)) for name in layers]
     heads = [(module, remember) for module in model.modules() if isinstance(module, nn.Linear)]
+    ends = refusals(model) if graph is not None else ()
     try:
-        outputs = run(model, inputs, [*hooks, *heads], from_images=graph == "images")
+        outputs = run(model, inputs, [*hooks, *heads, *ends], from_images=graph == "images")
     except RuntimeError as error:
         if any(parameter.is_inference() for parameter in model.parameters()):
             raise ValueError(
@@ -310,7 +355,18 @@ def record(
                 f"target_layers: '{name}' returns its input, which the model overwrites later; "
                 "name the layer before it"
             )
-    return Recording(outputs, nodes, handed_on, runs, given, images, linear[0] if linear else None)
+    counted = {name: repeats.index(name, shapes[name]) for name, kept in nodes.items() if kept}
+    place = -1 if repeats.chosen is None else repeats.chosen
+    return Recording(
+        outputs,
+        {name: nodes[name][place] for name in counted},
+        {name: handed_on[name][place] for name in counted},
+        shapes,
+        counted,
+        given,
+        images,
+        linear[0] if linear else None,
+    )
 
 
 def capture(
@@ -321,33 +377,45 @@ def capture(
     reshape: Reshape | None = None,
     output: Output | None = None,
     graph: Graph | None = "layers",
+    per_image: PerImage | None = None,
+    repeats: Repeats | None = None,
 ) -> Capture:
     """Runs the model once in evaluation mode and records it from the first of the layers up.
 
-    Call it outside of ``torch.inference_mode``. Of a layer that runs several times the last counts.
+    Call it outside of ``torch.inference_mode``.
 
     Args:
         model: as :func:`unwrap` gives it.
-        inputs: a tensor, or a tuple or mapping that is passed on to the model.
+        inputs: a tensor, a tuple (positional arguments), a list (one argument) or a mapping (by
+            keyword) that is passed on to the model.
         layers: dotted names within the model.
         reshape: turns a layer's output, and its gradient, into (N, C, *S) where the shape does not
             tell how.
-        output: picks the logits out of what the model returns (see :func:`logits_of`).
+        output: picks the logits out of what the model returns (see :func:`logits_of`), with a
+            graph where one is recorded.
         graph: where it starts, at the first layer or at the images; None records none.
+        per_image: which inputs have a row for each image, as far as it is known.
+        repeats: which run counts of a layer that runs several times.
 
     Raises:
         ValueError: if a layer did not run or has no positions, or the model returned no logits.
     """
-    recorded = record(model, inputs, layers, graph=graph)
+    per_image, repeats = per_image or PerImage(), repeats or Repeats()
+    recorded = record(model, inputs, layers, graph=graph, repeats=repeats)
     nodes, extents = recorded.nodes, recorded.extents
-    logits = logits_of(recorded.outputs, output)
+    several = {name: shapes for name, shapes in recorded.shapes.items() if len(shapes) > 1}
+    if repeats.needs_check(several):
+        repeats.check(model, per_image.first(model, recorded.inputs, output), several)
+    with torch.set_grad_enabled(graph is not None):
+        logits = logits_of(recorded.outputs, output, rows_of(recorded.inputs))
 
     readings = []
     for name in layers:
         if name not in nodes:
+            reason = why_nothing_is_seen(model)
             raise ValueError(
                 f"target_layers: '{name}' did not run, or returned no floating-point tensor with "
-                "positions, (N, C, *S) or (N, tokens, C)"
+                "positions, (N, C, *S) or (N, tokens, C)" + (f": {reason}" if reason else "")
             )
         read = reshape or reading(nodes[name].shape, extents)
         if read is None:
@@ -375,9 +443,11 @@ def capture(
         nodes=tuple(nodes[name] for name in layers),
         readings=tuple(readings),
         runs=tuple(recorded.runs[name] for name in layers),
+        counted=tuple(recorded.counted[name] for name in layers),
         _model=model,
         _inputs=recorded.inputs,
         _output=output,
+        _per_image=per_image,
         _autocast=_autocast(logits.device.type),
         _linear=recorded.linear,
     )

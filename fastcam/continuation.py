@@ -109,11 +109,13 @@ class Continuation:
         runs = 0
 
         def hook(module: nn.Module, args: Any, returned: Any) -> Any:
-            nonlocal runs
-            runs += 1
-            if runs < self._record.runs[self._layer]:
-                return returned
-            return replace_first(returned, lambda output: put(module, args, output))
+            def counted(output: Tensor) -> Tensor:
+                nonlocal runs
+                runs += 1
+                wanted = runs - 1 == self._record.counted[self._layer]
+                return put(module, args, output) if wanted else output
+
+            return replace_first(returned, counted)
 
         return self._record.again(self._rows, hooks=[(self._record.module(self._layer), hook)])
 

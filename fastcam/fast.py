@@ -23,13 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastcam.engine.inputs import (
     Inputs,
 )
-from fastcam.engine.outputs import (
-    logits_of,
-)
 from fastcam.engine.running import (
     run,
 )
 from fastcam.engine.values import (
+    agree,
     rebuild,
     tensors_of,
 )
@@ -88,7 +86,7 @@ class FastModel:
 
     Args:
         model: stays as it is; what is written to it later shows in :attr:`is_stale`.
-        inputs: as the copy will be called with.
+        inputs: of one image, as the copy will be called with.
         layers: the target layers' dotted names; without any, all of the network is prepared.
         options: the steps to take.
 
@@ -103,7 +101,7 @@ class FastModel:
         self._versions = self._current_versions()
         self._channels_last = options.channels_last
         self._notes: dict[str, str] = {}
-        one = self.prepared(rebuild(inputs, lambda tensor: tensor[:1]))
+        one = self.prepared(inputs)
         self._build(model, one, layers, options)
         if options.dtype is not None:
             try:
@@ -180,10 +178,11 @@ class FastModel:
                     pairs.append((trace.producers[norm], norm))
                 else:
                     reasons[reason] += 1
-        before = logits_of(run(self.model, inputs, []))
+        before = tensors_of(run(self.model, inputs, []))
         for convolution, norm in pairs:
             _fold_pair(self.model, convolution, norm)
-        if not _agree(before, logits_of(run(self.model, inputs, []))):
+        after = tensors_of(run(self.model, inputs, []))
+        if len(after) != len(before) or not all(map(agree, after, before)):
             # something else reads what one of the convolutions returns
             self.model = _copied(model)
             return "not folded: the folded network gave another answer"
@@ -219,6 +218,9 @@ def folded(model: nn.Module, inputs: Inputs) -> nn.Module:
     """A copy for many runs without a gradient: BatchNorm folded, on a CPU channels last.
 
     The model itself where it cannot be copied.
+
+    Args:
+        inputs: of one image.
     """
     on_cpu = next((p.device.type == "cpu" for p in model.parameters()), True)
     try:
@@ -545,10 +547,3 @@ def _fold_pair(model: nn.Module, convolution: str, norm: str) -> None:
     conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
     rest = nn.Sequential(OrderedDict(drop=bn.drop, act=bn.act)) if _is_timm(bn) else nn.Identity()
     model.set_submodule(norm, rest)
-
-
-def _agree(value: Tensor, expected: Tensor) -> bool:
-    """Equal but for the rounding of a whole network."""
-    limit = 1e-3 if value.dtype in (torch.float32, torch.float64) else 0.1
-    scale = float(expected.detach().abs().nan_to_num().max()) if expected.numel() else 0.0
-    return torch.allclose(value, expected, rtol=0, atol=limit * scale, equal_nan=True)

@@ -42,7 +42,7 @@ def run(
             undo.callback(module.register_forward_hook(hook).remove)
         if isinstance(inputs, Mapping):
             return model(**inputs)
-        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 @contextmanager
