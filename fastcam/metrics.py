@@ -367,7 +367,7 @@ class _Scorer:
                 raise ValueError(
                     f"targets: got {self._selection.scores.shape[1]} classes an image, expected one"
                 )
-            rows = torch.arange(len(self.images), device=self.images.device)
+            rows = torch.arange(len(self.record.logits), device=self.images.device)
             self.before = self._confidence(self.record.logits, rows)
 
     def __enter__(self) -> _Scorer:

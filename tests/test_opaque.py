@@ -113,7 +113,7 @@ class Rectified(nn.Module):
 def test_which_functions_are_relus_in_torchscript(function: Any, refused: bool) -> None:
     model = traced(Rectified(function).eval(), small_images())
     if refused:
-        with pytest.raises(ValueError, match="^model: .* TorchScript module, such as this one"):
+        with pytest.raises(ValueError, match=r"^model: .* TorchScript module, such as this one"):
             fastcam.GuidedBackprop(model)(small_images(), 1)
     else:
         assert fastcam.GuidedBackprop(model)(small_images(), 1).any()
@@ -174,7 +174,7 @@ def test_dynamically_quantized_heads(engine: None) -> None:
     images = small_images()
     model = torch.ao.quantization.quantize_dynamic(small(), {nn.Linear})
     for method in ("gradcam", "ablationcam", "guided-backprop"):
-        with pytest.raises(ValueError, match="^model: 'head' is quantized: .* before its quanti"):
+        with pytest.raises(ValueError, match=r"^model: 'head' is quantized: .* before its quanti"):
             fastcam.METHODS[method](model)(images, CLASSES)
     expected = fastcam.EigenCAM(small(), "features")(images)
     assert fastcam.EigenCAM(model, "features")(images).equal(expected)

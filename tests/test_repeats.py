@@ -163,7 +163,7 @@ def test_runs_that_are_not_there() -> None:
         raw_map(model, images, "conv", run=3)
     with pytest.raises(ValueError, match=r"^run: got 1, but 'stem' ran once"):
         raw_map(model, images, "stem", run=1)
-    with pytest.raises(TypeError, match="^run: got 'last'"):
+    with pytest.raises(TypeError, match=r"^run: got 'last'"):
         raw_map(model, images, "conv", run="last")
 
 

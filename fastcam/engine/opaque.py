@@ -105,4 +105,5 @@ def _rectifies(node: Any) -> bool:
 
 
 def _has_no_forward(module: nn.Module) -> bool:
-    return type(module).forward is nn.Module.forward
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return not scripted and type(module).forward is nn.Module.forward

@@ -79,8 +79,8 @@ class GuidedGradCAM(Method):
             targets: see :func:`fastcam.targets.select`; None for the top class.
         """
         with torch.inference_mode(False), torch.no_grad():
-            self._find_layers(images)
             _refuse_scripted_relus(self.model)
+            self._find_layers(images)
             relu = GuidedReLU()
             with relu:
                 record, selection = self._run(images, targets)
