@@ -13,12 +13,14 @@ from fastcam.capture import (
 )
 from fastcam.engine.inputs import (
     Inputs,
-    first_image,
     images_of,
 )
+from fastcam.engine.opaque import why_hidden, why_nothing_is_seen
 from fastcam.engine.outputs import (
     Output,
 )
+from fastcam.engine.per_image import PerImage
+from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import (
     run,
 )
@@ -46,7 +48,8 @@ def layer_names(model: nn.Module, target_layers: Layers) -> tuple[str, ...]:
     """Dotted names within the model, for modules and names.
 
     Raises:
-        ValueError: for a name that is not in the model, with those near to it, or another's module.
+        ValueError: for a name that is not in the model, with those near to it, another's module,
+            or one that hooks do not see.
         TypeError: for anything else.
     """
     if isinstance(target_layers, (nn.Module, str)):
@@ -55,6 +58,10 @@ def layer_names(model: nn.Module, target_layers: Layers) -> tuple[str, ...]:
     names = tuple(_name(layer, known) for layer in target_layers)
     if not names:
         raise ValueError("target_layers: got an empty list, expected at least one layer")
+    for name in names:
+        reason = why_hidden(model, name)
+        if reason is not None:
+            raise ValueError(f"target_layers: '{name}' cannot be explained: {reason}")
     return names
 
 
@@ -80,6 +87,8 @@ def find_layer(
     *,
     reshape: Reshape | None = None,
     output: Output | None = None,
+    per_image: PerImage | None = None,
+    repeats: Repeats | None = None,
 ) -> str:
     """The last layer with more than one position, by a run on the first image.
 
@@ -90,7 +99,7 @@ def find_layer(
     Raises:
         ValueError: if there is no such layer.
     """
-    inputs = first_image(inputs)
+    inputs = (per_image or PerImage()).first(model, inputs, output)
     images = images_of(inputs)
     extents = None if images is None else tuple(images.shape[2:])
     last: tuple[Tensor, int] | None = None
@@ -124,13 +133,21 @@ def find_layer(
 
         return hook
 
-    modules = [(module, watch(name)) for name, module in model.named_modules() if name]
+    modules = [
+        (module, watch(name))
+        for name, module in model.named_modules()
+        if name and why_hidden(model, name) is None
+    ]
     run(model, inputs, modules)
     if last is None:
-        raise ValueError("target_layers: no layer of the model has more than one position")
+        reason = why_nothing_is_seen(model)
+        raise ValueError(
+            "target_layers: no layer of the model has more than one position"
+            + (f", as far as can be seen: {reason}" if reason else "")
+        )
     if last[0].dim() != 3 or extents is None or len(extents) != 2:
         return min(names, key=lambda name: name.count("."))
-    return _last_norm(model, inputs, list(dict.fromkeys(norms)), reshape, output)
+    return _last_norm(model, inputs, list(dict.fromkeys(norms)), reshape, output, repeats)
 
 
 def _last_norm(
@@ -139,10 +156,11 @@ def _last_norm(
     norms: list[str],
     reshape: Reshape | None,
     output: Output | None,
+    repeats: Repeats | None,
 ) -> str:
     if norms:
         tried = norms[-_NORMS_TRIED:]
-        record = capture(model, inputs, tried, reshape=reshape, output=output)
+        record = capture(model, inputs, tried, reshape=reshape, output=output, repeats=repeats)
         with torch.enable_grad():
             scores = record.logits.flatten(1).amax(1)
         for name, gradient in zip(reversed(tried), reversed(record.gradients(scores)), strict=True):

@@ -256,7 +256,7 @@ def logits_object(logits: Tensor) -> object:
 @pytest.mark.parametrize(
     ("wrap", "pick", "output"),
     [
-        (lambda y: (y, y * 2), lambda o: o[0], None),
+        (lambda y: (y, y.argmax(1)), lambda o: o[0], None),
         (lambda y: [y], lambda o: o[0], None),
         (lambda y: {"mask": y > 0, "out": y}, lambda o: o["out"], None),
         (lambda y: {"hidden": y * 2, "logits": y}, lambda o: o["logits"], None),
