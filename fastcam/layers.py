@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from fastcam.capture import (
-    capture,
-)
-from fastcam.engine.inputs import (
-    Inputs,
-    first_image,
-    images_of,
-)
-from fastcam.engine.outputs import (
-    Output,
-)
-from fastcam.engine.running import (
-    run,
-)
-from fastcam.engine.values import (
-    replace_first,
-    storage,
-)
+from fastcam.engine.inputs import Inputs
+from fastcam.engine.outputs import Output
+from fastcam.engine.survey import Returned, Survey, survey
 from fastcam.errors import near
 from fastcam.layout import Reshape, reading
 
@@ -39,7 +22,6 @@ _POOLING = (
     nn.AdaptiveMaxPool2d,
     nn.AdaptiveMaxPool3d,
 )
-_NORMS_TRIED = 8  # two blocks and what surrounds them
 
 
 def layer_names(model: nn.Module, target_layers: Layers) -> tuple[str, ...]:
@@ -81,73 +63,122 @@ def find_layer(
     reshape: Reshape | None = None,
     output: Output | None = None,
 ) -> str:
-    """The last layer with more than one position, by a run on the first image.
+    """The last layer with more than one position on which the top score of the first image depends.
 
-    Where that layer gives tokens, the last norm whose patch tokens still have a gradient: in a
-    network read out at its class token this is the last block's first norm, for behind it the
-    gradients of all patch tokens are exactly 0. That takes a second run and one backward.
+    It takes one run with a graph of everything, and backwards that end near the scores.
+
+    - Layers count that depend on the images and whose gradient is not 0 everywhere. If the graph
+      does not reach the images (the model ran under its own ``no_grad``), all layers count.
+    - Of modules that return the same tensor the innermost is named, rather one that runs once.
+    - In a network read out at its class token the gradients of all patch tokens behind the last
+      attention are exactly 0. There it is the last norm whose patch tokens still have a gradient,
+      the last block's first one.
+    - A map of class scores is passed over if the scores are dense, (N, K, *S), or picked out of it.
+      For dense scores a layer with fewer positions than those is preferred.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: if there is no such layer, or the first image has no score.
     """
-    inputs = first_image(inputs)
-    images = images_of(inputs)
-    extents = None if images is None else tuple(images.shape[2:])
-    last: tuple[Tensor, int] | None = None
-    names: list[str] = []  # the modules that returned the last tensor with positions
-    norms: list[str] = []  # the norms that returned tokens
+    seen = survey(model, inputs, output)
+    chosen = [_of_the_same(group) for group in seen.groups if not _pools(group)]
+    finest = seen.logits.shape[2:].numel() if seen.logits.dim() > 2 else None
+    had_positions = read_at_class_token = False
+    spare: str | None = None  # the last one if all have as many positions as dense scores
+    for layer, gradient in seen.gradients(chosen):
+        activations = _read(layer.tensor, layer.tensor, seen, reshape)
+        tokens = _are_tokens(layer.tensor, seen)
+        if activations is None and (reshape is not None or not tokens):
+            continue
+        positions = layer.tensor[0, :, 0] if activations is None else activations[0, 0]
+        if positions.numel() == 1:
+            continue
+        had_positions = True
+        if gradient is None:
+            if not seen.has_graph and activations is not None:
+                return layer.name
+            continue
+        if not gradient.any():
+            continue
+        gradient = _read(gradient, layer.tensor, seen, reshape)
+        if gradient is None or not gradient.any():
+            read_at_class_token = True
+        elif read_at_class_token:
+            if tokens and "norm" in type(layer.module).__name__.lower():
+                return layer.name
+        elif _is_part_of_attention(model, layer) or _are_scores(gradient, seen):
+            continue
+        elif finest is None or positions.numel() < finest:
+            return layer.name
+        else:
+            spare = spare or layer.name
+    if spare is not None:
+        return spare
+    if read_at_class_token:
+        raise ValueError(
+            "target_layers: found no norm whose patch tokens bear on the output; name a layer "
+            "yourself"
+        )
+    if had_positions:
+        raise ValueError(
+            "target_layers: the top score depends on no layer with more than one position, or only "
+            "on maps of scores; name a layer, or pick other scores by output="
+        )
+    raise ValueError("target_layers: no layer of the model has more than one position")
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, returned: Any) -> None:
-            def look(tensor: Tensor) -> Tensor:
-                nonlocal last
-                # by the shape alone: reshape= need not fit the layers before the target
-                read = reading(tensor.shape, extents)
-                positions = (tensor if read is None else read(tensor)).shape[2:].numel()
-                if positions == 1 or isinstance(module, _POOLING):
-                    return tensor
-                # a container returns its last module's tensor, a view or an identity its input's;
-                # an operation in place makes the next version of it
-                same = last is not None and (storage(tensor), tensor._version) == (
-                    storage(last[0]),
-                    last[1],
-                )
-                if not same:
-                    last = tensor, tensor._version
-                    names.clear()
-                names.append(name)
-                if (read or reshape) and "norm" in type(module).__name__.lower():
-                    norms.append(name)
-                return tensor
 
-            replace_first(returned, look)
-
-        return hook
-
-    modules = [(module, watch(name)) for name, module in model.named_modules() if name]
-    run(model, inputs, modules)
-    if last is None:
-        raise ValueError("target_layers: no layer of the model has more than one position")
-    if last[0].dim() != 3 or extents is None or len(extents) != 2:
-        return min(names, key=lambda name: name.count("."))
-    return _last_norm(model, inputs, list(dict.fromkeys(norms)), reshape, output)
+def _of_the_same(group: list[Returned]) -> Returned:
+    """The innermost of those that ran once, else the innermost."""
+    return next((each for each in group if each.runs == 1), group[0])
 
 
-def _last_norm(
-    model: nn.Module,
-    inputs: Inputs,
-    norms: list[str],
-    reshape: Reshape | None,
-    output: Output | None,
-) -> str:
-    if norms:
-        tried = norms[-_NORMS_TRIED:]
-        record = capture(model, inputs, tried, reshape=reshape, output=output)
-        with torch.enable_grad():
-            scores = record.logits.flatten(1).amax(1)
-        for name, gradient in zip(reversed(tried), reversed(record.gradients(scores)), strict=True):
-            if gradient.any():
-                return name
-    raise ValueError(
-        "target_layers: found no norm whose patch tokens bear on the output; name a layer yourself"
+def _pools(group: list[Returned]) -> bool:
+    return any(isinstance(each.module, _POOLING) for each in group)
+
+
+def _read(
+    value: Tensor, returned: Tensor, seen: Survey, reshape: Reshape | None
+) -> Tensor | None:
+    """What a layer returned, or its gradient, as (N, C, *S); None if it cannot be read so."""
+    read = reshape or reading(returned.shape, seen.extents)
+    if read is None:
+        return None
+    try:
+        activations = read(value.detach())
+    except Exception:
+        if reshape is None:
+            raise
+        return None  # reshape= need not fit the layers before and behind the target
+    fits = activations.dim() > 2 and activations.shape[0] == seen.logits.shape[0]
+    return activations if fits else None
+
+
+def _are_tokens(tensor: Tensor, seen: Survey) -> bool:
+    """Whether this is (N, T, C) of a network for pictures or clips."""
+    several = seen.extents is not None and len(seen.extents) > 1
+    return tensor.dim() == 3 and tensor.shape[0] == seen.logits.shape[0] and several
+
+
+def _is_part_of_attention(model: nn.Module, layer: Returned) -> bool:
+    """Whether it makes queries, keys or values, as where tokens are pooled by attention."""
+    parts = layer.name.split(".")
+    around = (model.get_submodule(".".join(parts[:i])) for i in range(1, len(parts)))
+    return isinstance(layer.module, nn.Linear) and any(
+        "atten" in type(module).__name__.lower() for module in around
     )
+
+
+def _are_scores(gradient: Tensor, seen: Survey) -> bool:
+    """Whether a layer gives scores by position, of which the model returns all or picks one.
+
+    The top class's score then depends on one channel of as many as there are classes. The mean of
+    such a map is no pick: that is CAM.
+    """
+    logits = seen.logits
+    classes = 1 if logits.dim() == 1 else logits.shape[1]
+    if gradient.shape[1] != classes:
+        return False
+    bears = gradient != 0
+    others = bears.any(0).flatten(1).any(1)
+    others[seen.class_id] = False
+    picked = logits.dim() > 2 or not bears[:, seen.class_id].all()
+    return picked and not others.any()
