@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fastcam.engine.inputs import Inputs
@@ -80,37 +81,43 @@ def find_layer(
         ValueError: if there is no such layer, or the first image has no score.
     """
     seen = survey(model, inputs, output)
-    chosen = [_of_the_same(group) for group in seen.groups if not _pools(group)]
     finest = seen.logits.shape[2:].numel() if seen.logits.dim() > 2 else None
-    had_positions = read_at_class_token = False
-    spare: str | None = None  # the last one if all have as many positions as dense scores
-    for layer, gradient in seen.gradients(chosen):
-        activations = _read(layer.tensor, layer.tensor, seen, reshape)
-        tokens = _are_tokens(layer.tensor, seen)
-        if activations is None and (reshape is not None or not tokens):
-            continue
-        positions = layer.tensor[0, :, 0] if activations is None else activations[0, 0]
-        if positions.numel() == 1:
-            continue
-        had_positions = True
-        if gradient is None:
-            if not seen.has_graph and activations is not None:
-                return layer.name
-            continue
-        if not gradient.any():
+    groups = {
+        _of_the_same(group, seen, reshape): group for group in seen.groups if not _pools(group)
+    }
+    ran = [layer for layer in groups if _positions(layer, seen, reshape) > 1]
+    spare: str | None = None  # the last one of those that are worse
+    read_at_class_token = False
+    for layer, gradient in seen.gradients(ran):
+        if not seen.has_graph and _read(layer.tensor, layer.tensor, seen, reshape) is not None:
+            return layer.name
+        if gradient is None or not gradient.any():
             continue
         gradient = _read(gradient, layer.tensor, seen, reshape)
+        tokens = _are_tokens(layer.tensor, seen)
         if gradient is None or not gradient.any():
-            read_at_class_token = True
-        elif read_at_class_token:
-            if tokens and "norm" in type(layer.module).__name__.lower():
-                return layer.name
-        elif _is_part_of_attention(model, layer) or _are_scores(gradient, seen):
+            if tokens and not read_at_class_token:
+                read_at_class_token = True
+                norm = _last_norm([each for each in ran if _is_norm(each, seen)], seen, reshape)
+                if norm is not None:
+                    return norm
             continue
-        elif finest is None or positions.numel() < finest:
+        if _are_scores(gradient, seen):
+            continue
+        worse = (
+            _is_part_of_attention(model, layer, groups[layer])
+            or (
+                finest is not None
+                # at the scores' own resolution, or a projection of tokens on the way to it
+                and (
+                    gradient.shape[2:].numel() >= finest
+                    or (tokens and isinstance(layer.module, nn.Linear))
+                )
+            )
+        )
+        if not worse:
             return layer.name
-        else:
-            spare = spare or layer.name
+        spare = spare or layer.name
     if spare is not None:
         return spare
     if read_at_class_token:
@@ -118,7 +125,7 @@ def find_layer(
             "target_layers: found no norm whose patch tokens bear on the output; name a layer "
             "yourself"
         )
-    if had_positions:
+    if ran:
         raise ValueError(
             "target_layers: the top score depends on no layer with more than one position, or only "
             "on maps of scores; name a layer, or pick other scores by output="
@@ -126,18 +133,32 @@ def find_layer(
     raise ValueError("target_layers: no layer of the model has more than one position")
 
 
-def _of_the_same(group: list[Returned]) -> Returned:
-    """The innermost of those that ran once, else the innermost."""
-    return next((each for each in group if each.runs == 1), group[0])
+def _last_norm(norms: list[Returned], seen: Survey, reshape: Reshape | None) -> str | None:
+    for norm, gradient in seen.gradients(norms):
+        gradient = None if gradient is None else _read(gradient, norm.tensor, seen, reshape)
+        if gradient is not None and gradient.any():
+            return norm.name
+    return None
+
+
+def _of_the_same(group: list[Returned], seen: Survey, reshape: Reshape | None) -> Returned:
+    """The innermost of those that ran once, else the innermost, of what reads as the last one."""
+
+    def view(layer: Returned) -> tuple[int, torch.Size, tuple[int, ...]]:
+        read = None if reshape else reading(layer.tensor.shape, seen.extents)
+        tensor = layer.tensor.detach() if read is None else read(layer.tensor.detach())
+        return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+    last = view(group[-1])
+    alike = [each for each in group if view(each) == last]
+    return next((each for each in alike if each.runs == 1), alike[0])
 
 
 def _pools(group: list[Returned]) -> bool:
     return any(isinstance(each.module, _POOLING) for each in group)
 
 
-def _read(
-    value: Tensor, returned: Tensor, seen: Survey, reshape: Reshape | None
-) -> Tensor | None:
+def _read(value: Tensor, returned: Tensor, seen: Survey, reshape: Reshape | None) -> Tensor | None:
     """What a layer returned, or its gradient, as (N, C, *S); None if it cannot be read so."""
     read = reshape or reading(returned.shape, seen.extents)
     if read is None:
@@ -152,18 +173,31 @@ def _read(
     return activations if fits else None
 
 
+def _positions(layer: Returned, seen: Survey, reshape: Reshape | None) -> int:
+    """How many; tokens that are no grid have some too, though nobody can read them."""
+    activations = _read(layer.tensor, layer.tensor, seen, reshape)
+    if activations is not None:
+        return activations.shape[2:].numel()
+    return layer.tensor.shape[1] if reshape is None and _are_tokens(layer.tensor, seen) else 0
+
+
 def _are_tokens(tensor: Tensor, seen: Survey) -> bool:
     """Whether this is (N, T, C) of a network for pictures or clips."""
     several = seen.extents is not None and len(seen.extents) > 1
     return tensor.dim() == 3 and tensor.shape[0] == seen.logits.shape[0] and several
 
 
-def _is_part_of_attention(model: nn.Module, layer: Returned) -> bool:
+def _is_norm(layer: Returned, seen: Survey) -> bool:
+    return "norm" in type(layer.module).__name__.lower() and _are_tokens(layer.tensor, seen)
+
+
+def _is_part_of_attention(model: nn.Module, layer: Returned, group: list[Returned]) -> bool:
     """Whether it makes queries, keys or values, as where tokens are pooled by attention."""
-    parts = layer.name.split(".")
-    around = (model.get_submodule(".".join(parts[:i])) for i in range(1, len(parts)))
-    return isinstance(layer.module, nn.Linear) and any(
-        "atten" in type(module).__name__.lower() for module in around
+    parent = layer.name.rpartition(".")[0]
+    return (
+        parent != ""
+        and "atten" in type(model.get_submodule(parent)).__name__.lower()
+        and all(each.name != parent for each in group)  # which returns something else
     )
 
 

@@ -20,7 +20,7 @@ from fastcam.layout import has_positions
 _AT_ONCE = 16  # gradients a backward; the layer is one of the last as a rule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Returned:
     """The first tensor with positions of a module's last run."""
 
@@ -61,9 +61,7 @@ class Survey:
                 yield from ((each, None) for each in some)
                 continue
             try:
-                found = torch.autograd.grad(
-                    self.score, edges, retain_graph=True, allow_unused=True
-                )
+                found = torch.autograd.grad(self.score, edges, retain_graph=True, allow_unused=True)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
