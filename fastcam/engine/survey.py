@@ -80,6 +80,11 @@ def survey(model: nn.Module, inputs: Inputs, output: Output | None) -> Survey:
     """
     inputs = first_image(inputs)
     images = images_of(inputs)
+    if images is not None and len(images) == 0:  # a blank one instead
+        inputs = rebuild(
+            inputs, lambda t: t if t.dim() == 0 or len(t) else t.new_zeros(1, *t.shape[1:])
+        )
+        images = images_of(inputs)
     # parameters made in inference mode cannot be recorded
     recorded = not any(parameter.is_inference() for parameter in model.parameters())
     leaf = None
