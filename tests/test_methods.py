@@ -140,7 +140,7 @@ def test_all_classes_of_a_pooled_linear_head_take_one_backward(monkeypatch) -> N
     every = torch.arange(20).expand(3, -1)
     for method in ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "cam"):
         calls.clear()
-        fastcam.METHODS[method](model)(images, every, size="layer")
+        fastcam.METHODS[method](model, "layer4.1")(images, every, size="layer")
         assert len(calls) == 1
     calls.clear()
     fastcam.GradCAM(model, "layer3")(images, every, size="layer")

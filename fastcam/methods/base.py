@@ -115,7 +115,7 @@ class Method:
         self._output = output
         self._per_image = PerImage(per_image)
         self._repeats = Repeats(run)
-        self._checked = False  # the outputs, for being probabilities
+        self._checked = False  # what the first call says of the outputs and the layers
         self._start: Start | None = None  # of the graph, found by the first call
 
     def __enter__(self) -> Any:
@@ -161,6 +161,13 @@ class Method:
                     "model is sure: explain the logits before softmax or sigmoid instead",
                     stacklevel=3,
                 )
+            for name, activations in zip(record.layers, record.activations, strict=True):
+                if activations.shape[2:].numel() == 1:
+                    warnings.warn(
+                        f"target_layers: '{name}' has one position, so that its map is constant; "
+                        "name a layer before the pooling, or give larger images",
+                        stacklevel=3,
+                    )
         self.outputs = record.outputs
         self.class_ids, self.scores = selection.class_ids, selection.scores.detach()
         return record, selection
@@ -177,7 +184,6 @@ class Method:
                 reshape=self._reshape,
                 output=self._output,
                 per_image=self._per_image,
-                repeats=self._repeats,
             )
             self.layers = (found,)
 
@@ -233,6 +239,7 @@ class MapMethod(Method):
     relu: ClassVar[bool] = True
 
     _fast: _FastMode | None = None  # None: exact mode
+    _looked = False  # at the maps, for being constant
 
     def compile(
         self,
@@ -329,6 +336,7 @@ class MapMethod(Method):
                 record, selection = self._run(images, targets)
                 with torch.autocast(record.logits.device.type, enabled=False):
                     maps = self._finished(record, selection, rectify, size, normalize)
+                    self._look(maps, record, rectify)
                 return maps, self.outputs, self.class_ids, self.scores
 
             if self._fast is None:
@@ -393,6 +401,32 @@ class MapMethod(Method):
     ) -> Any:
         """What the call returns."""
         return finish(self._maps(record, selection, relu), record, size, normalize)
+
+    def _look(self, maps: Any, record: Capture, relu: bool) -> None:
+        """Warns if all maps of the first call are constant; later calls do not wait for theirs."""
+        if self._looked:
+            return
+        self._looked = True
+        dims = min(activations.dim() for activations in record.activations) - 2
+        every = [each.flatten(-dims) for each in (maps if isinstance(maps, list) else [maps])]
+        if (
+            not any(each.numel() for each in every)
+            # one position has had its warning
+            or any(activations.shape[2:].numel() == 1 for activations in record.activations)
+            or any(bool((each != each[..., :1]).any()) for each in every)
+        ):
+            return
+        reason = (
+            "nothing there speaks for the class (relu=False shows what speaks against it), or "
+            if relu
+            else ""
+        )
+        names = ", ".join(f"'{name}'" for name in record.layers)
+        warnings.warn(
+            f"target_layers: every map of {names} is constant, probably because {reason}the score "
+            "does not depend on what is where; try another layer",
+            stacklevel=4,
+        )
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         """One a layer, at the layer's resolution: (N, *S) or (N, K, *S)."""
