@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fastcam.engine.inputs import Inputs, images_of, rows_of, with_images
-from fastcam.engine.opaque import why_hidden
+from fastcam.engine.opaque import is_quantized, why_hidden
 from fastcam.engine.outputs import Output, logits_of
 from fastcam.engine.running import run
 from fastcam.engine.values import rebuild, storage, tensors_of
@@ -85,8 +85,11 @@ def survey(model: nn.Module, inputs: Inputs, output: Output | None) -> Survey:
             inputs, lambda t: t if t.dim() == 0 or len(t) else t.new_zeros(1, *t.shape[1:])
         )
         images = images_of(inputs)
-    # parameters made in inference mode cannot be recorded
-    recorded = not any(parameter.is_inference() for parameter in model.parameters())
+    # parameters made in inference mode cannot be recorded, nor quantized modules differentiated
+    recorded = not (
+        any(parameter.is_inference() for parameter in model.parameters())
+        or any(map(is_quantized, model.modules()))
+    )
     leaf = None
     given = images if images is not None else next(iter(tensors_of(inputs)), None)
     if recorded and given is not None and given.is_floating_point():
