@@ -75,9 +75,7 @@ Weights = Annotated[
 ]
 Classes = Annotated[Path | None, typer.Option(help="A text file with one class name a line.")]
 Method = Annotated[str, typer.Option(help="cam, gradcam, gradcam++, layercam, scorecam, ...")]
-Layer = Annotated[
-    str, typer.Option(help="A layer's dotted name; auto: the last one with positions.")
-]
+Layer = Annotated[str, typer.Option(help="A layer's dotted name; auto: the last one that counts.")]
 Target = Annotated[str, typer.Option(help="The class to explain: top1, an id or a name.")]
 Colormap = Annotated[str, typer.Option(help="One of OpenCV's colour tables.")]
 Alpha = Annotated[float, typer.Option(min=0, max=1, help="The share of the heat over the picture.")]

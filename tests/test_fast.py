@@ -92,7 +92,8 @@ def test_maps_of_exact_mode(name: str, device: torch.device) -> None:
     if name in ("resnet18", "r3d_18", "mobilenet_v3_small", "timm/resnet10t"):
         assert report["BatchNorm"] == f"{norms} folded"
     units = report.keys() - {"BatchNorm", "CUDA graph"}
-    assert units and {report[unit] for unit in units} == {"compiled"}
+    states = {report[unit] for unit in units}  # the layer may be an activation
+    assert "compiled" in states <= {"compiled", "not compiled: it has no parameters"}
     covered = " ".join(units)
     assert ARCHITECTURES[name] in units or f"to {ARCHITECTURES[name]}" in covered
 
