@@ -68,8 +68,6 @@ class Capture:
 
     runs: tuple[int, ...]
     """How often each layer ran; the last time counts."""
-    keeps: bool
-    """Whether a layer may have kept what it derived from its output, for the model to read."""
 
     _model: nn.Module
     _inputs: Inputs
@@ -290,14 +288,14 @@ def record(
         with torch.enable_grad():
             copied = images.clone()  # the model may write into it
         inputs = rebuild(inputs, lambda tensor: copied if tensor is first else tensor)
-        start = "model"
+        start = Start("model")
     elif graph is None:
         start = None
     else:
         start = start or find_start(model, inputs, layers)
-        if start == "model":
+        if start.place == "model":
             inputs = start_at_inputs(inputs)
-        elif start == "layer":  # the user's own tensors get no graph, nor count what happens here
+        elif start.place == "layer":  # the user's own tensors do not count what happens here
             inputs = rebuild(inputs, lambda tensor: tensor.data)
     recorder = Recorder({name: model.get_submodule(name) for name in layers}, start)
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
@@ -313,7 +311,7 @@ def record(
             inputs,
             [*recorder.hooks, *heads, *hooks],
             before=recorder.before,
-            from_images=start == "model",
+            from_images=start is not None and start.place == "model",
         )
     except RuntimeError as error:
         if any(parameter.is_inference() for parameter in model.parameters()):
@@ -406,7 +404,6 @@ def capture(
         points=tuple(points[name] for name in layers),
         readings=tuple(readings),
         runs=tuple(recorded.runs[name] for name in layers),
-        keeps=start in ("layer", "model"),
         _model=model,
         _inputs=recorded.inputs,
         _output=output,

@@ -10,6 +10,7 @@ below), every further run is one of the whole network.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fastcam.capture import (
     Capture,
 )
-from fastcam.engine.recording import Given
-from fastcam.engine.values import close, replace_first, storage, tensors_of
+from fastcam.engine.recording import Given, copied
+from fastcam.engine.values import close, rebuild, replace_first, storage, tensors_of
 
 Change = Callable[[Tensor], None]
 """Writes to a layer's activations (R, C, *S)."""
@@ -68,22 +69,26 @@ class Continuation:
         return recording.replay(memory)
 
     def _find_output(self) -> _Output:
-        """Which operator within the layer writes its output last, if the layer may have kept more.
+        """Which operator within the layer writes its output last.
 
-        Otherwise, or if none does, the change is made when the layer returns.
+        If none does, the layer returns what it got, and the change is made on the way in.
         """
-        if not self._record.keeps:
-            return _Output(None)
-        writes = _Operators()
+        operators = _Operators()
         found: list[_Output] = []
 
         def returned(output: Tensor, given: Given) -> Tensor:
-            place = output.size(), output.stride(), int(output.storage_offset())
-            found[:] = [_Output(writes.last.get(storage(output)), *place)]
+            offset = int(output.storage_offset())
+            number = operators.last.get(storage(output))
+            if number is None:
+                for i, tensor in enumerate(tensors_of(given.arguments)):
+                    if storage(tensor) == storage(output) and given.unwritten(output):
+                        offset -= int(tensor.storage_offset())
+                        found[:] = [_Output(None, i, output.size(), output.stride(), offset)]
+            found[:] = found or [_Output(number, None, output.size(), output.stride(), offset)]
             return output
 
-        with writes:
-            self._run(returned, writes)
+        with operators:
+            self._run(returned, operators)
         return found[0]
 
     def _change(self, memory: Tensor, change: Change) -> None:
@@ -124,77 +129,92 @@ class Continuation:
     def _at_output(self, put: Callable[[Tensor], None]) -> Tensor:
         """The logits of a run in which ``put`` gets the memory of the layer's output."""
         assert self._output is not None
-        if self._output.operator is not None:
-            operators = _Operators({self._output.operator: put})
-            with operators:
-                return self._run(lambda output, given: output, operators)
+        operators = _Operators(self._output.operator, put)
 
-        def returned(output: Tensor, given: Given) -> Tensor:
-            # the model goes on with another tensor only where this one is read elsewhere as it was
-            if given.unwritten(output) or given.held(output) or output.is_inference():
-                output = output.clone()
-            put(output)
-            return output
+        def entered(number: int, tensor: Tensor) -> Tensor:
+            if number != self._output_argument:
+                return tensor
+            tensor = copied(tensor)
+            put(tensor)
+            return tensor
 
-        return self._run(returned)
+        with operators:
+            return self._run(lambda output, given: output, operators, entered)
 
     def _run(
-        self, returned: Callable[[Tensor, Given], Tensor], operators: _Operators | None = None
+        self,
+        returned: Callable[[Tensor, Given], Tensor],
+        operators: _Operators,
+        entered: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The logits of a run, with the layer's output changed the last time it runs.
+        """The logits of a run, with hooks for the last time that the layer runs.
 
         Args:
+            returned: gets the output.
             operators: counts those of the layer.
+            entered: changes the tensors among the arguments, by number.
         """
         runs = 0
         given: list[Given] = []
 
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             nonlocal runs
             runs += 1
-            given.append(Given(module, (args, kwargs)))
-            if operators is not None and runs == self._record.runs[self._layer]:
-                operators.begin()
+            if runs < self._record.runs[self._layer]:
+                return None
+            arguments = args, kwargs
+            if entered is not None:
+                numbers = itertools.count()
+                arguments = rebuild(arguments, lambda tensor: entered(next(numbers), tensor))
+            given.append(Given(module, arguments))
+            operators.begin()
+            return arguments
 
         def leave(module: nn.Module, args: Any, output: Any) -> Any:
-            last = given.pop()
             if runs < self._record.runs[self._layer]:
                 return output
-            if operators is not None:
-                operators.end()
+            operators.end()
+            last = given.pop()
             return replace_first(output, lambda tensor: returned(tensor, last))
 
         module = self._record.module(self._layer)
         return self._record.again(self._rows, hooks=[(module, leave)], before=[(module, enter)])
 
+    @property
+    def _output_argument(self) -> int | None:
+        return None if self._output is None else self._output.argument
+
 
 class _Output(NamedTuple):
-    """Where a layer's output is made, and how it lies in the memory that is written there."""
+    """Where a layer's output is made, and how it lies in that memory."""
 
-    operator: int | None  # its number within the layer; None: where the layer returns
-    size: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    offset: int = 0
+    operator: int | None
+    """The number of the operator within the layer that writes it last."""
+    argument: int | None
+    """The number of the argument that it is, if the layer returns what it got."""
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
 
     def within(self, memory: Tensor) -> Tensor:
         """The output, as a view."""
-        if self.operator is None:
-            return memory
-        return memory.as_strided(self.size, self.stride, self.offset)
+        return memory.as_strided(self.size, self.stride, self.offset + memory.storage_offset())
 
 
 class _Operators(TorchDispatchMode):
     """While entered, counts the operators of a layer that write to memory.
 
     Args:
-        met: by number, what to call with the memory that an operator has just written.
+        number: of the operator whose memory, just written, ``met`` is called with.
     """
 
-    def __init__(self, met: dict[int, Callable[[Tensor], None]] | None = None) -> None:
+    def __init__(
+        self, number: int | None = None, met: Callable[[Tensor], None] | None = None
+    ) -> None:
         super().__init__()
         self.last: dict[int, int] = {}
         """By storage, the last operator that wrote to it."""
-        self._met = met or {}
+        self._number, self._met = number, met
         self._count: int | None = None
 
     def begin(self) -> None:
@@ -214,8 +234,8 @@ class _Operators(TorchDispatchMode):
         if self._count is not None:
             for tensor in _written(func, args, kwargs or {}, output):
                 self.last[storage(tensor)] = self._count
-                if self._count in self._met:
-                    self._met[self._count](tensor)
+                if self._met is not None and self._count == self._number:
+                    self._met(tensor)
                 self._count += 1
         return output
 

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastcam.engine.inputs import (
     Inputs,
 )
-from fastcam.engine.recording import Start
+from fastcam.engine.recording import OUTPUT, Start
 from fastcam.engine.running import run
 from fastcam.engine.values import (
     rebuild,
@@ -100,7 +100,7 @@ class FastModel:
         inputs: Inputs,
         layers: Sequence[str],
         options: Options,
-        start: Start = "output",
+        start: Start = OUTPUT,
     ) -> None:
         self._source = [t for t in (*model.parameters(), *model.buffers()) if not t.is_inference()]
         self._versions = self._current_versions()
@@ -148,7 +148,7 @@ class FastModel:
         self._units = []
         self.model = _copied(model)
         """What runs in the network's place; its modules have the same names."""
-        if self._start == "model":
+        if self._start.place == "model":
             self._notes["model"] = "left as it is: all of it is recorded, as it sets grad modes"
             return
         trace = _Trace(self.model, inputs)
@@ -223,7 +223,7 @@ class FastModel:
                 children = children[len(below) :]
         for child in children:
             module = self.model.get_submodule(child)
-            if child == layer and self._start == "layer":
+            if child == layer and self._start.place == "layer":
                 self._notes[child] = "left as it is: what it computes on the way is read later"
             elif child == layer:
                 self._units.append(_replace(module, child, dtype, restored))

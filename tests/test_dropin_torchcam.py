@@ -687,7 +687,9 @@ def test_identity_layers_do_not_touch_the_users_images() -> None:
     model, x = Front().eval(), images()
     dropin.install("torchcam")
     with methods.GradCAM(model, "same") as cam:
-        cam(1, model(x))
+        scores = model(x)
+        with pytest.raises(RuntimeError, match="not connected"):  # as without the drop-in
+            cam(1, scores)
     assert not x.requires_grad and x._version == 0
 
 

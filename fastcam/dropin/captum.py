@@ -22,13 +22,17 @@ from fastcam import ops
 from fastcam.compat.calls import counted
 from fastcam.compat.settings import settings
 from fastcam.dropin.takeover import Replacement, Takeover
-from fastcam.engine.running import (
-    is_compiled,
-    unwrap,
+from fastcam.engine.inputs import first_image
+from fastcam.engine.recording import (
+    Recorder,
+    Start,
+    closest_start,
+    gradients_at,
+    has_hooks,
+    start_at_inputs,
 )
+from fastcam.engine.running import Loan, is_compiled, unwrap
 from fastcam.engine.values import (
-    shares_input,
-    storage,
     tensors_of,
 )
 from fastcam.fast import FastModel, Options, preferred_dtype
@@ -70,6 +74,10 @@ def _layer_grad_cam(present: Replacement) -> Replacement:
             reason = _why_whole(self.forward_func)
             if attribute_to_layer_input:
                 reason = "what goes into the layer may be read elsewhere too"
+            elif any(map(_is_training, (self.forward_func, self.layer))):
+                reason = "the model is in training mode"
+            elif any(map(_has_hooks, (self.forward_func, self.layer))):
+                reason = "the model has other hooks"
             elif grad_kwargs:
                 reason = "grad_kwargs"
             if not reason:
@@ -77,13 +85,17 @@ def _layer_grad_cam(present: Replacement) -> Replacement:
                 given = common._format_tensor_into_tuples(inputs)
                 more = common._format_additional_forward_args(additional_forward_args)
                 forward, layer = self.forward_func, self.layer
+                start = _start(self, given, more)
                 if settings.fast:
-                    forward, layer, given = _fast(self, given, more)
-                run = _LayerRun(layer, tensors_of((given, more)))
-                with run, torch.no_grad():
-                    scores = common._run_forward(forward, given, target, more)
-                found = run.gradients(scores)
+                    forward, layer, given = _fast(self, given, more, start)
+                recorder = Recorder({"layer": layer}, start, _all_tensors)
                 reason = "no gradient came back to the layer"
+                if start.place == "model":
+                    reason = "the model sets grad modes itself"
+                else:
+                    with Loan(recorder.hooks, recorder.before), torch.no_grad():
+                        scores = common._run_forward(forward, given, target, more)
+                    found = _gradients(recorder, scores)
             if found is None:
                 call.leave_to("captum", reason)
                 return present(
@@ -98,8 +110,8 @@ def _layer_grad_cam(present: Replacement) -> Replacement:
                 )
             call.why = "the graph begins at the layer"
             maps = tuple(
-                _grad_cam(node.detach(), gradient, relu_attributions, attr_dim_summation)
-                for node, gradient in found
+                _grad_cam(value, gradient, relu_attributions, attr_dim_summation)
+                for value, gradient in found
             )
             return maps if len(maps) > 1 else maps[0]
 
@@ -117,67 +129,66 @@ def _why_whole(forward: Any) -> str:
     return ""
 
 
-class _LayerRun:
-    """A context for one forward: the layer's outputs, and a graph that begins there.
+def _is_training(part: Any) -> bool:
+    return isinstance(part, nn.Module) and any(module.training for module in part.modules())
 
-    Args:
-        layer: the layer.
-        inputs: what goes into the network; its memory is the user's.
-        begins: whether grad mode is off until the layer has run.
-    """
 
-    def __init__(self, layer: nn.Module, inputs: list[Tensor], begins: bool = True) -> None:
-        self._layer = layer
-        self._inputs = {storage(tensor) for tensor in inputs}
-        self._begins = begins
-        self.nodes: tuple[Tensor, ...] = ()
-        """What it returned the last time; nothing where that was not only tensors."""
+def _has_hooks(part: Any) -> bool:
+    return isinstance(part, nn.Module) and has_hooks(part)
 
-    def __enter__(self) -> _LayerRun:
-        self._handle = self._layer.register_forward_hook(self._hook)
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._handle.remove()
+_starts: WeakKeyDictionary[Any, tuple[Any, Start]] = WeakKeyDictionary()
 
-    def _hook(self, module: nn.Module, args: Any, returned: Any) -> Any:
-        several = isinstance(returned, (tuple, list))
-        tensors = returned if several else (returned,)
-        if not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
-            self.nodes = ()
-            return None
-        self.nodes = tuple(self._node(tensor, args) for tensor in tensors)
-        if self._begins:
-            torch.set_grad_enabled(True)  # undone by the no_grad around the forward
-        handed_on = [node.clone() for node in self.nodes]  # what comes next may write into it
-        return type(returned)(handed_on) if several else handed_on[0]
 
-    def _node(self, tensor: Tensor, args: Any) -> Tensor:
-        if tensor.requires_grad or not self._begins:
-            return tensor
-        shared = shares_input(tensor, args) and storage(tensor) not in self._inputs
-        if shared and not tensor._is_view():
-            with torch.enable_grad():  # the model may read it by the input's name
-                return tensor.add_(torch.zeros((), requires_grad=True))
-        return tensor.detach().requires_grad_()
+def _start(attribution: Any, inputs: tuple[Tensor, ...], additional: Any) -> Start:
+    """Where the graph of an object's runs starts; found by its first call."""
+    forward, layer = attribution.forward_func, attribution.layer
+    of, start = _starts.get(attribution, (None, None))
+    if start is not None and of == (id(forward), id(layer)):
+        return start
+    given, more = first_image((inputs, additional))
 
-    def gradients(self, scores: Any, retain: bool = False) -> list[tuple[Tensor, Tensor]] | None:
-        """The layer's outputs and dS/d each; None where captum is to say what is wrong."""
-        if (
-            not self.nodes
-            or not isinstance(scores, Tensor)
-            or not scores.requires_grad
-            or scores.dim() == 0
-            or scores.shape[0] == 0
-            or scores[0].numel() != 1
-            or not all(node.requires_grad for node in self.nodes)
-        ):
-            return None
-        gradients = torch.autograd.grad(
-            scores, self.nodes, torch.ones_like(scores), retain_graph=retain, allow_unused=True
-        )
-        found = [(n, g) for n, g in zip(self.nodes, gradients, strict=True) if g is not None]
-        return found if len(found) == len(self.nodes) else None
+    def attempt(recorder: Recorder, whole: bool) -> Any:
+        with Loan(recorder.hooks, recorder.before), torch.set_grad_enabled(whole):
+            return _common()._run_forward(
+                forward, start_at_inputs(given) if whole else given, None, more
+            )
+
+    try:
+        start = closest_start(attempt, {"layer": layer}, inputs[0].device)
+    except ValueError:  # the layer returns its input, which is overwritten later
+        start = Start("model")
+    _starts[attribution] = (id(forward), id(layer)), start
+    return start
+
+
+def _all_tensors(returned: Any) -> list[Tensor]:
+    """All that a layer returned; nothing if that was not only tensors in floating point."""
+    tensors = list(returned) if isinstance(returned, (tuple, list)) else [returned]
+    usual = all(isinstance(each, Tensor) and each.is_floating_point() for each in tensors)
+    return tensors if usual else []
+
+
+def _gradients(
+    recorder: Recorder, scores: Any, retain: bool = False
+) -> list[tuple[Tensor, Tensor]] | None:
+    """What the layer returned and dS/d each; None where captum is to say what is wrong."""
+    points = recorder.points.get("layer", ())
+    if (
+        not points
+        or not isinstance(scores, Tensor)
+        or scores.dim() == 0
+        or scores.shape[0] == 0
+        or scores[0].numel() != 1
+    ):
+        return None
+    try:
+        recorder.check()
+    except ValueError:
+        return None
+    gradients = gradients_at(points, scores, retain=retain)
+    found = [(p.value, g) for p, g in zip(points, gradients, strict=True) if g is not None]
+    return found if len(found) == len(points) else None
 
 
 @torch.no_grad()
@@ -197,18 +208,21 @@ _fast_models: WeakKeyDictionary[Any, FastModel] = WeakKeyDictionary()
 
 
 def _fast(
-    attribution: Any, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None
+    attribution: Any,
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+    start: Start,
 ) -> tuple[Any, nn.Module, Any]:
     """The fast copy of the model, the layer in it, and the inputs for it."""
     model, layer = attribution.forward_func, attribution.layer
     names = model.named_modules() if isinstance(model, nn.Module) else ()
     name = next((name for name, module in names if module is layer), "")
-    if not name or any(module.training for module in model.modules()):
+    if not name or _is_training(model):
         return model, layer, inputs
     fast = _fast_models.get(attribution)
     if fast is None or fast.is_stale:
         options = Options(preferred_dtype(inputs[0].device))
-        fast = FastModel(model, (*inputs, *(additional or ())), [name], options)
+        fast = FastModel(model, (*inputs, *(additional or ())), [name], options, start)
         _fast_models[attribution] = fast
     return fast.model, fast.model.get_submodule(name), fast.prepared(inputs)
 
@@ -404,7 +418,7 @@ def _why_twice(attribution: Any, to_layer_input: bool) -> str:
         return "what goes into the layer may be read elsewhere too"
     if attribution.grad_cam.forward_func is not model:
         return "its parts have different models"
-    if any(module.training for module in model.modules()):
+    if _is_training(model):
         return "the model is in training mode"
     if any(isinstance(module, nn.ReLU) and _has_own_forward(module) for module in model.modules()):
         return "a ReLU has a forward of its own"
@@ -422,17 +436,17 @@ def _both(
     relu = GuidedReLU()
 
     def gradients(forward: Any, given: Any, target: Any, additional: Any) -> tuple[Tensor, ...]:
-        run = _LayerRun(attribution.grad_cam.layer, [], begins=False)
-        with run, torch.enable_grad():
+        recorder = Recorder({"layer": attribution.grad_cam.layer}, Start("model"), _all_tensors)
+        with Loan(recorder.hooks, recorder.before), torch.enable_grad():
             scores = _common()._run_forward(forward, given, target, additional)
         _plain.add(guided)
         try:
-            found = run.gradients(scores, retain=True)
+            found = _gradients(recorder, scores, retain=True)
         finally:
             _plain.discard(guided)
         if found is None or len(found) != 1:
             return given
-        maps.append(_grad_cam(found[0][0].detach(), found[0][1], relu=True, summed=True))
+        maps.append(_grad_cam(*found[0], relu=True, summed=True))
         relu.rule = "guided"
         return torch.autograd.grad(scores, given, torch.ones_like(scores))
 

@@ -31,13 +31,14 @@ from fastcam.compat.calls import counted
 from fastcam.compat.settings import settings
 from fastcam.dropin.imports import no_longer, when_imported
 from fastcam.dropin.takeover import Replacement, Takeover
+from fastcam.engine.inputs import first_image
+from fastcam.engine.recording import Recorder, Start, closest_start, start_at_inputs, started
 from fastcam.engine.running import (
+    Loan,
     is_compiled,
     unwrap,
 )
 from fastcam.engine.values import (
-    shares_input,
-    storage,
     tensors_of,
 )
 from fastcam.errors import first_line
@@ -134,8 +135,6 @@ class _Run:
     owner: Forward
     frame: FrameType
     """Which called the hook that began it."""
-    inputs: set[int]
-    """The memory of what went in."""
 
 
 class _Running(threading.local):
@@ -160,7 +159,8 @@ class Forward:
     extractor: Any
     whole: str = field(default="before any forward", init=False)
     """Why the last graph is whole; empty where it is not."""
-    always_whole: bool = field(default=False, init=False)
+    start: Start | None = field(default=None, init=False)
+    """Where a graph may start; found by the first forward."""
 
     def begin(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """The pre-hook."""
@@ -179,8 +179,11 @@ class Forward:
             return
         given = tensors_of((args, kwargs))
         self.whole = self._why_whole(model, given)
+        if not self.whole and self.start is None:
+            self.start = self._find_start(model, args, kwargs)
+            self.whole = self._why_whole(model, given)
         if not self.whole:
-            _running.run = _Run(self, sys._getframe(1), {storage(tensor) for tensor in given})
+            _running.run = _Run(self, sys._getframe(1))
             torch.set_grad_enabled(False)
 
     def end(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
@@ -192,8 +195,33 @@ class Forward:
         found = tensors_of(outputs)
         if not found or any(tensor.requires_grad for tensor in found):
             return None
-        self.always_whole = True
+        self.start = Start("model")
         return model(*args, **kwargs)
+
+    def _find_start(self, model: nn.Module, args: Any, kwargs: Any) -> Start:
+        """By runs on one image, without torchcam's hooks."""
+        given, named = first_image((args, kwargs))
+
+        recorders: list[Recorder] = []
+
+        def attempt(recorder: Recorder, whole: bool) -> Any:
+            recorders.append(recorder)
+            inputs = start_at_inputs((given, named)) if whole else (given, named)
+            with Loan(recorder.hooks, recorder.before), torch.set_grad_enabled(whole):
+                return model(*inputs[0], **inputs[1])
+
+        modules = self.extractor.submodule_dict
+        layers = {name: modules[name] for name in self.extractor.target_names}
+        device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
+        self.extractor._hooks_enabled = False
+        try:
+            start = closest_start(attempt, layers, device)
+        except ValueError:  # a layer returns its input
+            start = Start("model")
+        finally:
+            self.extractor._hooks_enabled = True
+        passed_on = any(each.passing_on or each.held for each in recorders)
+        return Start("model") if passed_on else start
 
     def restore(self) -> None:
         """Grad mode as it was before a run that this began."""
@@ -206,8 +234,10 @@ class Forward:
         self.restore()
 
     def _why_whole(self, model: nn.Module, given: Sequence[Tensor]) -> str:
-        if self.always_whole:
-            return "the model sets grad modes itself"
+        if self.start is not None and self.start.place == "model":
+            return "the model sets grad modes itself, or a layer returns what it was given"
+        if self.start is not None and self.start.place == "layer":
+            return "what the layer computes on the way to its output is read later"
         if unwrap(model) is not model:
             return "the model is compiled or parallel"
         may_be_compiled = "torch._dynamo" in sys.modules
@@ -271,7 +301,7 @@ def _hook_a(present: Replacement) -> Replacement:
     def hook(self: Any, module: nn.Module, args: Any, output: Any, idx: int = 0) -> Any:
         begun = output
         if self._hooks_enabled and isinstance(self, _Peer.gradient._GradCAM):
-            begun = _with_graph(output, args)
+            begun = _with_graph(output)
         present(self, module, args, begun, idx)
         return None if begun is output else begun
 
@@ -287,23 +317,15 @@ def _warn_of_the_short_graph(gradient: Tensor) -> None:
     )
 
 
-def _with_graph(output: Any, args: Any) -> Any:
-    """The same values at the start of a graph: A + 0, for a leaf could not be written to."""
-    run = _running.run
-    if run is None:
+def _with_graph(output: Any) -> Any:
+    """What a layer returned, at the start of a graph."""
+    if _running.run is None:
         return output
     torch.set_grad_enabled(True)
-    if not isinstance(output, Tensor) or output.requires_grad or not output.is_floating_point():
+    if not isinstance(output, Tensor) or output.requires_grad:
         return output
-    zero = torch.zeros((), requires_grad=True)
-    zero.register_hook(_warn_of_the_short_graph)  # maps ask for the layers' gradients, not for this
-    if (
-        shares_input(output, args)
-        and not output._is_view()
-        and storage(output) not in run.inputs  # those are the user's
-    ):
-        return output.add_(zero)  # the model may read it by the input's name
-    return output + zero
+    # maps ask for the layers' gradients, not for what is passed
+    return started(output, same=True, passed=_warn_of_the_short_graph)
 
 
 def _prepare_attention(present: Replacement) -> Replacement:

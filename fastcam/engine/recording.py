@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,22 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fastcam.engine.inputs import Inputs, first_image
 from fastcam.engine.running import Hooks, run
-from fastcam.engine.values import first_with_positions, rebuild, storage, tensors_of
+from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of
 
-Start = Literal["output", "layer", "model"]
-"""Where a graph starts: at the output of the first target layer that runs, with that layer's first
-instruction, or with the model's."""
+Place = Literal["output", "layer", "model"]
+"""At the output of the first target layer that runs, with that layer's first instruction, or with
+the model's."""
+
+
+class Start(NamedTuple):
+    """Where a graph starts."""
+
+    place: Place
+    copying: frozenset[str] = frozenset()
+    """The layers that return their input: they get a copy, which nobody else reads."""
+
+
+OUTPUT = Start("output")
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,10 @@ class Recorder:
         """By layer, all that its caller received; an operation in place behind it shows here."""
         self.runs = dict.fromkeys(layers, 0)
         """By layer, how often it returned tensors to keep."""
+        self.passing_on: set[str] = set()
+        """Layers that returned memory that they were given, as it was."""
+        self.held = False
+        """Whether a layer returned memory that it held before it ran."""
         self._layers = layers
         self._start = start
         self._pick = pick or first_with_positions
@@ -107,20 +122,19 @@ class Recorder:
         """
         for name, tensor, version in self._inputs:
             if _version(tensor) != version:  # the copy that was handed on has missed that
-                raise ValueError(
-                    f"target_layers: '{name}' returns its input, which the model overwrites later; "
-                    "name the layer before it"
-                )
+                raise ValueError(_overwritten(name))
 
     def _enter(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            changed = None
-            if self._start == "layer":
+            arguments = given = args, kwargs
+            if self._start is not None and name in self._start.copying:
+                given = rebuild(given, copied)
+            if self._start is not None and self._start.place == "layer":
                 torch.set_grad_enabled(True)  # the run ends that
                 # in the same memory: what the layer writes to its input can be read there
-                changed = rebuild((args, kwargs), lambda t: t if t.requires_grad else started(t))
-            self._entered[name].append(Given(module, changed or (args, kwargs)))
-            return changed
+                given = rebuild(given, lambda t: t if t.requires_grad else started(t))
+            self._entered[name].append(Given(module, given))
+            return None if given is arguments else given
 
         return hook
 
@@ -141,23 +155,34 @@ class Recorder:
 
     def _handed_on(self, name: str, tensor: Tensor, given: Given) -> Tensor:
         """The tensor itself, at the start of a graph unless it has one; a copy of an input."""
+        passed_on = given.unwritten(tensor)
+        if passed_on:
+            self.passing_on.add(name)
+        self.held = self.held or given.held(tensor)
         if self._start is None:
             return tensor
-        if given.unwritten(tensor):
+        if passed_on and name not in self._start.copying:
             self._inputs.append((name, tensor, _version(tensor)))
-            tensor = tensor.clone()
-        if self._start != "model":
+            tensor = copied(tensor)
+        if self._start.place != "model":
             torch.set_grad_enabled(True)  # the run ends that
         if tensor.requires_grad or not torch.is_grad_enabled():  # that is the model's own no_grad
             return tensor
         return started(tensor, same=not given.held(tensor))
 
 
+def _overwritten(name: str) -> str:
+    return (
+        f"target_layers: '{name}' returns its input, which the model overwrites later; name the "
+        "layer before it"
+    )
+
+
 class Given:
     """What went into a layer, and which tensors there were before it ran."""
 
     def __init__(self, module: nn.Module, arguments: Any) -> None:
-        self._arguments = arguments  # alive, so that nothing else gets its memory
+        self.arguments = arguments  # alive, so that nothing else gets its memory
         self._versions = {storage(t): _version(t) for t in tensors_of(arguments)}
         self._held = {storage(t): t for each in module.modules() for t in _held(each)}
 
@@ -170,12 +195,15 @@ class Given:
         return self._versions.get(storage(tensor), -1) == _version(tensor)
 
 
-def started(tensor: Tensor, same: bool = False) -> Tensor:
+def started(
+    tensor: Tensor, same: bool = False, passed: Callable[[Tensor], None] | None = None
+) -> Tensor:
     """The tensor at the start of a graph, in the same memory; as it is without floating point.
 
     Args:
         same: whether the tensor itself gets the graph, so that all who hold it have it; a view and
             a tensor made in inference mode cannot.
+        passed: called if a backward comes to the start.
     """
     if not tensor.is_floating_point():
         return tensor
@@ -183,8 +211,11 @@ def started(tensor: Tensor, same: bool = False) -> Tensor:
         tensor = tensor.clone()
     elif tensor._is_view() or not same:
         tensor = tensor.detach()
+    zero = torch.zeros((), requires_grad=True)
+    if passed is not None:
+        zero.register_hook(passed)
     with torch.enable_grad():
-        begun: Tensor = _Start.apply(tensor, torch.zeros((), requires_grad=True))
+        begun: Tensor = _Start.apply(tensor, zero)
     return begun
 
 
@@ -197,8 +228,15 @@ class _Start(torch.autograd.Function):
         return tensor
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
-        return None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, torch.zeros(())
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy with the same strides, for which every operator takes the same way."""
+    if _is_dense(tensor) or not _lies_apart(tensor):
+        return tensor.clone()
+    return tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
 def point_of(tensor: Tensor) -> Point:
@@ -290,40 +328,81 @@ def find_start(
     """The start closest to the layers from which a graph holds all that reads them.
 
     "output" will do if nothing but what a layer returns is read later. A layer that also keeps a
-    value that it has derived from its output needs "layer"; grad modes within the model need
-    "model". Each start is tried on the first image, and its graph compared with that of a run that
-    records everything: two runs for most networks.
+    value that it has derived from its output needs "layer", grad modes within the model need
+    "model". See :func:`closest_start`.
 
     Args:
         model, inputs, layers: as for :func:`fastcam.capture.capture`.
         output: picks what is explained out of what the model returns; it may read the model too.
     """
-    modules = {name: model.get_submodule(name) for name in layers}
     one = first_image(inputs)
-    device = next((t.device for t in tensors_of(one)), torch.device("cpu"))
 
-    def readers(start: Start) -> list[Counter[tuple[str, str]]]:
-        recorder = Recorder(modules, start)
-        whole = start == "model"
+    def attempt(recorder: Recorder, whole: bool) -> Any:
         given = start_at_inputs(one) if whole else one
         outputs = run(model, given, recorder.hooks, before=recorder.before, from_images=whole)
         with torch.enable_grad():
-            roots = tensors_of(outputs if output is None else (outputs, output(outputs)))
+            return outputs if output is None else (outputs, output(outputs))
+
+    modules = {name: model.get_submodule(name) for name in layers}
+    device = next((tensor.device for tensor in tensors_of(one)), torch.device("cpu"))
+    return closest_start(attempt, modules, device)
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether further runs of it would be noticed."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def closest_start(
+    attempt: Callable[[Recorder, bool], Any], layers: Mapping[str, nn.Module], device: torch.device
+) -> Start:
+    """The start of a graph for runs that somebody else makes.
+
+    Each start is tried, and its graph compared with that of a run that records everything: three
+    runs for most networks, which draw no random number of the user's.
+
+    Args:
+        attempt: runs the network with a recorder's hooks, under ``no_grad`` or, if the second
+            argument says so, with everything recorded; gives what holds the results.
+        layers: by name.
+        device: where it runs.
+
+    Raises:
+        ValueError: if a layer returns its input and the model overwrites that later.
+    """
+
+    def tried(start: Start | None) -> tuple[Recorder, list[Tensor]]:
+        recorder = Recorder(layers, start)
+        whole = start is not None and start.place == "model"
+        results = tensors_of(attempt(recorder, whole))
+        return recorder, [each for each in results if each.is_floating_point()]
+
+    def readers(recorder: Recorder, roots: list[Tensor]) -> list[Counter[tuple[str, str]]]:
         return [_readers(roots, recorder.points.get(name, ())) for name in layers]
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        first, plain = tried(None)
+        copying = frozenset(first.passing_on)
         try:
-            expected = readers("model")
+            whole = tried(Start("model", copying))
+            if whole[0].passing_on != copying:  # a model may hang on hooks in its first run
+                copying = frozenset(whole[0].passing_on)
+                whole = tried(Start("model", copying))
+            expected = readers(*whole)
         except Exception:  # what the model does cannot be recorded as a whole
-            return "layer"
-        starts: tuple[Start, ...] = ("output", "layer")
-        for start in starts:
+            return Start("layer", copying)
+        places: tuple[Place, ...] = ("output", "layer")
+        for place in places:
             try:
-                if readers(start) == expected:
-                    return start
+                recorder, results = tried(Start(place, copying))
+                found = readers(recorder, results)
             except Exception:  # torch's, if memory is written to with a graph and read without
                 continue
-    return "model"
+            if copying and not all(map(close, results, plain)):
+                raise ValueError(_overwritten(", ".join(copying)))
+            if found == expected:
+                return Start(place, copying)
+    return Start("model", copying)
 
 
 def _readers(roots: Iterable[Tensor], points: Iterable[Point]) -> Counter[tuple[str, str]]:

@@ -24,7 +24,7 @@ from fastcam.engine.outputs import (
     Output,
     logits_of,
 )
-from fastcam.engine.recording import Start, find_start
+from fastcam.engine.recording import OUTPUT, Start, find_start
 from fastcam.engine.running import Hooks, unwrap
 from fastcam.fast import FastModel, Options, is_emulated
 from fastcam.layers import Layers, find_layer, layer_names
@@ -178,7 +178,7 @@ class _FastMode:
         on_gpu = isinstance(images, Tensor) and images.is_cuda
         if self.cuda_graph is True and not on_gpu:
             raise RuntimeError("cuda_graph: got True, but the images are no tensor on a GPU")
-        self.copy = FastModel(model, images, layers, self.options, start or "output")
+        self.copy = FastModel(model, images, layers, self.options, start or OUTPUT)
         self.graphs = CudaGraphs(self.cuda_graph is True) if on_gpu and self.cuda_graph else None
 
     def report(self) -> dict[str, str]:

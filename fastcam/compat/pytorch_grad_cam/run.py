@@ -23,7 +23,7 @@ from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastcam.compat.settings import settings
-from fastcam.engine.recording import Point, Start, find_start, gradients_at
+from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at, has_hooks
 from fastcam.engine.running import (
     unwrap,
 )
@@ -231,9 +231,11 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
         during.enter_context(aside(cam))
         if second_order:
             during.enter_context(sdpa_kernel(SDPBackend.MATH))  # others have no second derivative
-        start = _start(cam, unwrap(cam.model), images, names) if cam.uses_gradients else None
-        model, inputs = _network(cam, images, names, start)
+        start: Start | None = None
         try:
+            if cam.uses_gradients:
+                start = _start(cam, unwrap(cam.model), images, names)
+            model, inputs = _network(cam, images, names, start)
             graph: Graph | None = "layers" if cam.uses_gradients else None
             recorded = record(model, inputs, names, graph=graph, start=start)
         except ValueError as error:
@@ -257,7 +259,12 @@ _starts: WeakKeyDictionary[Any, tuple[Sequence[str], Start]] = WeakKeyDictionary
 
 
 def _start(cam: Any, model: nn.Module, inputs: Any, names: Sequence[str]) -> Start:
-    """Where the graph of an object's runs starts; found by its first call."""
+    """Where the graph of an object's runs starts; found by its first call.
+
+    A model with hooks of the user's is recorded as a whole: runs to find more would be noticed.
+    """
+    if has_hooks(model):
+        return Start("model")
     layers, start = _starts.get(cam, ((), None))
     if start is None or layers != names:
         start = find_start(model, inputs, names)
@@ -270,14 +277,19 @@ def aside(cam: Any) -> Iterator[None]:
     """The object's own hooks are not called meanwhile."""
     hooks = [handle.hooks_dict_ref() for handle in cam.activations_and_grads.handles]
     saved = [(each, dict(each)) for each in hooks if each is not None]
+    own = {handle.id for handle in cam.activations_and_grads.handles}
     try:
-        for handle in cam.activations_and_grads.handles:
-            (handle.hooks_dict_ref() or {}).pop(handle.id, None)
+        for each, _ in saved:
+            for key in own & each.keys():
+                del each[key]
         yield
     finally:
-        for each, entries in saved:
-            each.clear()  # so that they come back in their order
-            each.update(entries)
+        for each, before in saved:
+            # in their order, without those that the model removed; then those that it added
+            now = {key: hook for key, hook in before.items() if key in own or key in each}
+            now |= each
+            each.clear()
+            each.update(now)
 
 
 _fast_copies: WeakKeyDictionary[Any, tuple[nn.Module, FastModel]] = WeakKeyDictionary()
@@ -293,7 +305,7 @@ def _network(
     of, copy = _fast_copies.get(cam, (None, None))
     if of is not model or copy is None or copy.is_stale:
         options = Options(dtype=preferred_dtype(images.device))
-        copy = FastModel(model, images, names, options, start or "output")
+        copy = FastModel(model, images, names, options, start or OUTPUT)
         _fast_copies[cam] = model, copy
     return copy.model, copy.prepared(images)
 
