@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -26,7 +26,10 @@ class Case:
     output: Callable[[Any], Tensor] | None = None
     dense: bool = False
     """Whether a score is a mean over one image's output; otherwise it is a class."""
-    options: dict[str, Any] = field(default_factory=dict)
+    frozen: bool = False
+    rounding: float = 0.0
+    """How far outputs with a graph may be from those without one, relatively. Not 0 where torch
+    attends by another kernel as soon as the bias of the positions requires a gradient."""
 
 
 def tokens(prefix: int, rows: int) -> Reshape:
@@ -138,7 +141,7 @@ CASES = {
         hugging_face(
             "BeitForSemanticSegmentation",
             "BeitConfig",
-            **{**TINY, "num_hidden_layers": 4, "patch_size": 8},
+            **{**TINY, "num_hidden_layers": 4},
             out_indices=[1, 2, 3, 4],
             num_labels=5,
             use_auxiliary_head=False,
@@ -147,6 +150,7 @@ CASES = {
         ),
         ("beit.layers.1", "beit.layers.2"),
         tokens(1, 4),
+        rounding=1e-13,
         output=lambda out: out.logits,
         dense=True,
     ),
@@ -208,6 +212,7 @@ CASES = {
         ),
         ("swin.encoder.layers.1.blocks.0", "swin.layernorm"),
         tokens(0, 8),
+        rounding=1e-13,
         output=lambda out: out.logits,
     ),
     "ConvNeXtV2": Case(
@@ -275,7 +280,7 @@ CASES = {
             memory_efficient=True,
         ),
         ("features.denseblock1", "features.denseblock1.denselayer2", "features"),
-        options={"frozen": True},
+        frozen=True,
         size=32,
     ),
     "mobilenet": Case(
@@ -339,7 +344,7 @@ def leaves(value: Any) -> list[Tensor]:
 def test_three_calls_of_one_object(name: str, layer: str) -> None:
     case = CASES[name]
     model, calls = prepared(case)
-    if case.options.get("frozen"):
+    if case.frozen:
         model.requires_grad_(False)
     targets: Any = (lambda logits: logits.mean()) if case.dense else 1
     cam = fastcam.HiResCAM(model, layer, reshape=case.reshape, output=case.output)
@@ -350,4 +355,4 @@ def test_three_calls_of_one_object(name: str, layer: str) -> None:
         expected = (activations * gradients).sum(1)
         assert (maps - expected).abs().max() <= 1e-9 * expected.abs().max()
         for came, right in zip(leaves(cam.outputs), leaves(outputs), strict=True):
-            assert came.equal(right)
+            assert (came - right).abs().max() <= case.rounding * right.abs().max()
