@@ -15,9 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastcam.engine.inputs import Inputs, images_of
+from fastcam.engine.inputs import Inputs, images_of, rows_of, select_rows, with_images
+from fastcam.engine.opaque import refusals, why_nothing_is_seen
 from fastcam.engine.outputs import Output, logits_of
+from fastcam.engine.per_image import PerImage
 from fastcam.engine.recording import (
+    OUTPUT,
     Point,
     Recorder,
     Start,
@@ -25,6 +28,7 @@ from fastcam.engine.recording import (
     gradients_at,
     start_at_inputs,
 )
+from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, run
 from fastcam.engine.values import close, rebuild
 from fastcam.layout import Reshape, reading
@@ -67,11 +71,14 @@ class Capture:
     """What turns that, and its gradient, into (N, C, *S)."""
 
     runs: tuple[int, ...]
-    """How often each layer ran; the last time counts."""
+    """How often each layer ran."""
+    counted: tuple[int, ...]
+    """Which run of each layer counts, from 0."""
 
     _model: nn.Module
     _inputs: Inputs
     _output: Output | None
+    _per_image: PerImage
     _autocast: tuple[str, bool, torch.dtype]  # device type, on or off, precision
     _linear: tuple[nn.Linear, Tensor, Tensor] | None  # the last one that ran, its input and output
 
@@ -158,15 +165,21 @@ class Capture:
         Args:
             rows: (R,), which image each row is of.
             images: (R, C, *S), what to put in the place of those images.
+
+        Raises:
+            ValueError: if the model's answer has no row for each image, or it cannot be told which
+                inputs have one.
         """
         count = self.logits.shape[0]
-
-        def row(tensor: Tensor) -> Tensor:
-            if tensor is self.images and images is not None:
-                return images
-            return tensor[rows] if tensor.dim() and tensor.shape[0] == count else tensor
-
-        return rebuild(self._inputs, row)
+        if self.images is not None and self.images.shape[0] != count:
+            raise ValueError(
+                f"images: got {tuple(self.images.shape)} for {count} rows of the model's output, "
+                "but this method runs images one by one: it expects as many rows as images"
+            )
+        with self.autocast():
+            names = self._per_image.of(self._model, self._inputs, self._output, self.logits)
+        found = select_rows(self._inputs, names, count, rows)
+        return found if images is None else with_images(found, images)
 
     def again(
         self,
@@ -180,15 +193,26 @@ class Capture:
         Args:
             rows, images: see :meth:`inputs`.
             hooks, before: forward hooks and pre-hooks, for this run.
+
+        Raises:
+            ValueError: as :meth:`inputs`, and if the model gives another number of rows.
         """
+        inputs = self.inputs(rows, images)
         with self.autocast():
-            outputs = run(self._model, self.inputs(rows, images), hooks, before=before)
-        return logits_of(outputs, self._output).detach()
+            outputs = run(self._model, inputs, hooks, before=before)
+            logits = logits_of(outputs, self._output, len(rows)).detach()
+        if logits.shape[0] != len(rows):
+            raise ValueError(
+                f"output: got shape {tuple(logits.shape)} for {len(rows)} images, expected a row "
+                "for each"
+            )
+        return logits
 
     def for_runs_of(self, prepare: Callable[[nn.Module, Inputs], nn.Module]) -> Capture:
-        """The same, whose :meth:`again` runs what ``prepare`` makes of the model and its inputs."""
+        """The same, whose :meth:`again` runs what ``prepare`` makes of the model and one image."""
         with self.autocast(), torch.no_grad():
-            return replace(self, _model=prepare(self._model, self._inputs))
+            one = self._per_image.first(self._model, self._inputs, self._output)
+            return replace(self, _model=prepare(self._model, one))
 
     def pooled_head(self, layer: int, selection: Selection) -> PooledHead | None:
         """The layer's global average pooling and linear head, None where the network has another.
@@ -243,14 +267,21 @@ class Recording:
     and where it stands in the graph."""
     returned: dict[str, Any]
     """By layer, all that its caller received: an operation in place behind it shows here."""
-    runs: dict[str, int]
-    """By layer, how often it ran; the last time counts."""
+    shapes: dict[str, list[torch.Size]]
+    """By layer, the shapes that it returned, one a run."""
+    counted: dict[str, int]
+    """By layer that ran, which run that is, from 0."""
     inputs: Inputs
     """What went in."""
     images: Tensor | None
     """The first input with positions; the graph's leaf where it starts at the images."""
     linear: tuple[nn.Linear, Tensor, Tensor] | None
     """The last linear layer that ran, its input and output."""
+
+    @property
+    def runs(self) -> dict[str, int]:
+        """By layer, how often it ran."""
+        return {name: len(shapes) for name, shapes in self.shapes.items()}
 
     @property
     def extents(self) -> tuple[int, ...] | None:
@@ -266,16 +297,19 @@ def record(
     graph: Graph | None = "layers",
     start: Start | None = None,
     hooks: Hooks = (),
+    repeats: Repeats | None = None,
 ) -> Recording:
     """Runs the model once in evaluation mode, with a graph from the first of the layers up.
 
     Args:
-        model, inputs, layers, graph, start: as for :func:`capture`.
+        model, inputs, layers, graph, start, repeats: as for :func:`capture`.
         hooks: further forward hooks, for this run.
 
     Raises:
-        ValueError: for images without floating point, where the graph is to start there.
+        ValueError: for images without floating point, where the graph is to start there; for a
+            quantized module above a layer.
     """
+    repeats = repeats or Repeats()
     inputs = rebuild(inputs, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
     images = images_of(inputs)
     given = inputs
@@ -284,20 +318,20 @@ def record(
             raise ValueError(
                 "images: got none in floating point, but this method derives the score by them"
             )
-        first, images = images, images.detach().requires_grad_()
+        images = images.detach().requires_grad_()
         with torch.enable_grad():
-            copied = images.clone()  # the model may write into it
-        inputs = rebuild(inputs, lambda tensor: copied if tensor is first else tensor)
+            inputs = with_images(inputs, images.clone())  # the model may write into it
         start = Start("model")
     elif graph is None:
         start = None
     else:
-        start = start or find_start(model, inputs, layers)
+        start = start or OUTPUT
         if start.place == "model":
             inputs = start_at_inputs(inputs)
         elif start.place == "layer":  # the user's own tensors do not count what happens here
             inputs = rebuild(inputs, lambda tensor: tensor.data)
-    recorder = Recorder({name: model.get_submodule(name) for name in layers}, start)
+    modules = {name: model.get_submodule(name) for name in layers}
+    recorder = Recorder(modules, start, run=repeats.chosen)
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def remember(module: nn.Linear, args: tuple[Tensor, ...], returned: Tensor) -> None:
@@ -305,11 +339,12 @@ def record(
             linear[:] = [(module, args[0].detach(), returned.detach())]
 
     heads = [(module, remember) for module in model.modules() if isinstance(module, nn.Linear)]
+    ends = refusals(model) if graph is not None else ()
     try:
         outputs = run(
             model,
             inputs,
-            [*recorder.hooks, *heads, *hooks],
+            [*recorder.hooks, *heads, *hooks, *ends],
             before=recorder.before,
             from_images=start is not None and start.place == "model",
         )
@@ -321,12 +356,15 @@ def record(
             ) from error
         raise
     recorder.check()
+    shapes = {name: recorder.shapes[name] for name in layers}
+    counted = {name: repeats.index(name, shapes[name]) for name in layers if shapes[name]}
     points = {name: point for name, (point,) in recorder.points.items()}
     return Recording(
         outputs,
         points,
         recorder.returned,
-        recorder.runs,
+        shapes,
+        counted,
         given,
         images,
         linear[0] if linear else None,
@@ -343,39 +381,51 @@ def capture(
     graph: Graph | None = "layers",
     start: Start | None = None,
     hooks: Hooks = (),
+    per_image: PerImage | None = None,
+    repeats: Repeats | None = None,
 ) -> Capture:
     """Runs the model once in evaluation mode and records it from the first of the layers up.
 
-    Call it outside of ``torch.inference_mode``. Of a layer that runs several times the last counts.
+    Call it outside of ``torch.inference_mode``.
 
     Args:
         model: as :func:`unwrap` gives it.
-        inputs: a tensor, or a tuple or mapping that is passed on to the model.
+        inputs: a tensor, a tuple (positional arguments), a list (one argument) or a mapping (by
+            keyword) that is passed on to the model.
         layers: dotted names within the model.
         reshape: turns a layer's output, and its gradient, into (N, C, *S) where the shape does not
             tell how.
-        output: picks the logits out of what the model returns (see :func:`logits_of`).
+        output: picks the logits out of what the model returns (see :func:`logits_of`), with a
+            graph where one is recorded.
         graph: where it starts, at the first layer or at the images; None records none.
         start: how close to the layer, as :func:`fastcam.engine.recording.find_start` gives it for
-            this model and these layers; None to find it, which takes two runs on one image.
+            this model and these layers; None to find it by runs on one image.
         hooks: further forward hooks, for this run.
+        per_image: which inputs have a row for each image, as far as it is known.
+        repeats: which run counts of a layer that runs several times.
 
     Raises:
         ValueError: if a layer did not run or has no positions, or the model returned no logits.
     """
+    per_image, repeats = per_image or PerImage(), repeats or Repeats()
     if graph == "layers" and start is None:
-        start = find_start(model, inputs, layers, output)
-    recorded = record(model, inputs, layers, graph=graph, start=start, hooks=hooks)
+        one = per_image.first(model, inputs, output)
+        start = find_start(model, one, layers, output, repeats.chosen)
+    recorded = record(model, inputs, layers, graph=graph, start=start, hooks=hooks, repeats=repeats)
     points, extents = recorded.points, recorded.extents
+    several = {name: shapes for name, shapes in recorded.shapes.items() if len(shapes) > 1}
+    if repeats.needs_check(several):
+        repeats.check(model, per_image.first(model, recorded.inputs, output), several)
     with torch.set_grad_enabled(graph is not None):
-        logits = logits_of(recorded.outputs, output)
+        logits = logits_of(recorded.outputs, output, rows_of(recorded.inputs))
 
     readings = []
     for name in layers:
         if name not in points:
+            reason = why_nothing_is_seen(model)
             raise ValueError(
                 f"target_layers: '{name}' did not run, or returned no floating-point tensor with "
-                "positions, (N, C, *S) or (N, tokens, C)"
+                "positions, (N, C, *S) or (N, tokens, C)" + (f": {reason}" if reason else "")
             )
         shape = points[name].value.shape
         read = reshape or reading(shape, extents)
@@ -404,9 +454,11 @@ def capture(
         points=tuple(points[name] for name in layers),
         readings=tuple(readings),
         runs=tuple(recorded.runs[name] for name in layers),
+        counted=tuple(recorded.counted[name] for name in layers),
         _model=model,
         _inputs=recorded.inputs,
         _output=output,
+        _per_image=per_image,
         _autocast=_autocast(logits.device.type),
         _linear=recorded.linear,
     )

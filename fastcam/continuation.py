@@ -147,20 +147,20 @@ class Continuation:
         operators: _Operators,
         entered: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The logits of a run, with hooks for the last time that the layer runs.
+        """The logits of a run, with hooks for the time that counts of those that the layer runs.
 
         Args:
             returned: gets the output.
             operators: counts those of the layer.
             entered: changes the tensors among the arguments, by number.
         """
-        runs = 0
+        runs, counted = 0, self._record.counted[self._layer]
         given: list[Given] = []
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             nonlocal runs
             runs += 1
-            if runs < self._record.runs[self._layer]:
+            if runs - 1 != counted:
                 return None
             arguments = args, kwargs
             if entered is not None:
@@ -171,7 +171,7 @@ class Continuation:
             return arguments
 
         def leave(module: nn.Module, args: Any, output: Any) -> Any:
-            if runs < self._record.runs[self._layer]:
+            if runs - 1 != counted:
                 return output
             operators.end()
             last = given.pop()

@@ -163,7 +163,8 @@ class Explainer:
             return self._probabilities(self.model.module(images), len(images)).cpu()
 
     def _probabilities(self, outputs: Any, images: int) -> Tensor:
-        logits = logits_of(outputs).reshape(images, -1).float()
+        found = _as_usage_error(lambda: logits_of(outputs, count=images))
+        logits = found.reshape(images, -1).float()
         names, classes = len(self.model.classes), logits.shape[1]
         if names not in (0, classes):
             raise UsageError(f"there are {names} class names for the model's {classes} classes")

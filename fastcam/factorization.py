@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,14 @@ from fastcam.capture import (
     capture,
 )
 from fastcam.engine.inputs import (
+    Argument,
     Inputs,
 )
 from fastcam.engine.outputs import (
     Output,
 )
+from fastcam.engine.per_image import PerImage
+from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import (
     unwrap,
 )
@@ -50,6 +54,8 @@ def deep_feature_factorization(
     seed: int = 0,
     reshape: Reshape | None = None,
     output: Output | None = None,
+    per_image: Collection[Argument] | None = None,
+    run: int | None = None,
 ) -> Factorization:
     """A = W H with W and H at least 0: K concepts W (C, K) and where they are, H (K, N Z).
 
@@ -60,7 +66,8 @@ def deep_feature_factorization(
     ``model.fc(factorization.concepts)``.
 
     Args:
-        model, images, reshape, output: as the methods of :mod:`fastcam.methods` take them.
+        model, images, reshape, output, per_image, run: as the methods of :mod:`fastcam.methods`
+            take them.
         components: K.
         target_layers: one layer, or a list of one.
         size: the maps' extents, by default those of the images; "layer" for the layer's own.
@@ -76,13 +83,20 @@ def deep_feature_factorization(
         raise ValueError(f"components: got {components}, expected at least 1")
     with torch.inference_mode(False), torch.no_grad():
         model = unwrap(model)
+        reading: dict[str, Any] = {
+            "reshape": reshape,
+            "output": output,
+            "per_image": PerImage(per_image),
+            "repeats": Repeats(run),
+        }
         if target_layers is None:
-            layers: tuple[str, ...] = (find_layer(model, images, reshape=reshape, output=output),)
+            found = find_layer(model, images, **reading)
+            layers: tuple[str, ...] = (found,)
         else:
             layers = layer_names(model, target_layers)
         if len(layers) != 1:
             raise ValueError(f"target_layers: got {len(layers)}, expected one layer to factorize")
-        record = capture(model, images, layers, reshape=reshape, output=output, graph=None)
+        record = capture(model, images, layers, graph=None, **reading)
         (activations,) = record.activations
         with torch.autocast(record.logits.device.type, enabled=False):
             a = activations if activations.dtype == torch.float64 else activations.float()

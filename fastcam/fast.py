@@ -26,6 +26,7 @@ from fastcam.engine.inputs import (
 from fastcam.engine.recording import OUTPUT, Start
 from fastcam.engine.running import run
 from fastcam.engine.values import (
+    agree,
     rebuild,
     tensors_of,
 )
@@ -84,7 +85,7 @@ class FastModel:
 
     Args:
         model: stays as it is; what is written to it later shows in :attr:`is_stale`.
-        inputs: as the copy will be called with.
+        inputs: of one image, as the copy will be called with.
         layers: the target layers' dotted names; without any, all of the network is prepared.
         options: the steps to take.
         start: where the graph starts (:func:`fastcam.engine.recording.find_start`); what is
@@ -108,7 +109,7 @@ class FastModel:
         self._notes: dict[str, str] = {}
         self._units: list[_Unit] = []
         self._start = start
-        one = self.prepared(rebuild(inputs, lambda tensor: tensor[:1]))
+        one = self.prepared(inputs)
         reason = _why_not_copied(model, one)
         if reason:
             self._notes["model"] = f"the model itself runs: {reason}"
@@ -237,6 +238,9 @@ def folded(model: nn.Module, inputs: Inputs) -> nn.Module:
     """A copy for many runs without a gradient: BatchNorm folded, on a CPU channels last.
 
     The model itself where it cannot be copied.
+
+    Args:
+        inputs: of one image.
     """
     on_cpu = next((p.device.type == "cpu" for p in model.parameters()), True)
     try:
@@ -591,13 +595,5 @@ def _fold_pair(model: nn.Module, convolution: str, norm: str) -> None:
 
 def _agree(values: Any, expected: Any) -> bool:
     """Whether all tensors in them are equal but for the rounding of a whole network."""
-    pairs = zip(tensors_of(values), tensors_of(expected), strict=True)
-    return all(_equal(*pair) for pair in pairs)
-
-
-def _equal(value: Tensor, expected: Tensor) -> bool:
-    if not value.is_floating_point():
-        return True  # a choice between values that are nearly equal may go another way
-    limit = 1e-3 if value.dtype in (torch.float32, torch.float64) else 0.1
-    scale = float(expected.detach().abs().nan_to_num().max()) if expected.numel() else 0.0
-    return torch.allclose(value, expected, rtol=0, atol=limit * scale, equal_nan=True)
+    found, wanted = tensors_of(values), tensors_of(expected)
+    return len(found) == len(wanted) and all(map(agree, found, wanted))

@@ -112,6 +112,7 @@ def _clamp_(
     return _clamp(input, min, max, True)
 
 
+_ATEN = torch.ops.aten
 _CALLS: dict[Any, Callable[..., Call]] = {
     F.relu: _relu,
     torch.relu: _relu,
@@ -128,6 +129,16 @@ _CALLS: dict[Any, Callable[..., Call]] = {
     **dict.fromkeys((Tensor.clamp, Tensor.clip, Tensor.clamp_min), _clamp),
     **dict.fromkeys((torch.clamp_, torch.clip_, torch.clamp_min_), _clamp_),
     **dict.fromkeys((Tensor.clamp_, Tensor.clip_, Tensor.clamp_min_), _clamp_),
+    # as torch.export writes them
+    _ATEN.relu.default: _relu,
+    _ATEN.relu_.default: _relu_,
+    _ATEN.relu6.default: _relu6,
+    _ATEN.hardtanh.default: _hardtanh,
+    _ATEN.hardtanh_.default: _hardtanh_,
+    _ATEN.threshold.default: _threshold,
+    _ATEN.threshold_.default: _threshold_,
+    **dict.fromkeys((_ATEN.clamp.default, _ATEN.clamp_min.default), _clamp),
+    **dict.fromkeys((_ATEN.clamp_.default, _ATEN.clamp_min_.default), _clamp_),
 }
 
 

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fastcam.capture import (
-    capture,
-)
-from fastcam.engine.inputs import (
-    Inputs,
-    first_image,
-    images_of,
-)
-from fastcam.engine.outputs import (
-    Output,
-)
-from fastcam.engine.running import (
-    run,
-)
-from fastcam.engine.values import (
-    replace_first,
-    storage,
-)
+from fastcam.engine.inputs import Inputs
+from fastcam.engine.opaque import why_hidden, why_nothing_is_seen
+from fastcam.engine.outputs import Output
+from fastcam.engine.per_image import PerImage
+from fastcam.engine.survey import Returned, Survey, survey
 from fastcam.errors import near
 from fastcam.layout import Reshape, reading
 
@@ -39,14 +25,14 @@ _POOLING = (
     nn.AdaptiveMaxPool2d,
     nn.AdaptiveMaxPool3d,
 )
-_NORMS_TRIED = 8  # two blocks and what surrounds them
 
 
 def layer_names(model: nn.Module, target_layers: Layers) -> tuple[str, ...]:
     """Dotted names within the model, for modules and names.
 
     Raises:
-        ValueError: for a name that is not in the model, with those near to it, or another's module.
+        ValueError: for a name that is not in the model, with those near to it, another's module,
+            or one that hooks do not see.
         TypeError: for anything else.
     """
     if isinstance(target_layers, (nn.Module, str)):
@@ -55,6 +41,10 @@ def layer_names(model: nn.Module, target_layers: Layers) -> tuple[str, ...]:
     names = tuple(_name(layer, known) for layer in target_layers)
     if not names:
         raise ValueError("target_layers: got an empty list, expected at least one layer")
+    for name in names:
+        reason = why_hidden(model, name)
+        if reason is not None:
+            raise ValueError(f"target_layers: '{name}' cannot be explained: {reason}")
     return names
 
 
@@ -80,74 +70,161 @@ def find_layer(
     *,
     reshape: Reshape | None = None,
     output: Output | None = None,
+    per_image: PerImage | None = None,
 ) -> str:
-    """The last layer with more than one position, by a run on the first image.
+    """The last layer with more than one position on which the top score of the first image depends.
 
-    Where that layer gives tokens, the last norm whose patch tokens still have a gradient: in a
-    network read out at its class token this is the last block's first norm, for behind it the
-    gradients of all patch tokens are exactly 0. That takes a second run and one backward.
+    It takes one run with a graph of everything, and backwards that end near the scores.
+
+    - Layers count that depend on the images and whose gradient is not 0 everywhere. If the graph
+      does not reach the images (the model ran under its own ``no_grad``), all layers count.
+    - Of modules that return the same tensor the innermost is named, rather one that runs once.
+    - In a network read out at its class token the gradients of all patch tokens behind the last
+      attention are exactly 0. There it is the last norm whose patch tokens still have a gradient,
+      the last block's first one.
+    - A map of class scores is passed over if the scores are dense, (N, K, *S), or picked out of it.
+      For dense scores a layer with fewer positions than those is preferred.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: if there is no such layer, or the first image has no score.
     """
-    inputs = first_image(inputs)
-    images = images_of(inputs)
-    extents = None if images is None else tuple(images.shape[2:])
-    last: tuple[Tensor, int] | None = None
-    names: list[str] = []  # the modules that returned the last tensor with positions
-    norms: list[str] = []  # the norms that returned tokens
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, returned: Any) -> None:
-            def look(tensor: Tensor) -> Tensor:
-                nonlocal last
-                # by the shape alone: reshape= need not fit the layers before the target
-                read = reading(tensor.shape, extents)
-                positions = (tensor if read is None else read(tensor)).shape[2:].numel()
-                if positions == 1 or isinstance(module, _POOLING):
-                    return tensor
-                # a container returns its last module's tensor, a view or an identity its input's;
-                # an operation in place makes the next version of it
-                same = last is not None and (storage(tensor), tensor._version) == (
-                    storage(last[0]),
-                    last[1],
+    seen = survey(model, (per_image or PerImage()).first(model, inputs, output), output)
+    finest = seen.logits.shape[2:].numel() if seen.logits.dim() > 2 else None
+    groups = {
+        _of_the_same(group, seen, reshape): group for group in seen.groups if not _pools(group)
+    }
+    ran = [layer for layer in groups if _positions(layer, seen, reshape) > 1]
+    spare: str | None = None  # the last one of those that are worse
+    read_at_class_token = False
+    for layer, gradient in seen.gradients(ran):
+        if not seen.has_graph and _read(layer.tensor, layer.tensor, seen, reshape) is not None:
+            return layer.name
+        if gradient is None or not gradient.any():
+            continue
+        gradient = _read(gradient, layer.tensor, seen, reshape)
+        tokens = _are_tokens(layer.tensor, seen)
+        if gradient is None or not gradient.any():
+            if tokens and not read_at_class_token:
+                read_at_class_token = True
+                norm = _last_norm([each for each in ran if _is_norm(each, seen)], seen, reshape)
+                if norm is not None:
+                    return norm
+            continue
+        if _are_scores(gradient, seen):
+            continue
+        worse = (
+            _is_part_of_attention(model, layer, groups[layer])
+            or (
+                finest is not None
+                # at the scores' own resolution, or a projection of tokens on the way to it
+                and (
+                    gradient.shape[2:].numel() >= finest
+                    or (tokens and isinstance(layer.module, nn.Linear))
                 )
-                if not same:
-                    last = tensor, tensor._version
-                    names.clear()
-                names.append(name)
-                if (read or reshape) and "norm" in type(module).__name__.lower():
-                    norms.append(name)
-                return tensor
-
-            replace_first(returned, look)
-
-        return hook
-
-    modules = [(module, watch(name)) for name, module in model.named_modules() if name]
-    run(model, inputs, modules)
-    if last is None:
-        raise ValueError("target_layers: no layer of the model has more than one position")
-    if last[0].dim() != 3 or extents is None or len(extents) != 2:
-        return min(names, key=lambda name: name.count("."))
-    return _last_norm(model, inputs, list(dict.fromkeys(norms)), reshape, output)
-
-
-def _last_norm(
-    model: nn.Module,
-    inputs: Inputs,
-    norms: list[str],
-    reshape: Reshape | None,
-    output: Output | None,
-) -> str:
-    if norms:
-        tried = norms[-_NORMS_TRIED:]
-        record = capture(model, inputs, tried, reshape=reshape, output=output)
-        with torch.enable_grad():
-            scores = record.logits.flatten(1).amax(1)
-        for name, gradient in zip(reversed(tried), reversed(record.gradients(scores)), strict=True):
-            if gradient.any():
-                return name
+            )
+        )
+        if not worse:
+            return layer.name
+        spare = spare or layer.name
+    if spare is not None:
+        return spare
+    if read_at_class_token:
+        raise ValueError(
+            "target_layers: found no norm whose patch tokens bear on the output; name a layer "
+            "yourself"
+        )
+    if ran:
+        raise ValueError(
+            "target_layers: the top score depends on no layer with more than one position, or only "
+            "on maps of scores; name a layer, or pick other scores by output="
+        )
+    reason = why_nothing_is_seen(model)
     raise ValueError(
-        "target_layers: found no norm whose patch tokens bear on the output; name a layer yourself"
+        "target_layers: no layer of the model has more than one position"
+        + (f", as far as can be seen: {reason}" if reason else "")
     )
+
+
+def _last_norm(norms: list[Returned], seen: Survey, reshape: Reshape | None) -> str | None:
+    for norm, gradient in seen.gradients(norms):
+        gradient = None if gradient is None else _read(gradient, norm.tensor, seen, reshape)
+        if gradient is not None and gradient.any():
+            return norm.name
+    return None
+
+
+def _of_the_same(group: list[Returned], seen: Survey, reshape: Reshape | None) -> Returned:
+    """The innermost of those that ran once, else the innermost, of what reads as the last one."""
+
+    def view(layer: Returned) -> tuple[int, torch.Size, tuple[int, ...]]:
+        read = None if reshape else reading(layer.tensor.shape, seen.extents)
+        tensor = layer.tensor.detach() if read is None else read(layer.tensor.detach())
+        return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+    last = view(group[-1])
+    alike = [each for each in group if view(each) == last]
+    return next((each for each in alike if each.runs == 1), alike[0])
+
+
+def _pools(group: list[Returned]) -> bool:
+    return any(isinstance(each.module, _POOLING) for each in group)
+
+
+def _read(value: Tensor, returned: Tensor, seen: Survey, reshape: Reshape | None) -> Tensor | None:
+    """What a layer returned, or its gradient, as (N, C, *S); None if it cannot be read so."""
+    read = reshape or reading(returned.shape, seen.extents)
+    if read is None:
+        return None
+    try:
+        activations = read(value.detach())
+    except Exception:
+        if reshape is None:
+            raise
+        return None  # reshape= need not fit the layers before and behind the target
+    fits = activations.dim() > 2 and activations.shape[0] == seen.logits.shape[0]
+    return activations if fits else None
+
+
+def _positions(layer: Returned, seen: Survey, reshape: Reshape | None) -> int:
+    """How many; tokens that are no grid have some too, though nobody can read them."""
+    activations = _read(layer.tensor, layer.tensor, seen, reshape)
+    if activations is not None:
+        return activations.shape[2:].numel()
+    return layer.tensor.shape[1] if reshape is None and _are_tokens(layer.tensor, seen) else 0
+
+
+def _are_tokens(tensor: Tensor, seen: Survey) -> bool:
+    """Whether this is (N, T, C) of a network for pictures or clips."""
+    several = seen.extents is not None and len(seen.extents) > 1
+    return tensor.dim() == 3 and tensor.shape[0] == seen.logits.shape[0] and several
+
+
+def _is_norm(layer: Returned, seen: Survey) -> bool:
+    return "norm" in type(layer.module).__name__.lower() and _are_tokens(layer.tensor, seen)
+
+
+def _is_part_of_attention(model: nn.Module, layer: Returned, group: list[Returned]) -> bool:
+    """Whether it makes queries, keys or values, as where tokens are pooled by attention."""
+    parent = layer.name.rpartition(".")[0]
+    return (
+        parent != ""
+        and "atten" in type(model.get_submodule(parent)).__name__.lower()
+        and all(each.name != parent for each in group)  # which returns something else
+    )
+
+
+def _are_scores(gradient: Tensor, seen: Survey) -> bool:
+    """Whether a layer gives scores by position, of which the model returns all or picks one.
+
+    The top class's score then depends on one channel of as many as there are classes. The mean of
+    such a map is no pick: that is CAM.
+    """
+    logits = seen.logits
+    classes = 1 if logits.dim() == 1 else logits.shape[1]
+    if gradient.shape[1] != classes:
+        return False
+    bears = gradient != 0
+    others = bears.any(0).flatten(1).any(1)
+    others[seen.class_id] = False
+    picked = logits.dim() > 2 or not bears[:, seen.class_id].all()
+    return picked and not others.any()

@@ -8,7 +8,7 @@ target functions say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,13 @@ from fastcam.capture import (
     capture,
 )
 from fastcam.engine.inputs import (
+    Argument,
     Inputs,
 )
 from fastcam.engine.outputs import (
     Output,
 )
+from fastcam.engine.per_image import PerImage
 from fastcam.engine.running import (
     unwrap,
 )
@@ -75,19 +77,20 @@ def confidence(
     *,
     probabilities: bool = True,
     output: Output | None = None,
+    per_image: PerImage | Collection[Argument] | None = None,
 ) -> Confidence:
     """Of the images, and of the images times their maps.
 
     Args:
-        model, images, targets, output: as the methods of :mod:`fastcam.methods` take them, with one
-            class an image.
+        model, images, targets, output, per_image: as the methods of :mod:`fastcam.methods` take
+            them, with one class an image.
         maps: (N, *S).
         probabilities: whether class ids mean softmax probabilities rather than logits.
 
     Raises:
         ValueError, TypeError: if maps or targets do not fit the images.
     """
-    with _Scorer(model, images, targets, probabilities, output) as scorer:
+    with _Scorer(model, images, targets, probabilities, output, per_image) as scorer:
         masked = scorer.masked(maps)
         rows = torch.arange(len(masked), device=masked.device)
         return Confidence(scorer.before, scorer.of(masked, rows))
@@ -98,14 +101,15 @@ class ClassificationMetric:
 
     Args:
         method: a method that gives one map an image, such as ``fastcam.GradCAM(model)``.
-        probabilities, output: as for :func:`confidence`.
+        probabilities: as for :func:`confidence`.
+        output: what is scored; by default what the method explains.
     """
 
     def __init__(
         self, method: Any, *, probabilities: bool = True, output: Output | None = None
     ) -> None:
         self.method = method
-        self._probabilities, self._output = probabilities, output
+        self._probabilities, self._scored = probabilities, _scored(method, output)
         self._drops: list[Tensor] = []
         self._increases: list[Tensor] = []
 
@@ -119,7 +123,7 @@ class ClassificationMetric:
             maps,
             targets,
             probabilities=self._probabilities,
-            output=self._output,
+            **self._scored,
         )
         self._drops.append(found.relative_drop)
         self._increases.append(found.increase)
@@ -166,6 +170,7 @@ def road(
     batch_size: int = 32,
     probabilities: bool = True,
     output: Output | None = None,
+    per_image: PerImage | Collection[Argument] | None = None,
 ) -> Road:
     """Remove and debias: pixels are removed by noisy linear imputation, by the map's order.
 
@@ -173,7 +178,8 @@ def road(
     together (:func:`fastcam.imputation.impute`).
 
     Args:
-        model, images, targets, maps, probabilities, output: as for :func:`confidence`; 2-D images.
+        model, images, targets, maps, probabilities, output, per_image: as for :func:`confidence`;
+            2-D images.
         percentiles: of the map; those below keep their pixels.
         noise: the standard deviation of what is added to imputed pixels.
         seed: of the noise.
@@ -182,7 +188,7 @@ def road(
     Raises:
         ValueError, TypeError: if maps or targets do not fit the images, which have to be 2-D.
     """
-    with _Scorer(model, images, targets, probabilities, output) as scorer:
+    with _Scorer(model, images, targets, probabilities, output, per_image) as scorer:
         scorer.check(maps)
         pixels = scorer.images
         if pixels.dim() != 4:
@@ -257,12 +263,14 @@ def adcc(
 
     Args:
         method: a method that gives one map an image, such as ``fastcam.GradCAM(model)``.
-        images, targets, probabilities, output: as for :func:`confidence`.
+        images, targets, probabilities: as for :func:`confidence`.
+        output: what is scored; by default what the method explains.
     """
+    scored = _scored(method, output)
 
     def faithfulness(maps: Tensor, targets: Targets) -> Tensor:
         found = confidence(
-            method.model, images, maps, targets, probabilities=probabilities, output=output
+            method.model, images, maps, targets, probabilities=probabilities, **scored
         )
         return 1 - found.relative_drop
 
@@ -289,6 +297,7 @@ def arcc(
         method, images, targets, probabilities, output: as for :func:`adcc`.
         percentiles, noise, seed, batch_size: as for :func:`road`.
     """
+    scored = _scored(method, output)
 
     def faithfulness(maps: Tensor, targets: Targets) -> Tensor:
         found = road(
@@ -301,11 +310,17 @@ def arcc(
             seed=seed,
             batch_size=batch_size,
             probabilities=probabilities,
-            output=output,
+            **scored,
         )
         return (2 * found.combined).clamp(0, 1)
 
     return _quality(method, images, targets, faithfulness)
+
+
+def _scored(method: Any, output: Output | None) -> dict[str, Any]:
+    """What of a model's answer and of its inputs a method explains, and another output."""
+    output = method._output if output is None else output
+    return {"output": output, "per_image": method._per_image}
 
 
 def _quality(
@@ -316,7 +331,7 @@ def _quality(
 ) -> Quality:
     maps = method(images, targets)
     targets = method.class_ids if targets is None else targets
-    with _Scorer(method.model, images, targets, False, method._output) as scorer:
+    with _Scorer(method.model, images, targets, False, **_scored(method, None)) as scorer:
         masked = scorer.record.inputs(
             torch.arange(len(maps), device=maps.device), scorer.masked(maps)
         )
@@ -334,11 +349,16 @@ class _Scorer:
         targets: Targets,
         probabilities: bool,
         output: Output | None,
+        per_image: PerImage | Collection[Argument] | None,
     ) -> None:
         self._probabilities = probabilities
+        if not isinstance(per_image, PerImage):
+            per_image = PerImage(per_image)
         self._modes = torch.inference_mode(False), torch.no_grad()
         with self:
-            self.record: Capture = capture(unwrap(model), images, (), output=output, graph=None)
+            self.record: Capture = capture(
+                unwrap(model), images, (), output=output, graph=None, per_image=per_image
+            )
             if self.record.images is None or not self.record.images.is_floating_point():
                 raise ValueError("images: got none in floating point, which a map could mask")
             self.images: Tensor = self.record.images
@@ -347,7 +367,7 @@ class _Scorer:
                 raise ValueError(
                     f"targets: got {self._selection.scores.shape[1]} classes an image, expected one"
                 )
-            rows = torch.arange(len(self.images), device=self.images.device)
+            rows = torch.arange(len(self.record.logits), device=self.images.device)
             self.before = self._confidence(self.record.logits, rows)
 
     def __enter__(self) -> _Scorer:

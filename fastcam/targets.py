@@ -96,10 +96,10 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
     Args:
         logits: (N, classes), or (N,) or (N, 1) for a single logit, which is class 0. Other shapes
             need a function.
-        targets: an int for every image; a list, array or 1-D tensor of N ints; (N, K) for K classes
-            an image, or :class:`TopClasses`; a function from one image's logits to a scalar, or N
-            of them; None for the top class. Ids on a GPU are not checked against the range, for
-            that would wait for it.
+        targets: an int for every image; a list, array or 1-D tensor of N ints; (N, K) ids of K
+            classes an image (no one-hot rows), or :class:`TopClasses`; a function from one image's
+            logits to a scalar, or N of them; None for the top class. Ids on a GPU are not checked
+            against the range, for that would wait for it.
 
     Raises:
         ValueError, TypeError: if the targets do not fit the logits.
@@ -184,11 +184,23 @@ def class_ids(targets: Any, images: int, classes: int, device: torch.device) -> 
             f"targets: got shape {tuple(ids.shape)}, expected ({images},), one class an image, "
             f"or ({images}, K) for K classes an image"
         )
+    if ids.dim() == 2 and ids.shape[1] == classes > 2 and _are_one_hot(ids):
+        raise ValueError(
+            f"targets: got one-hot rows, {tuple(ids.shape)}, expected class ids; give "
+            "targets.argmax(1)"
+        )
     if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < classes:
         outside = ids[(ids < 0) | (ids >= classes)][0]
         raise ValueError(f"targets: got class {outside}, expected 0 to {classes - 1}")
     ids = ids.clone() if ids.is_inference() else ids
     return ids.to(device, torch.int64)
+
+
+def _are_one_hot(ids: Tensor) -> bool:
+    """Whether each row has a single 1 and else 0; not asked of a GPU that is recording."""
+    if ids.numel() == 0 or (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return False
+    return bool(((ids == 0) | (ids == 1)).all() & (ids.sum(1) == 1).all())
 
 
 def _tensor(targets: Any) -> Tensor:

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 # network -> the layer that is found automatically
 ARCHITECTURES = {
-    "resnet18": "layer4",
-    "vgg11": "features",
-    "densenet121": "features",
-    "mobilenet_v3_small": "features",
-    "efficientnet_b0": "features",
-    "convnext_tiny": "features",
+    "resnet18": "layer4.1",
+    "vgg11": "features.20",
+    "densenet121": "features.norm5",
+    "mobilenet_v3_small": "features.12.2",
+    "efficientnet_b0": "features.8.2",
+    "convnext_tiny": "features.7.2",
     "googlenet": "inception5b",
     "vit_b_16": "encoder.layers.encoder_layer_11.ln_1",
     "swin_t": "norm",
-    "r3d_18": "layer4",
-    "timm/resnet10t": "layer4",
+    "r3d_18": "layer4.1.relu",
+    "timm/resnet10t": "layer4.0.act2",
     "timm/vit_tiny_patch16_224": "blocks.11.norm1",
-    "signal": "features",
+    "signal": "features.4",
 }
 
 

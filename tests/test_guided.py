@@ -132,10 +132,10 @@ def test_what_is_no_relu(function) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-def test_torchscript_is_warned_about() -> None:
+def test_relus_in_torchscript_are_refused() -> None:
     model = nn.Sequential(torch.jit.script(nn.ReLU()), small()).eval()
     for method in (fastcam.GuidedBackprop(model), fastcam.GuidedGradCAM(model, "1.features")):
-        with pytest.warns(UserWarning, match="TorchScript"):
+        with pytest.raises(ValueError, match=r"^model: .* TorchScript module, such as '0'"):
             method(small_images(), CLASSES)
 
 

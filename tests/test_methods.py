@@ -140,7 +140,7 @@ def test_all_classes_of_a_pooled_linear_head_take_one_backward(monkeypatch) -> N
     every = torch.arange(20).expand(3, -1)
     for method in ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "cam"):
         calls.clear()
-        fastcam.METHODS[method](model)(images, every, size="layer")
+        fastcam.METHODS[method](model, "layer4.1")(images, every, size="layer")
         assert len(calls) == 1
     calls.clear()
     fastcam.GradCAM(model, "layer3")(images, every, size="layer")
@@ -256,7 +256,7 @@ def logits_object(logits: Tensor) -> object:
 @pytest.mark.parametrize(
     ("wrap", "pick", "output"),
     [
-        (lambda y: (y, y * 2), lambda o: o[0], None),
+        (lambda y: (y, y.argmax(1)), lambda o: o[0], None),
         (lambda y: [y], lambda o: o[0], None),
         (lambda y: {"mask": y > 0, "out": y}, lambda o: o["out"], None),
         (lambda y: {"hidden": y * 2, "logits": y}, lambda o: o["logits"], None),

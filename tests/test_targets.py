@@ -117,3 +117,16 @@ def test_top_classes_are_ranked_by_the_forward_itself():
 def test_top_classes_are_at_least_one(count: int) -> None:
     with pytest.raises(ValueError, match=f"count of {count}, expected at least 1"):
         TopClasses(count)
+
+
+@pytest.mark.parametrize("make", [torch.tensor, np.array, list])
+def test_one_hot_rows_are_no_class_ids(make) -> None:
+    rows = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+    with pytest.raises(ValueError, match=r"^targets: got one-hot rows, \(3, 4\), .*argmax\(1\)"):
+        select(LOGITS, make(rows))
+    rows[0] = [0, 1, 1, 0]
+    assert select(LOGITS, make(rows)).class_ids.tolist() == rows
+    two = [[0, 1], [1, 0], [0, 1]]  # both classes of each image
+    assert select(LOGITS[:, :2], make(two)).class_ids.tolist() == two
+    assert select(LOGITS[:1, :3], make([[0, 1, 2]])).class_ids.tolist() == [[0, 1, 2]]
+    assert select(LOGITS[:0], torch.zeros(0, 4, dtype=torch.int64)).scores.shape == (0, 4)

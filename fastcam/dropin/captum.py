@@ -22,7 +22,7 @@ from fastcam import ops
 from fastcam.compat.calls import counted
 from fastcam.compat.settings import settings
 from fastcam.dropin.takeover import Replacement, Takeover
-from fastcam.engine.inputs import first_image
+from fastcam.engine.inputs import first_row
 from fastcam.engine.recording import (
     Recorder,
     Start,
@@ -146,7 +146,7 @@ def _start(attribution: Any, inputs: tuple[Tensor, ...], additional: Any) -> Sta
     of, start = _starts.get(attribution, (None, None))
     if start is not None and of == (id(forward), id(layer)):
         return start
-    given, more = first_image((inputs, additional))
+    given, more = first_row((inputs, additional))
 
     def attempt(recorder: Recorder, whole: bool) -> Any:
         with Loan(recorder.hooks, recorder.before), torch.set_grad_enabled(whole):

@@ -31,7 +31,7 @@ from fastcam.compat.calls import counted
 from fastcam.compat.settings import settings
 from fastcam.dropin.imports import no_longer, when_imported
 from fastcam.dropin.takeover import Replacement, Takeover
-from fastcam.engine.inputs import first_image
+from fastcam.engine.inputs import first_row
 from fastcam.engine.recording import Recorder, Start, closest_start, start_at_inputs, started
 from fastcam.engine.running import (
     Loan,
@@ -200,7 +200,7 @@ class Forward:
 
     def _find_start(self, model: nn.Module, args: Any, kwargs: Any) -> Start:
         """By runs on one image, without torchcam's hooks."""
-        given, named = first_image((args, kwargs))
+        given, named = first_row((args, kwargs))
 
         recorders: list[Recorder] = []
 
@@ -830,11 +830,11 @@ def _network(extractor: Any, activations: Sequence[Tensor]) -> Callable[[Tensor]
         if runs < MANY_RUNS:
             return model
         with _without_hooks(model):
-            return folded(model, images)
+            return folded(model, images[:1])
     fast = _fast_models.get(extractor)
     if fast is None or fast.is_stale:
         with _without_hooks(model):
-            fast = FastModel(model, images, (), Options(preferred_dtype(images.device)))
+            fast = FastModel(model, images[:1], (), Options(preferred_dtype(images.device)))
         _fast_models[extractor] = fast
     copied = fast
     return lambda images: copied.model(copied.prepared(images))

@@ -1,25 +1,145 @@
-"""What goes into a network."""
+"""What goes into a network: its arguments, and the images among them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fastcam.engine.values import items, rebuild
+from fastcam.engine.values import rebuild, tensors_of
 
-Inputs = Any  # a tensor, or a tuple (positional) or mapping (by keyword) of what the model takes
+Inputs = Any
+"""A tensor, a tuple (positional arguments), a list (one argument) or a mapping (by keyword)."""
+Argument = int | str
+"""The position or keyword of an argument; the place in a list where that is the only one."""
 
 
 def images_of(inputs: Inputs) -> Tensor | None:
-    """The first tensor with positions that goes into the model."""
-    return next((value for value in items(inputs) if value.dim() > 2), None)
+    """The first tensor with positions that goes into the model.
+
+    Of a list of pictures (C, H, W), as detectors take it, (N, C, H, W).
+
+    Raises:
+        ValueError: for a list of pictures of several sizes.
+    """
+    for value in arguments(inputs).values():
+        if are_pictures(value):
+            return _stacked(value)
+        first = _first_image(value)
+        if first is not None:
+            return first
+    return None
 
 
-def first_image(inputs: Inputs) -> Inputs:
-    """The first of the images, and what belongs to it."""
+def with_images(inputs: Inputs, images: Tensor) -> Inputs:
+    """The inputs with others in the place of :func:`images_of` them."""
+    values = arguments(inputs)
+    for name, value in values.items():
+        if are_pictures(value):
+            return _with_arguments(inputs, {**values, name: list(images.unbind(0))})
+        first = _first_image(value)
+        if first is not None:
+            return rebuild(inputs, _replacing(first, images))
+    return inputs
+
+
+def rows_of(inputs: Inputs) -> int | None:
+    """N, the rows of the images; without images those of the first tensor with any."""
     images = images_of(inputs)
     if images is None:
-        return inputs
-    count = images.shape[0]
-    return rebuild(inputs, lambda t: (t[:1] if t.dim() and t.shape[0] == count else t).clone())
+        images = next((tensor for tensor in tensors_of(inputs) if tensor.dim()), None)
+    return None if images is None else images.shape[0]
+
+
+def arguments(inputs: Inputs) -> dict[Argument, Any]:
+    """The arguments, by name."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    if isinstance(inputs, tuple) or (isinstance(inputs, list) and not are_pictures(inputs)):
+        return dict(enumerate(inputs))
+    return {0: inputs}
+
+
+def image_argument(inputs: Inputs) -> Argument | None:
+    """The argument that the images are in; without images the first that has rows."""
+    values = arguments(inputs)
+    for least in (3, 1):
+        for name, value in values.items():
+            if any(tensor.dim() >= least for tensor in tensors_of(value)):
+                return name
+    return None
+
+
+def has_rows(value: Any, count: int) -> bool:
+    """Whether a tensor in an argument has ``count`` rows."""
+    return any(tensor.dim() and tensor.shape[0] == count for tensor in tensors_of(value))
+
+
+def select_rows(
+    inputs: Inputs, per_image: Collection[Argument], count: int, rows: Tensor
+) -> Inputs:
+    """Copies of rows (R,) of those arguments' tensors that have ``count``; the others as they are.
+
+    One tensor that comes twice comes twice here too.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def row(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or tensor.shape[0] != count:
+            return tensor
+        if id(tensor) not in kept:
+            kept[id(tensor)] = tensor[rows.to(tensor.device)]
+        return kept[id(tensor)]
+
+    values = arguments(inputs)
+    for name in per_image:
+        if are_pictures(values[name]):
+            values[name] = list(row(_stacked(values[name])).unbind(0))
+        else:
+            values[name] = rebuild(values[name], row)
+    return _with_arguments(inputs, values)
+
+
+def first_row(values: Any) -> Any:
+    """Copies of the first row of all tensors with as many rows as the first one; the others too."""
+    count = next((tensor.shape[0] for tensor in tensors_of(values) if tensor.dim()), 0)
+    return rebuild(values, lambda t: (t[:1] if t.dim() and t.shape[0] == count else t).clone())
+
+
+def are_pictures(value: Any) -> bool:
+    """Whether this is a list of pictures (C, H, W), each without an axis of images."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, Tensor) and item.dim() == 3 for item in value)
+    )
+
+
+def _with_arguments(inputs: Inputs, values: dict[Argument, Any]) -> Inputs:
+    if isinstance(inputs, Mapping):
+        return values
+    if isinstance(inputs, tuple):
+        return tuple(values.values())
+    if isinstance(inputs, list) and not are_pictures(inputs):
+        return list(values.values())
+    return values[0]
+
+
+def _first_image(value: Any) -> Tensor | None:
+    return next((tensor for tensor in tensors_of(value) if tensor.dim() > 2), None)
+
+
+def _replacing(old: Tensor, new: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: new if tensor is old else tensor
+
+
+def _stacked(pictures: list[Tensor]) -> Tensor:
+    sizes = list(dict.fromkeys(tuple(picture.shape) for picture in pictures))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"images: got a list of pictures of different sizes, {sizes[0]} and {sizes[1]}; "
+            "explain them one at a time, each in a list of its own"
+        )
+    return torch.stack(pictures)

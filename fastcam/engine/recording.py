@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from fastcam.engine.inputs import Inputs, first_image
+from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import Hooks, run
 from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of
 
@@ -80,6 +80,7 @@ class Recorder:
         layers: by name.
         start: where the graph starts; None for no graph.
         pick: the tensors to keep of what a layer returns.
+        run: which run of a layer counts, from 0 or from -1 backwards; None for the last.
     """
 
     def __init__(
@@ -87,22 +88,36 @@ class Recorder:
         layers: Mapping[str, nn.Module],
         start: Start | None,
         pick: Callable[[Any], Sequence[Tensor]] | None = None,
+        run: int | None = None,
     ) -> None:
-        self.points: dict[str, tuple[Point, ...]] = {}
-        """By layer, in the order in which they ran last."""
-        self.returned: dict[str, Any] = {}
-        """By layer, all that its caller received; an operation in place behind it shows here."""
-        self.runs = dict.fromkeys(layers, 0)
-        """By layer, how often it returned tensors to keep."""
+        self.shapes: dict[str, list[torch.Size]] = {name: [] for name in layers}
+        """By layer, the shapes of the first tensor to keep that it returned, one a run."""
         self.passing_on: set[str] = set()
         """Layers that returned memory that they were given, as it was."""
         self.held = False
         """Whether a layer returned memory that it held before it ran."""
         self._layers = layers
         self._start = start
+        self._run = run
+        self._kept: dict[str, list[_Kept]] = {}
         self._pick = pick or first_with_positions
         self._entered: dict[str, list[Given]] = {name: [] for name in layers}
         self._inputs: list[tuple[str, Tensor, int]] = []  # returned as they were given
+
+    @property
+    def points(self) -> dict[str, tuple[Point, ...]]:
+        """By layer, in the order in which they ran: what it returned."""
+        return {name: kept.points for name, kept in self._counted()}
+
+    @property
+    def returned(self) -> dict[str, Any]:
+        """By layer, all that its caller received; an operation in place behind it shows here."""
+        return {name: kept.returned for name, kept in self._counted()}
+
+    def _counted(self) -> list[tuple[str, _Kept]]:
+        run = -1 if self._run is None else self._run
+        every = self._kept.items()
+        return [(name, kept[run]) for name, kept in every if -len(kept) <= run < len(kept)]
 
     @property
     def hooks(self) -> Hooks:
@@ -131,6 +146,11 @@ class Recorder:
                 given = rebuild(given, copied)
             if self._start is not None and self._start.place == "layer":
                 torch.set_grad_enabled(True)  # the run ends that
+            if (
+                self._start is not None
+                and self._start.place != "output"
+                and torch.is_grad_enabled()
+            ):
                 # in the same memory: what the layer writes to its input can be read there
                 given = rebuild(given, lambda t: t if t.requires_grad else started(t))
             self._entered[name].append(Given(module, given))
@@ -145,10 +165,11 @@ class Recorder:
             renewed = {id(tensor): self._handed_on(name, tensor, given) for tensor in kept}
             returned = rebuild(returned, lambda tensor: renewed.get(id(tensor), tensor))
             if kept:
-                self.runs[name] += 1
-                self.points.pop(name, None)
-                self.points[name] = tuple(point_of(renewed[id(tensor)]) for tensor in kept)
-                self.returned[name] = returned
+                self.shapes[name].append(kept[0].shape)
+                earlier = [] if self._run is None else self._kept.get(name, [])
+                self._kept.pop(name, None)  # the order is that of the last runs
+                points = tuple(point_of(renewed[id(tensor)]) for tensor in kept)
+                self._kept[name] = [*earlier, _Kept(points, returned)]
             return returned
 
         return hook
@@ -169,6 +190,13 @@ class Recorder:
         if tensor.requires_grad or not torch.is_grad_enabled():  # that is the model's own no_grad
             return tensor
         return started(tensor, same=not given.held(tensor))
+
+
+class _Kept(NamedTuple):
+    """Of one run of a layer."""
+
+    points: tuple[Point, ...]
+    returned: Any
 
 
 def _overwritten(name: str) -> str:
@@ -323,7 +351,11 @@ def start_at_inputs(inputs: Inputs) -> Inputs:
 
 
 def find_start(
-    model: nn.Module, inputs: Inputs, layers: Sequence[str], output: Any = None
+    model: nn.Module,
+    one: Inputs,
+    layers: Sequence[str],
+    output: Any = None,
+    repeat: int | None = None,
 ) -> Start:
     """The start closest to the layers from which a graph holds all that reads them.
 
@@ -332,10 +364,11 @@ def find_start(
     "model". See :func:`closest_start`.
 
     Args:
-        model, inputs, layers: as for :func:`fastcam.capture.capture`.
+        model, layers: as for :func:`fastcam.capture.capture`.
+        one: the inputs for one image.
         output: picks what is explained out of what the model returns; it may read the model too.
+        repeat: which run of a layer counts; None for the last.
     """
-    one = first_image(inputs)
 
     def attempt(recorder: Recorder, whole: bool) -> Any:
         given = start_at_inputs(one) if whole else one
@@ -345,7 +378,7 @@ def find_start(
 
     modules = {name: model.get_submodule(name) for name in layers}
     device = next((tensor.device for tensor in tensors_of(one)), torch.device("cpu"))
-    return closest_start(attempt, modules, device)
+    return closest_start(attempt, modules, device, repeat)
 
 
 def has_hooks(model: nn.Module) -> bool:
@@ -354,7 +387,10 @@ def has_hooks(model: nn.Module) -> bool:
 
 
 def closest_start(
-    attempt: Callable[[Recorder, bool], Any], layers: Mapping[str, nn.Module], device: torch.device
+    attempt: Callable[[Recorder, bool], Any],
+    layers: Mapping[str, nn.Module],
+    device: torch.device,
+    repeat: int | None = None,
 ) -> Start:
     """The start of a graph for runs that somebody else makes.
 
@@ -366,13 +402,14 @@ def closest_start(
             argument says so, with everything recorded; gives what holds the results.
         layers: by name.
         device: where it runs.
+        repeat: which run of a layer counts; None for the last.
 
     Raises:
         ValueError: if a layer returns its input and the model overwrites that later.
     """
 
     def tried(start: Start | None) -> tuple[Recorder, list[Tensor]]:
-        recorder = Recorder(layers, start)
+        recorder = Recorder(layers, start, run=repeat)
         whole = start is not None and start.place == "model"
         results = tensors_of(attempt(recorder, whole))
         return recorder, [each for each in results if each.is_floating_point()]

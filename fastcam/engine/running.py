@@ -46,7 +46,7 @@ def run(
             loan.take(model, functions=from_images)
             if isinstance(inputs, Mapping):
                 return model(**inputs)
-            return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+            return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
         finally:
             loan.give_back()
             torch.set_grad_enabled(grad_mode)

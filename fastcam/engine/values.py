@@ -107,3 +107,17 @@ def close(value: Tensor, expected: Tensor) -> bool:
     value, expected = value.float(), expected.float()
     tolerance = max(1e-5, 4 * precision) * expected.abs().amax()
     return bool(((value - expected).abs() <= tolerance).all())
+
+
+def agree(value: Tensor, expected: Tensor, limit: float | None = None) -> bool:
+    """Equal but for the rounding of a whole network, relative to the largest value.
+
+    Args:
+        limit: by default 0.001 in float32 and float64, else 0.1.
+    """
+    if value.shape != expected.shape:
+        return False
+    if limit is None:
+        limit = 1e-3 if value.dtype in (torch.float32, torch.float64) else 0.1
+    scale = float(expected.detach().abs().nan_to_num().max()) if expected.numel() else 0.0
+    return torch.allclose(value, expected, rtol=0, atol=limit * scale, equal_nan=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastcam.engine.inputs import (
+    Argument,
     Inputs,
 )
 from fastcam.engine.outputs import (
@@ -125,12 +127,15 @@ def explain(
     *,
     reshape: Reshape | None = None,
     output: Output | None = None,
+    per_image: Collection[Argument] | None = None,
+    run: int | None = None,
     **options: Any,
 ) -> Explanation:
     """One explanation in one call: maps, class ids, scores and outputs from one forward.
 
     Args:
-        model, target_layers, reshape, output: as the methods' constructors take them.
+        model, target_layers, reshape, output, per_image, run: as the methods' constructors take
+            them.
         images, targets: as the methods' calls take them.
         method: a name of :data:`METHODS`.
         options: the call's ``size``, ``normalize`` and ``relu``.
@@ -140,6 +145,8 @@ def explain(
     """
     if method not in METHODS:
         raise ValueError(f"method: got '{method}', expected one of {', '.join(METHODS)}")
-    cam: Any = METHODS[method](model, target_layers, reshape=reshape, output=output)
+    cam: Any = METHODS[method](
+        model, target_layers, reshape=reshape, output=output, per_image=per_image, run=run
+    )
     maps = cam(images, targets, **options)
     return Explanation(maps, cam.class_ids, cam.scores, cam.outputs)

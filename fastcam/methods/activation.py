@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fastcam import ops
 from fastcam.capture import (
     Capture,
 )
-from fastcam.engine.outputs import (
-    Output,
-)
 from fastcam.layers import Layers
-from fastcam.layout import Reshape
-from fastcam.methods.base import MapMethod, for_every_class
+from fastcam.methods.base import MapMethod, Reading, for_every_class
 from fastcam.targets import Selection
 
 
@@ -34,15 +31,14 @@ class FEM(MapMethod):
         target_layers: Layers | None = None,
         *,
         k: float = 2.0,
-        reshape: Reshape | None = None,
-        output: Output | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         """As for the other methods.
 
         Args:
             k: how many standard deviations above the mean an activation is rare.
         """
-        super().__init__(model, target_layers, reshape=reshape, output=output)
+        super().__init__(model, target_layers, **reading)
         self.k = k
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
@@ -73,15 +69,14 @@ class RandomCAM(MapMethod):
         target_layers: Layers | None = None,
         *,
         seed: int = 0,
-        reshape: Reshape | None = None,
-        output: Output | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         """As for the other methods.
 
         Args:
             seed: of the weights; every call draws the same ones.
         """
-        super().__init__(model, target_layers, reshape=reshape, output=output)
+        super().__init__(model, target_layers, **reading)
         self.seed = seed
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:

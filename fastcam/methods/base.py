@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,17 @@ from fastcam.capture import (
 )
 from fastcam.cuda_graphs import CudaGraphs
 from fastcam.engine.inputs import (
+    Argument,
     Inputs,
+    rows_of,
 )
 from fastcam.engine.outputs import (
     Output,
     logits_of,
 )
+from fastcam.engine.per_image import PerImage
 from fastcam.engine.recording import OUTPUT, Start, find_start
+from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, unwrap
 from fastcam.fast import FastModel, Options, is_emulated
 from fastcam.layers import Layers, find_layer, layer_names
@@ -46,6 +50,15 @@ _Step = Callable[[Any, Any], _Answer]
 """What a call does with images and targets."""
 
 
+class Reading(TypedDict, total=False):
+    """How a method reads what goes into the model and comes out: see :class:`Method`."""
+
+    reshape: Reshape | None
+    output: Output | None
+    per_image: Collection[Argument] | None
+    run: int | None
+
+
 class Method:
     """What every method shares: the model, the layers and the last call's answers."""
 
@@ -62,6 +75,8 @@ class Method:
         *,
         reshape: Reshape | None = None,
         output: Output | None = None,
+        per_image: Collection[Argument] | None = None,
+        run: int | None = None,
     ) -> None:
         """Nothing is hooked until a call.
 
@@ -72,10 +87,16 @@ class Method:
                 with positions on the first call (see :func:`fastcam.layers.find_layer`).
             reshape: turns a layer's output, and its gradient, into (N, C, *S); needed only where
                 token grids and (N, H, W, C) layouts are not recognised.
-            output: picks the logits out of what the model returns.
+            output: picks the logits (N, classes) out of what the model returns; by default what
+                is called ``logits`` or ``out``, or the only tensor with a row for each image.
+            per_image: which inputs have a row for each image beside the images, by position or
+                keyword; by default found by runs on single images where inputs have as many rows.
+            run: of a layer that runs several times, the index of the run to explain; by default
+                the last one, if it depends on all the others.
 
         Raises:
-            ValueError, TypeError: if a layer is not in the model, or the method has none.
+            ValueError, TypeError: if a layer is not in the model, hooks do not see it, or the
+                method has none.
         """
         if not self.takes_layers and (target_layers is not None or reshape is not None):
             raise ValueError(f"target_layers: '{self.name}' has none, it ends at the images")
@@ -92,7 +113,9 @@ class Method:
         """Their scores, in the same shape."""
         self._reshape = reshape
         self._output = output
-        self._checked = False  # the outputs, for being probabilities
+        self._per_image = PerImage(per_image)
+        self._repeats = Repeats(run)
+        self._checked = False  # what the first call says of the outputs and the layers
         self._start: Start | None = None  # of the graph, found by the first call
 
     def __enter__(self) -> Any:
@@ -126,6 +149,8 @@ class Method:
             graph=self.graph,
             start=self._start,
             hooks=hooks,
+            per_image=self._per_image,
+            repeats=self._repeats,
         )
         selection = select(record.logits, targets)
         if not self._checked:
@@ -136,6 +161,13 @@ class Method:
                     "model is sure: explain the logits before softmax or sigmoid instead",
                     stacklevel=3,
                 )
+            for name, activations in zip(record.layers, record.activations, strict=True):
+                if activations.shape[2:].numel() == 1:
+                    warnings.warn(
+                        f"target_layers: '{name}' has one position, so that its map is constant; "
+                        "name a layer before the pooling, or give larger images",
+                        stacklevel=3,
+                    )
         self.outputs = record.outputs
         self.class_ids, self.scores = selection.class_ids, selection.scores.detach()
         return record, selection
@@ -146,12 +178,20 @@ class Method:
 
     def _find_layers(self, inputs: Inputs) -> None:
         if self.takes_layers and not self.layers:
-            found = find_layer(self.model, inputs, reshape=self._reshape, output=self._output)
+            found = find_layer(
+                self.model,
+                inputs,
+                reshape=self._reshape,
+                output=self._output,
+                per_image=self._per_image,
+            )
             self.layers = (found,)
 
     def _find_start(self, inputs: Inputs) -> None:
         if self.graph == "layers" and self._start is None:
-            self._start = find_start(self.model, inputs, self.layers, self._output)
+            first = self._per_image.first(self.model, inputs, self._output)
+            chosen = self._repeats.chosen
+            self._start = find_start(self.model, first, self.layers, self._output, chosen)
 
 
 @dataclass
@@ -172,13 +212,18 @@ class _FastMode:
         return self.copy is None or self.copy.is_stale
 
     def renew(
-        self, model: nn.Module, images: Inputs, layers: Sequence[str], start: Start | None
+        self,
+        model: nn.Module,
+        images: Inputs,
+        first: Inputs,
+        layers: Sequence[str],
+        start: Start | None,
     ) -> None:
-        """Makes the copy; graphs of an older one go."""
+        """Makes the copy, by the first of the images; graphs of an older one go."""
         on_gpu = isinstance(images, Tensor) and images.is_cuda
         if self.cuda_graph is True and not on_gpu:
             raise RuntimeError("cuda_graph: got True, but the images are no tensor on a GPU")
-        self.copy = FastModel(model, images, layers, self.options, start or OUTPUT)
+        self.copy = FastModel(model, first, layers, self.options, start or OUTPUT)
         self.graphs = CudaGraphs(self.cuda_graph is True) if on_gpu and self.cuda_graph else None
 
     def report(self) -> dict[str, str]:
@@ -194,6 +239,7 @@ class MapMethod(Method):
     relu: ClassVar[bool] = True
 
     _fast: _FastMode | None = None  # None: exact mode
+    _looked = False  # at the maps, for being constant
 
     def compile(
         self,
@@ -265,7 +311,9 @@ class MapMethod(Method):
         """Maps; ``outputs``, ``class_ids`` and ``scores`` come from the same forward.
 
         Args:
-            images: (N, C, *S), or a tuple or mapping of what the model takes.
+            images: (N, C, *S), or what else the model takes: a tuple of positional arguments, a
+                list as one argument, a mapping by keyword. The images are the first tensor with
+                positions there, or a list of pictures (C, H, W) of one size.
             targets: see :func:`fastcam.targets.select`; None for the top class.
             size: the maps' extents, by default those of the images; "layer" for the layer's own.
             normalize: whether each map is brought to [0, 1], a constant one to 0.
@@ -288,6 +336,7 @@ class MapMethod(Method):
                 record, selection = self._run(images, targets)
                 with torch.autocast(record.logits.device.type, enabled=False):
                     maps = self._finished(record, selection, rectify, size, normalize)
+                    self._look(maps, record, rectify)
                 return maps, self.outputs, self.class_ids, self.scores
 
             if self._fast is None:
@@ -310,9 +359,10 @@ class MapMethod(Method):
         """``step`` with the model's copy, from a CUDA graph where that is wanted and possible."""
         if fast.is_stale:
             self._find_start(images)
-            fast.renew(self.model, images, self.layers, self._start)
+            first = self._per_image.first(self.model, images, self._output)
+            fast.renew(self.model, images, first, self.layers, self._start)
             answer = step(images, targets)
-            logits = logits_of(answer[1], self._output)
+            logits = logits_of(answer[1], self._output, rows_of(images))
             fast.classes = logits.shape[1] if logits.dim() == 2 else 1
             if fast.check:
                 fast.check = False
@@ -337,7 +387,8 @@ class MapMethod(Method):
         finally:
             self._fast = fast
         correlation = _correlation(answer[0], exact[0])
-        same = (logits.argmax(-1) == logits_of(exact[1], self._output).argmax(-1)).float().mean()
+        exactly = logits_of(exact[1], self._output, rows_of(images))
+        same = (logits.argmax(-1) == exactly.argmax(-1)).float().mean()
         if not (correlation >= 0.99 and same >= 0.99):
             raise RuntimeError(
                 f"compile(check=True): the maps correlate with those of exact mode by "
@@ -350,6 +401,32 @@ class MapMethod(Method):
     ) -> Any:
         """What the call returns."""
         return finish(self._maps(record, selection, relu), record, size, normalize)
+
+    def _look(self, maps: Any, record: Capture, relu: bool) -> None:
+        """Warns if all maps of the first call are constant; later calls do not wait for theirs."""
+        if self._looked:
+            return
+        self._looked = True
+        dims = min(activations.dim() for activations in record.activations) - 2
+        every = [each.flatten(-dims) for each in (maps if isinstance(maps, list) else [maps])]
+        if (
+            not any(each.numel() for each in every)
+            # one position has had its warning
+            or any(activations.shape[2:].numel() == 1 for activations in record.activations)
+            or any(bool((each != each[..., :1]).any()) for each in every)
+        ):
+            return
+        reason = (
+            "nothing there speaks for the class (relu=False shows what speaks against it), or "
+            if relu
+            else ""
+        )
+        names = ", ".join(f"'{name}'" for name in record.layers)
+        warnings.warn(
+            f"target_layers: every map of {names} is constant, probably because {reason}the score "
+            "does not depend on what is where; try another layer",
+            stacklevel=4,
+        )
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         """One a layer, at the layer's resolution: (N, *S) or (N, K, *S)."""

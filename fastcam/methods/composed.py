@@ -6,17 +6,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fastcam import ops
 from fastcam.capture import (
     Capture,
 )
-from fastcam.engine.outputs import (
-    Output,
-)
 from fastcam.layers import Layers
-from fastcam.layout import Reshape
-from fastcam.methods.base import MapMethod, Size, extents_of
+from fastcam.methods.base import MapMethod, Reading, Size, extents_of
 from fastcam.methods.gradient import GradCAM, GradCAMPlusPlus
 from fastcam.targets import Selection
 
@@ -41,8 +38,7 @@ class FinerCAM(MapMethod):
         gamma: float = 0.6,
         references: int = 3,
         weights: Literal["equal", "softmax"] = "equal",
-        reshape: Reshape | None = None,
-        output: Output | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         """As for the other methods.
 
@@ -52,7 +48,7 @@ class FinerCAM(MapMethod):
             references: how many there are; all other classes where the model has fewer.
             weights: how they are weighed.
         """
-        super().__init__(model, target_layers, reshape=reshape, output=output)
+        super().__init__(model, target_layers, **reading)
         if base.graph != "layers":
             raise ValueError(
                 f"base: got '{base.name}', expected a method of gradients, such as GradCAM"
@@ -112,15 +108,14 @@ class RefineCAM(MapMethod):
         target_layers: Layers | None = None,
         *,
         base: type[MapMethod] = GradCAMPlusPlus,
-        reshape: Reshape | None = None,
-        output: Output | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         """As for the other methods.
 
         Args:
             base: the method whose maps are multiplied.
         """
-        super().__init__(model, target_layers, reshape=reshape, output=output)
+        super().__init__(model, target_layers, **reading)
         self._base = base(model)
         self.graph = base.graph
 

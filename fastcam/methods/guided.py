@@ -15,6 +15,7 @@ from fastcam.capture import (
 from fastcam.engine.inputs import (
     Inputs,
 )
+from fastcam.engine.opaque import scripted_relus
 from fastcam.guided import GuidedReLU
 from fastcam.methods.base import Method, extents_of, mean_of_layers
 from fastcam.methods.gradient import gradient_maps
@@ -25,8 +26,8 @@ class GuidedBackprop(Method):
     """dS/dx with a ReLU that passes positive gradients at positive inputs only.
 
     Springenberg et al. 2015, arXiv 1412.6806, section 3.4. Acts on ReLU and ReLU6, modules and
-    functions alike, also as hardtanh, threshold or clamp; other activations keep their gradient, a
-    network without ReLU, or with TorchScript modules, gets a warning.
+    functions alike, also as hardtanh, threshold or clamp; other activations keep their gradient. A
+    network without ReLU gets a warning, one with ReLUs in TorchScript an error.
     """
 
     name = "guided-backprop"
@@ -42,10 +43,11 @@ class GuidedBackprop(Method):
             targets: see :func:`fastcam.targets.select`; None for the top class.
         """
         with torch.inference_mode(False), torch.no_grad():
+            _refuse_scripted_relus(self.model)
             relu = GuidedReLU()
             with relu:
                 record, selection = self._run(images, targets)
-            _warn_of_missed_relus(self.model, relu)
+            _warn_of_missed_relus(relu)
             relu.rule = self.rule
             return _image_gradients(record, selection)
 
@@ -77,11 +79,12 @@ class GuidedGradCAM(Method):
             targets: see :func:`fastcam.targets.select`; None for the top class.
         """
         with torch.inference_mode(False), torch.no_grad():
+            _refuse_scripted_relus(self.model)
             self._find_layers(images)
             relu = GuidedReLU()
             with relu:
                 record, selection = self._run(images, targets)
-            _warn_of_missed_relus(self.model, relu)
+            _warn_of_missed_relus(relu)
             with torch.autocast(record.logits.device.type, enabled=False):
                 maps = gradient_maps(
                     record, selection, lambda a, g: ops.cam(a, g, "gradcam"), retain=True
@@ -93,14 +96,18 @@ class GuidedGradCAM(Method):
                 return ops.guided_product(maps[0], guided, len(extents_of(record, None)))
 
 
-def _warn_of_missed_relus(model: nn.Module, relu: GuidedReLU) -> None:
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        warnings.warn(
-            "guided backpropagation does not meet the ReLUs of TorchScript modules: there this is "
-            "the plain gradient",
-            stacklevel=3,
+def _refuse_scripted_relus(model: nn.Module) -> None:
+    name = scripted_relus(model)
+    if name is not None:
+        where = f"'{name}'" if name else "this one"
+        raise ValueError(
+            "model: guided backpropagation does not see the ReLUs of a TorchScript module, such as "
+            f"{where}; explain the network from before torch.jit"
         )
-    elif not relu.met:
+
+
+def _warn_of_missed_relus(relu: GuidedReLU) -> None:
+    if not relu.met:
         warnings.warn(
             "guided backpropagation met no ReLU in this network: this is the plain gradient",
             stacklevel=3,

@@ -11,22 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Unpack
 
 from fastcam import ops
 from fastcam.engine.inputs import (
     Inputs,
-    first_image,
-)
-from fastcam.engine.outputs import (
-    Output,
 )
 from fastcam.engine.running import (
     run,
 )
 from fastcam.engine.values import first_with_positions
 from fastcam.layers import Layers
-from fastcam.layout import Reshape
-from fastcam.methods.base import Method, Size, extents_of
+from fastcam.methods.base import Method, Reading, Size, extents_of
 from fastcam.targets import Targets
 
 Head = Callable[[Tensor], Tensor]
@@ -50,8 +46,7 @@ class LeGrad(Method):
         target_layers: Layers | None = None,
         *,
         head: Head | None = None,
-        reshape: Reshape | None = None,
-        output: Output | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         """As for the other methods.
 
@@ -63,7 +58,7 @@ class LeGrad(Method):
         Raises:
             ValueError: for another transformer without ``head``.
         """
-        super().__init__(model, target_layers, reshape=reshape, output=output)
+        super().__init__(model, target_layers, **reading)
         self._head = head or _head_of(self.model)
 
     def __call__(
@@ -130,7 +125,9 @@ class LeGrad(Method):
             return ops.upsample(several, extents_of(record, size), normalize)
 
     def _find_layers(self, inputs: Inputs) -> None:
-        self.layers = self.layers or _blocks(self.model, first_image(inputs))
+        if not self.layers:
+            first = self._per_image.first(self.model, inputs, self._output)
+            self.layers = _blocks(self.model, first)
 
 
 def _note(

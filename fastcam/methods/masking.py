@@ -7,19 +7,16 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fastcam import ops
 from fastcam.capture import (
     Capture,
 )
 from fastcam.continuation import Continuation
-from fastcam.engine.outputs import (
-    Output,
-)
 from fastcam.fast import folded
 from fastcam.layers import Layers
-from fastcam.layout import Reshape
-from fastcam.methods.base import MapMethod, extents_of
+from fastcam.methods.base import MapMethod, Reading, extents_of
 from fastcam.targets import Selection
 
 
@@ -41,15 +38,14 @@ class ScoreCAM(MapMethod):
         target_layers: Layers | None = None,
         *,
         batch_size: int = 32,
-        reshape: Reshape | None = None,
-        output: Output | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         """As for the other methods.
 
         Args:
             batch_size: how many masked images run together.
         """
-        super().__init__(model, target_layers, reshape=reshape, output=output)
+        super().__init__(model, target_layers, **reading)
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
         self.batch_size = batch_size
@@ -124,8 +120,7 @@ class SSCAM(ScoreCAM):
         std: float = 2.0,
         seed: int = 0,
         batch_size: int = 32,
-        reshape: Reshape | None = None,
-        output: Output | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         """As for the other methods.
 
@@ -135,9 +130,7 @@ class SSCAM(ScoreCAM):
             seed: of the noise; calls with the same batch_size draw the same.
             batch_size: how many masked images run together.
         """
-        super().__init__(
-            model, target_layers, batch_size=batch_size, reshape=reshape, output=output
-        )
+        super().__init__(model, target_layers, batch_size=batch_size, **reading)
         if samples < 1:
             raise ValueError(f"samples: got {samples}, expected at least 1")
         self.samples, self.std, self.seed = samples, std, seed
@@ -170,8 +163,7 @@ class ISCAM(ScoreCAM):
         *,
         samples: int = 10,
         batch_size: int = 32,
-        reshape: Reshape | None = None,
-        output: Output | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         """As for the other methods.
 
@@ -179,9 +171,7 @@ class ISCAM(ScoreCAM):
             samples: n.
             batch_size: how many masked images run together.
         """
-        super().__init__(
-            model, target_layers, batch_size=batch_size, reshape=reshape, output=output
-        )
+        super().__init__(model, target_layers, batch_size=batch_size, **reading)
         if samples < 1:
             raise ValueError(f"samples: got {samples}, expected at least 1")
         self.samples = samples
@@ -213,8 +203,7 @@ class AblationCAM(MapMethod):
         target_layers: Layers | None = None,
         *,
         batch_size: int = 32,
-        reshape: Reshape | None = None,
-        output: Output | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         """As for the other methods.
 
@@ -222,7 +211,7 @@ class AblationCAM(MapMethod):
             batch_size: how many ablated activations run together; the number of images where that
                 is more.
         """
-        super().__init__(model, target_layers, reshape=reshape, output=output)
+        super().__init__(model, target_layers, **reading)
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
         self.batch_size = batch_size

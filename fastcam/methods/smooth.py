@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fastcam import ops
 from fastcam.capture import (
     Capture,
     capture,
 )
-from fastcam.engine.outputs import (
-    Output,
-)
 from fastcam.layers import Layers
-from fastcam.layout import Reshape
-from fastcam.methods.base import MapMethod
+from fastcam.methods.base import MapMethod, Reading
 from fastcam.targets import Selection
 
 
@@ -38,8 +35,7 @@ class SmoothGradCAMPlusPlus(MapMethod):
         samples: int = 4,
         std: float = 0.3,
         seed: int = 0,
-        reshape: Reshape | None = None,
-        output: Output | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         """As for the other methods.
 
@@ -48,7 +44,7 @@ class SmoothGradCAMPlusPlus(MapMethod):
             std: the standard deviation of the noise, in units of the model's input.
             seed: of the noise; every call draws the same.
         """
-        super().__init__(model, target_layers, reshape=reshape, output=output)
+        super().__init__(model, target_layers, **reading)
         if samples < 1:
             raise ValueError(f"samples: got {samples}, expected at least 1")
         self.samples, self.std, self.seed = samples, std, seed
@@ -74,6 +70,8 @@ class SmoothGradCAMPlusPlus(MapMethod):
                 self.layers,
                 reshape=self._reshape,
                 output=self._output,
+                per_image=self._per_image,
+                repeats=self._repeats,
             )
         with torch.enable_grad():
             scores = Selection(selection.of(noisy.logits, rows), None)

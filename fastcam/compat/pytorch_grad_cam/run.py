@@ -23,6 +23,7 @@ from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastcam.compat.settings import settings
+from fastcam.engine.inputs import first_row
 from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at, has_hooks
 from fastcam.engine.running import (
     unwrap,
@@ -267,7 +268,7 @@ def _start(cam: Any, model: nn.Module, inputs: Any, names: Sequence[str]) -> Sta
         return Start("model")
     layers, start = _starts.get(cam, ((), None))
     if start is None or layers != names:
-        start = find_start(model, inputs, names)
+        start = find_start(model, first_row(inputs), names)
         _starts[cam] = names, start
     return start
 

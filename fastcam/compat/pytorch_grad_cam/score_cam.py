@@ -46,7 +46,7 @@ class ScoreCAM(BaseCAM):
         size = input_tensor.shape[2:]
         mode = "bilinear" if len(size) == 2 else "trilinear"
         with torch.no_grad(), aside(self):
-            model = folded(unwrap(self.model), input_tensor)
+            model = folded(unwrap(self.model), input_tensor[:1])
             for image, target, maps in zip(
                 input_tensor, targets, torch.from_numpy(activations), strict=False
             ):

@@ -1,0 +1,137 @@
+"""Which of a network's arguments have a row for each image, and which belong to all of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fastcam.engine.inputs import (
+    Argument,
+    Inputs,
+    arguments,
+    has_rows,
+    image_argument,
+    rows_of,
+    select_rows,
+)
+from fastcam.engine.outputs import Output, logits_of
+from fastcam.engine.running import run
+from fastcam.engine.values import agree, rebuild
+
+_MOST_SUBSETS_OF = 4  # arguments: 16 runs of one image at most
+
+
+class PerImage:
+    """Found by runs on single images, whose logits have to be their rows of the batch's logits.
+
+    Once for each argument, and only where it has as many rows as there are images: a mask for each
+    image is told from texts that every image is compared with.
+
+    Args:
+        named: the arguments that have a row for each image, beside the images; None to find them.
+    """
+
+    def __init__(self, named: Collection[Argument] | None = None) -> None:
+        self._named = None if named is None else frozenset(named)
+        self._found: dict[Argument, bool] = {}
+
+    def of(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        output: Output | None = None,
+        logits: Tensor | None = None,
+    ) -> frozenset[Argument]:
+        """The arguments that have a row for each image, the images included.
+
+        Args:
+            model, inputs: what is run, and on what.
+            output: as for :func:`fastcam.engine.outputs.logits_of`.
+            logits: the model's answer to the inputs, if it is known already.
+
+        Raises:
+            ValueError: for names that the inputs have not got, or if no choice of arguments gives
+                the rows of the batch's logits.
+        """
+        count, image = rows_of(inputs), image_argument(inputs)
+        values = arguments(inputs)
+        if self._named is not None and not self._named <= values.keys():
+            missing = ", ".join(map(repr, self._named - values.keys()))
+            raise ValueError(
+                f"per_image: got {missing}, but the inputs are {', '.join(map(repr, values))}"
+            )
+        if count is None or image is None:
+            return frozenset()
+        others = [
+            name for name, value in values.items() if name != image and has_rows(value, count)
+        ]
+        if self._named is not None:
+            chosen = [name for name in others if name in self._named]
+        elif count == 0:
+            chosen = others
+        else:
+            if not self._found.keys() >= set(others):
+                found = self._find(model, inputs, output, logits, count, image, others)
+                self._found.update((name, name in found) for name in others)
+            chosen = [name for name in others if self._found[name]]
+        return frozenset((image, *chosen))
+
+    def first(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> Inputs:
+        """A copy of the first image and of what belongs to it."""
+        count, image = rows_of(inputs), image_argument(inputs)
+        if count is not None and count > 1 and image is not None:
+            rows = torch.zeros(1, dtype=torch.int64)
+            inputs = select_rows(inputs, self.of(model, inputs, output), count, rows)
+        return rebuild(inputs, Tensor.clone)
+
+    @staticmethod
+    def _find(
+        model: nn.Module,
+        inputs: Inputs,
+        output: Output | None,
+        logits: Tensor | None,
+        count: int,
+        image: Argument,
+        others: list[Argument],
+    ) -> Collection[Argument]:
+        def answer(given: Inputs, rows: int) -> Tensor:
+            # the model may write to what it is given
+            outputs = run(model, rebuild(given, Tensor.clone), ())
+            return logits_of(outputs, output, rows).detach()
+
+        expected = answer(inputs, count) if logits is None else logits.detach()
+        # the first image and the last one: of a single image two copies
+        samples = [[0, 0]] if count == 1 else [[0], [count - 1]]
+        candidates = list(_subsets(others))
+        for limit in (1e-5, None):  # equal, or else up to the rounding of a whole network
+            for chosen in candidates:
+                for sample in samples:
+                    rows = torch.tensor(sample)
+                    try:
+                        given = select_rows(inputs, (image, *chosen), count, rows)
+                        same = agree(
+                            answer(given, len(sample)), expected[rows.to(expected.device)], limit
+                        )
+                    except Exception:  # whatever a model raises that gets shapes that do not fit
+                        same = False
+                    if not same:
+                        break
+                else:
+                    return chosen
+        raise ValueError(
+            f"per_image: of the inputs {', '.join(map(repr, others))}, which have as many rows as "
+            f"there are images ({count}), it cannot be told which belong to the images one by one, "
+            "for no choice of them gives a single image its row of the output; name those that do, "
+            "or give per_image=[] if none does"
+        )
+
+
+def _subsets(names: list[Argument]) -> Iterator[tuple[Argument, ...]]:
+    """All of them first; of many only all, all but one, one, and none."""
+    sizes = range(len(names), -1, -1)
+    for size in sizes:
+        if len(names) <= _MOST_SUBSETS_OF or size in (len(names), len(names) - 1, 1, 0):
+            yield from itertools.combinations(names, size)

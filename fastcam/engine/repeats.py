@@ -1,0 +1,119 @@
+"""Which run counts of a layer that runs several times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from fastcam.engine.inputs import Inputs, images_of, with_images
+from fastcam.engine.running import run
+from fastcam.engine.values import replace_first
+
+
+class Repeats:
+    """The run that counts: the one that was named, or the last if it depends on all the others.
+
+    A shared activation and a loop are of that kind; the branches of a Siamese network are not.
+    What depends on what is found by one run with a whole graph, once for each layer.
+
+    Args:
+        chosen: the index of the run, from 0, or from -1 backwards; None for the last.
+    """
+
+    def __init__(self, chosen: int | None = None) -> None:
+        if chosen is not None and (isinstance(chosen, bool) or not isinstance(chosen, int)):
+            raise TypeError(f"run: got {chosen!r}, expected the index of a run, an int")
+        self.chosen = chosen
+        self._checked: set[str] = set()
+
+    def index(self, name: str, shapes: Sequence[torch.Size]) -> int:
+        """The index of the run that counts, from 0, of a layer that gave these shapes.
+
+        Raises:
+            ValueError: if there is no such run.
+        """
+        chosen, count = -1 if self.chosen is None else self.chosen, len(shapes)
+        if not -count <= chosen < count:
+            times = "once" if count == 1 else f"{count} times"
+            raise ValueError(
+                f"run: got {chosen}, but '{name}' ran {times}, expected {-count} to {count - 1}"
+            )
+        return chosen % count
+
+    def needs_check(self, repeated: Collection[str]) -> bool:
+        """Whether it is still to be found out of one of these layers that run several times."""
+        return self.chosen is None and not self._checked.issuperset(repeated)
+
+    def check(
+        self, model: nn.Module, inputs: Inputs, repeated: Mapping[str, Sequence[torch.Size]]
+    ) -> None:
+        """Whether the last run of each of these layers may count without having been named.
+
+        Args:
+            model: what ran.
+            inputs: of one image, for another run.
+            repeated: the layers that run several times, and the shapes that they gave.
+
+        Raises:
+            ValueError: if not, with the layer's runs.
+        """
+        unknown = [name for name in repeated if name not in self._checked]
+        for name, edges in whole_graph(model, inputs, unknown).items():
+            if not edges or not is_ancestor_of_last(edges):
+                runs = ", ".join(f"{i}: {tuple(s)}" for i, s in enumerate(repeated[name]))
+                raise ValueError(
+                    f"target_layers: '{name}' runs {len(repeated[name])} times and the last run "
+                    "does not depend on all the others; choose one by run=, of those that "
+                    f"returned {runs}"
+                )
+            self._checked.add(name)
+
+
+def whole_graph(
+    model: nn.Module, inputs: Inputs, layers: Collection[str]
+) -> dict[str, list[GradientEdge | None]]:
+    """Where the graph of a run, from the images and the parameters on, met each layer's outputs.
+
+    Of an output of several tensors the first with positions; None if it has no graph.
+    """
+    edges: dict[str, list[GradientEdge | None]] = {name: [] for name in layers}
+    images = images_of(inputs)
+    if images is not None and images.is_floating_point():
+        with torch.enable_grad():
+            inputs = with_images(inputs, images.detach().requires_grad_().clone())
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, returned: Any) -> None:
+            def note(tensor: Tensor) -> Tensor:
+                edges[name].append(get_gradient_edge(tensor) if tensor.requires_grad else None)
+                return tensor
+
+            replace_first(returned, note)
+
+        return hook
+
+    hooks = [(model.get_submodule(name), keep(name)) for name in layers]
+    # function modes that surround this, as guided backpropagation's, are about another run
+    with torch._C.DisableTorchFunction():
+        run(model, inputs, hooks, from_images=True)
+    return edges
+
+
+def is_ancestor_of_last(edges: Sequence[GradientEdge | None]) -> bool:
+    """Whether the last of these places in a graph was computed from every other one."""
+    *others, last = edges
+    if last is None or any(edge is None for edge in others):
+        return False
+    wanted = {edge.node for edge in others if edge is not None}
+    met: set[Node] = {last.node}
+    waiting = [last.node]
+    while waiting and not wanted <= met:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None and node not in met:
+                met.add(node)
+                waiting.append(node)
+    return wanted <= met
