@@ -70,6 +70,8 @@ def _check(spec: Spec) -> None:
             a, g = found.activations.numpy(), gradients.numpy()
             _same_map(method, maps, judge.GRADIENT_MAPS[method](a, g), a, call)
     _check_capture(spec, model, first, answers[0])
+    if answers[0].gradients is not None and spec.grad == "none":
+        _check_two_layers(spec, model, first, answers[0])
     if spec.seed % 8 == 0:
         for method, function in judge.ACTIVATION_MAPS.items():
             maps = _maps(_method(method, model, spec), spec, first, answers[0], method)
@@ -143,6 +145,42 @@ def _check_capture(spec: Spec, model: Network, images: Tensor, found: judge.Answ
     scale = max(found.gradients.abs().max().item(), 1e-12)
     if (gradients - found.gradients).abs().max() > TOLERANCE * scale:
         raise Wrong("gradients", _apart(gradients, found.gradients))
+
+
+def _check_two_layers(spec: Spec, model: Network, images: Tensor, found: judge.Answer) -> None:
+    """The layer together with one below it."""
+    if spec.view == "permute":
+        return  # one reshape cannot tell the two
+    ids, names = judge.class_ids(spec, images), ["stem", model.layer_name]
+    expected = {
+        "stem": judge.plain_gradient(spec, images, "stem"),
+        model.layer_name: found.gradients,
+    }
+    if expected["stem"] is None:
+        return
+    reshape = model.reshape()
+    try:
+        with torch.no_grad():
+            record = capture(
+                model,
+                images,
+                names[:: 1 if spec.seed % 2 else -1],
+                reshape=None if reshape is None else lambda t: t if t.dim() == 4 else reshape(t),
+                output=None
+                if spec.output == "tensor"
+                else lambda outputs: judge.logits_of(spec, outputs),
+            )
+            with torch.enable_grad():
+                scores = record.logits.gather(1, ids[:, None])[:, 0]
+            gradients = record.gradients(scores)
+    except Exception as error:
+        raise Wrong("two layers", f"raised {type(error).__name__}: {error}") from error
+    _same_outputs(record.outputs, found.outputs, "two layers")
+    for name, gradient in zip(record.layers, gradients, strict=True):
+        right = expected[name]
+        assert right is not None
+        if (gradient - right).abs().max() > TOLERANCE * max(right.abs().max().item(), 1e-12):
+            raise Wrong("two layers", f"'{name}': {_apart(gradient, right)}")
 
 
 def _same_outputs(outputs: Any, expected: Any, where: str) -> None:

@@ -29,7 +29,7 @@ class Answer:
     gradients: Tensor | None
     """dS/dA; None where no graph leads from the score to the layer, which is an error."""
     certain: bool
-    """Whether an error is wrong: the layer is not within the model's own no_grad block."""
+    """Whether an error is wrong: A is not made within the model's own no_grad block."""
 
 
 def logits_of(spec: Spec, outputs: Any) -> Tensor:
@@ -80,8 +80,26 @@ def answer(spec: Spec, images: Tensor) -> Answer:
         inference(spec, images),
         model.as_map(returned[-1]),
         None if gradient is None else model.as_map(gradient),
-        certain=spec.grad != "no_grad layer",
+        certain=spec.grad not in ("no_grad layer", "no_grad body"),
     )
+
+
+def plain_gradient(spec: Spec, images: Tensor, layer: str) -> Tensor | None:
+    """dS/dA for a plain convolution that nobody overwrites, by the edge of its output.
+
+    None where the network overwrites what a backward through it needs.
+    """
+    model = _instrumented(spec, images)
+    edges: list[Any] = []
+    model.get_submodule(layer).register_forward_hook(
+        lambda module, args, output: edges.append(torch.autograd.graph.get_gradient_edge(output))
+    )
+    with torch.enable_grad():
+        scores = scores_of(spec, model(images))
+    try:
+        return _gradient(scores, edges[-1])
+    except RuntimeError:
+        return None
 
 
 def edge_gradient(spec: Spec, images: Tensor) -> tuple[Tensor | None] | None:
@@ -156,7 +174,7 @@ def ablated_scores(spec: Spec, images: Tensor, channels: int) -> Tensor:
 
         model.probe.edit = erase
         with torch.no_grad():
-            rows.append(scores_of(spec, model(images)))
+            rows.append(scores_of(spec, model(images)).detach())
     return torch.stack(rows)
 
 
@@ -248,8 +266,9 @@ def _kpcacam(a: np.ndarray) -> np.ndarray:
     kernel = np.tanh(rows @ rows.T / len(a) + 1)
     centre = np.eye(len(rows)) - 1 / len(rows)
     values, vectors = np.linalg.eigh(centre @ kernel @ centre)
-    first = np.abs(values).argmax() if values[-1] <= 0 else -1
-    return _signed(np.sqrt(max(values[first], 0)) * vectors[:, first]).reshape(a.shape[1:])
+    if values[-1] <= 1e-12 * np.abs(kernel).sum():  # equal positions: nothing but rounding
+        return np.zeros(a.shape[1:])
+    return _signed(np.sqrt(values[-1]) * vectors[:, -1]).reshape(a.shape[1:])
 
 
 def _signed(component: np.ndarray) -> np.ndarray:
@@ -271,7 +290,7 @@ ACTIVATION_MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def ablationcam(spec: Spec, images: Tensor, found: Answer) -> np.ndarray:
     a = found.activations.numpy()
-    whole = scores_of(spec, found.outputs).numpy()
+    whole = scores_of(spec, found.outputs).detach().numpy()
     erased = ablated_scores(spec, images, a.shape[1]).numpy()
     weights = np.divide(whole - erased, whole, out=np.zeros_like(erased), where=whole != 0)
     return np.einsum("cn,nchw->nhw", weights, a)
@@ -283,14 +302,12 @@ def scorecam(spec: Spec, images: Tensor, found: Answer) -> np.ndarray:
     low, high = enlarged.amin((2, 3), keepdim=True), enlarged.amax((2, 3), keepdim=True)
     masks = torch.where(high > low, (enlarged - low) / (high - low), 0.0)
     model = build(spec).eval()
+    rows = []
     with torch.no_grad():
-        scores = torch.stack(
-            [
-                scores_of(spec, model(images * masks[:, channel, None]))
-                for channel in range(a.shape[1])
-            ],
-            1,
-        )
+        for channel in range(a.shape[1]):
+            masked = images * masks[:, channel, None]
+            rows.append(scores_of(spec, model(masked)).detach())
+    scores = torch.stack(rows, 1)
     return (scores.softmax(1)[:, :, None, None] * a).sum(1).numpy()
 
 

@@ -87,6 +87,33 @@ class FunctionalReLU(nn.Module):
         return F.relu(x, inplace=True)
 
 
+class Squash(torch.autograd.Function):
+    """A function with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y + 0.1 * x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return g * (1.1 - y * y)
+
+
+class OwnFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Squash.apply(x)
+
+
+class Contiguous(nn.Module):
+    """Returns its very input, for it is contiguous already."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+
 class Scale(nn.Module):
     """A parameter times the input, in place."""
 
@@ -113,6 +140,8 @@ def block(kind: str, channels: int) -> tuple[nn.Module, int]:
         "functional relu_": FunctionalReLU,
         "gelu": nn.GELU,
         "identity": nn.Identity,
+        "contiguous": Contiguous,
+        "own function": OwnFunction,
         "dropout": lambda: nn.Dropout(0.5),
         "bn": lambda: nn.BatchNorm2d(c),
         "groupnorm": lambda: nn.GroupNorm(2, c),
@@ -141,7 +170,8 @@ class Layer(nn.Module):
         self.__dict__["kept"] = []
 
     def forward(self, x: Tensor) -> Any:
-        raw = self.body(x)
+        with grad_mode(self.spec, "body", self.training):
+            raw = self.body(x)
         if self.spec.returns == "earlier":
             earlier, raw = (raw * 2).tanh(), (raw * 0.5).tanh()
         else:
@@ -198,6 +228,20 @@ class Layer(nn.Module):
         if kind == "nested":
             return {"maps": [y, y * 3], "pooled": (pooled(y),)}
         return y
+
+
+def grad_mode(spec: Spec, place: str, training: bool) -> contextlib.AbstractContextManager[Any]:
+    """The block that the spec has at this place."""
+    name, _, where = spec.grad.rpartition(" ")
+    if where != place:
+        return contextlib.nullcontext()
+    if name == "training decides":
+        return torch.set_grad_enabled(training)
+    return {
+        "no_grad": torch.no_grad,
+        "enable_grad": torch.enable_grad,
+        "set_grad_enabled": lambda: torch.set_grad_enabled(True),
+    }[name]()
 
 
 def opened(value: Any) -> tuple[Tensor, list[Tensor]]:
@@ -329,6 +373,12 @@ class Network(nn.Module):
             if probed:
                 probe(made)
 
+        def watch(module: nn.Module, args: Any, output: Any) -> None:
+            made = opened(output)[0]
+            if made.requires_grad:
+                made.register_hook(lambda gradient: None)
+                made.retain_grad()
+
         def before(module: nn.Module, args: Any) -> Any:
             return (args[0] + 0.3,)
 
@@ -346,6 +396,8 @@ class Network(nn.Module):
             layer.register_forward_hook(same)
         elif kind == "inplace":
             layer.register_forward_hook(overwrite)
+        elif kind == "watch gradient":
+            layer.register_forward_hook(watch)
         elif kind == "pre":
             layer.register_forward_pre_hook(before)
         elif kind == "child store":
@@ -355,16 +407,7 @@ class Network(nn.Module):
     # running -----------------------------------------------------------------------------------
 
     def _mode(self, place: str) -> contextlib.AbstractContextManager[Any]:
-        name, _, where = self.spec.grad.rpartition(" ")
-        if where != place:
-            return contextlib.nullcontext()
-        if name == "training decides":
-            return torch.set_grad_enabled(self.training)
-        return {
-            "no_grad": torch.no_grad,
-            "enable_grad": torch.enable_grad,
-            "set_grad_enabled": lambda: torch.set_grad_enabled(True),
-        }[name]()
+        return grad_mode(self.spec, place, self.training)
 
     def _run(self, place: str, part: Callable[[Tensor], Any], x: Tensor) -> Any:
         kind, _, where = self.spec.checkpoint.rpartition(" ")

@@ -12,6 +12,7 @@ LAYERS = (
     "conv", "conv", "conv bn", "conv relu_", "relu", "relu_", "functional relu_", "identity",
     "dropout", "bn", "groupnorm", "depthwise", "residual", "residual_", "concat", "maxpool",
     "weight norm", "parametrized", "scale_", "gelu", "nested",
+    "contiguous", "own function",
 )  # fmt: skip
 """The kind of the layer that is explained; a trailing underscore marks an operation in place."""
 BLOCKS = (
@@ -24,7 +25,7 @@ BLOCKS = (
     "bn",
     "gelu",
 )
-SAME_OBJECT = {"identity", "dropout"}
+SAME_OBJECT = {"identity", "dropout", "contiguous"}
 """Layers that return their very input."""
 OVERWRITES_INPUT = {"relu_", "functional relu_", "scale_"}
 VIEWS = ("flatten", "transpose", "permute", "half", "window", "chunk", "tokens")
@@ -35,7 +36,7 @@ RETURNS = (
 KEEPS = ("attribute", "pooled", "both", "list")
 HOOKS = (
     "store", "store pooled", "store detached", "store with kwargs", "replace", "replace by itself",
-    "inplace", "pre", "child store",
+    "inplace", "pre", "child store", "watch gradient",
 )  # fmt: skip
 BEHIND = (
     "relu_", "add_", "mul_", "zero slice", "double slice", "relu_ of view", "clamp_",
@@ -48,7 +49,7 @@ HEADS = (
 GRAD = (
     "no_grad below", "enable_grad layer", "set_grad_enabled layer", "enable_grad all",
     "enable_grad above", "no_grad head", "no_grad all", "no_grad layer", "no_grad branch",
-    "training decides below", "enable_grad below",
+    "training decides below", "enable_grad below", "no_grad body", "enable_grad body",
 )  # fmt: skip
 CHECKPOINTS = (
     "reentrant layer", "plain layer", "reentrant below", "plain below", "reentrant above",
@@ -104,7 +105,8 @@ class Spec:
     @property
     def custom(self) -> bool:
         """Whether the layer is a module of the project's own around a plain one."""
-        return self.view != "none" or self.returns != "tensor" or self.keep != "none"
+        returns = self.view != "none" or self.returns != "tensor"
+        return returns or self.keep != "none" or self.grad.endswith("body")
 
     @property
     def changing_hooks(self) -> tuple[int, ...]:
