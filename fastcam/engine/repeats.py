@@ -11,14 +11,15 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fastcam.engine.inputs import Inputs, images_of, with_images
 from fastcam.engine.running import run
-from fastcam.engine.values import replace_first
+from fastcam.engine.values import rebuild, replace_first
 
 
 class Repeats:
     """The run that counts: the one that was named, or the last if it depends on all the others.
 
     A shared activation and a loop are of that kind; the branches of a Siamese network are not.
-    What depends on what is found by one run with a whole graph, once for each layer.
+    What depends on what is found by one run with a whole graph, once for each layer; if the model
+    cuts its graph, by runs with a changed output.
 
     Args:
         chosen: the index of the run, from 0, or from -1 backwards; None for the last.
@@ -63,7 +64,11 @@ class Repeats:
         """
         unknown = [name for name in repeated if name not in self._checked]
         for name, edges in whole_graph(model, inputs, unknown).items():
-            if not edges or not is_ancestor_of_last(edges):
+            if None in edges:  # the model cuts its graph
+                depends = changes_last(model, inputs, name, len(edges))
+            else:
+                depends = bool(edges) and is_ancestor_of_last(edges)
+            if not depends:
                 runs = ", ".join(f"{i}: {tuple(s)}" for i, s in enumerate(repeated[name]))
                 raise ValueError(
                     f"target_layers: '{name}' runs {len(repeated[name])} times and the last run "
@@ -101,6 +106,27 @@ def whole_graph(
     with torch._C.DisableTorchFunction():
         run(model, inputs, hooks, from_images=True)
     return edges
+
+
+def changes_last(model: nn.Module, inputs: Inputs, layer: str, runs: int) -> bool:
+    """Whether the last output of a layer is another one if any of the earlier ones is."""
+
+    def last(changed: int | None) -> Tensor:
+        outputs: list[Tensor] = []
+
+        def hook(module: nn.Module, args: Any, returned: Any) -> Any:
+            def note(tensor: Tensor) -> Tensor:
+                outputs.append(tensor.clone())
+                return tensor * 1.5 + 0.1 if len(outputs) - 1 == changed else tensor
+
+            return replace_first(returned, note)
+
+        run(model, rebuild(inputs, Tensor.clone), [(model.get_submodule(layer), hook)])
+        return outputs[-1]
+
+    with torch._C.DisableTorchFunction():
+        expected = last(None)
+        return all(not torch.equal(last(i), expected) for i in range(runs - 1))
 
 
 def is_ancestor_of_last(edges: Sequence[GradientEdge | None]) -> bool:

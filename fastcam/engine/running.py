@@ -90,7 +90,7 @@ class Loan:
                 functions and "torch._dynamo" in sys.modules
             ):
                 _eager.enter(self)
-        if self._before:
+        if self._before or functions:
             _plain_checkpoints.enter(self)
         for module, hook in self._before:
             module.register_forward_pre_hook(hook, with_kwargs=True)
