@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from fastcam.engine.inputs import Inputs, images_of
 from fastcam.engine.outputs import Output, logits_of
 from fastcam.engine.running import Hooks, run
+from fastcam.engine.survey import Reading, Survey, Unreadable, survey
 from fastcam.engine.values import close, rebuild, replace_first, shares_input
-from fastcam.layout import Reshape, reading
+from fastcam.layout import Reshape, is_ambiguous, reading, token_grid
 from fastcam.targets import Selection
 
 Graph = Literal["layers", "images"]  # where the recorded graph starts
@@ -50,7 +51,9 @@ class Capture:
     activations: tuple[Tensor, ...]
     """One a layer, (N, C, *S), without a graph."""
     extents: tuple[int, ...] | None
-    """The spatial extents of the images that went in."""
+    """The extents of the images' positions."""
+    places: tuple[int, ...]
+    """The images' axes that are positions."""
     images: Tensor | None
     """The first input with positions; the graph's leaf where it starts at the images."""
     nodes: tuple[Tensor, ...]
@@ -129,6 +132,14 @@ class Capture:
         if gradient is None:
             raise ValueError("model: the score does not depend on the images")
         return gradient
+
+    def over_images(self, masks: Tensor) -> Tensor:
+        """Masks (R, *S) for the images' positions, in a shape that multiplies with the images."""
+        assert self.images is not None
+        shape = [1] * self.images.dim()
+        for axis, extent in zip(self.places, masks.shape[1:], strict=True):
+            shape[axis] = extent
+        return masks.reshape(masks.shape[0], *shape[1:])
 
     def module(self, layer: int) -> nn.Module:
         """The layer itself."""
@@ -232,11 +243,6 @@ class Recording:
     linear: tuple[nn.Linear, Tensor, Tensor] | None
     """The last linear layer that ran, its input and output."""
 
-    @property
-    def extents(self) -> tuple[int, ...] | None:
-        """The spatial extents of the images."""
-        return None if self.images is None else tuple(self.images.shape[2:])
-
 
 def record(
     model: nn.Module, inputs: Inputs, layers: Sequence[str], *, graph: Graph | None = "layers"
@@ -321,6 +327,7 @@ def capture(
     reshape: Reshape | None = None,
     output: Output | None = None,
     graph: Graph | None = "layers",
+    axes: Survey | None = None,
 ) -> Capture:
     """Runs the model once in evaluation mode and records it from the first of the layers up.
 
@@ -334,12 +341,18 @@ def capture(
             tell how.
         output: picks the logits out of what the model returns (see :func:`logits_of`).
         graph: where it starts, at the first layer or at the images; None records none.
+        axes: what a run told of the layers' axes, found by one more run if it is not given.
 
     Raises:
-        ValueError: if a layer did not run or has no positions, or the model returned no logits.
+        ValueError: if a layer did not run or has no positions or several readings, or the model
+            returned no logits.
     """
+    if axes is None:
+        axes = survey(model, inputs, layers) if layers else Survey(None, {})
     recorded = record(model, inputs, layers, graph=graph)
-    nodes, extents = recorded.nodes, recorded.extents
+    nodes, images = recorded.nodes, recorded.images
+    places = axes.places or (() if images is None else tuple(range(2, images.dim())))
+    extents = None if images is None else tuple(images.shape[axis] for axis in places)
     logits = logits_of(recorded.outputs, output)
 
     readings = []
@@ -349,13 +362,9 @@ def capture(
                 f"target_layers: '{name}' did not run, or returned no floating-point tensor with "
                 "positions, (N, C, *S) or (N, tokens, C)"
             )
-        read = reshape or reading(nodes[name].shape, extents)
-        if read is None:
-            raise ValueError(
-                f"target_layers: '{name}' returned {tuple(nodes[name].shape)}, which is no grid of "
-                f"patches of a {extents} image; give reshape= to turn it into (N, C, *S)"
-            )
-        readings.append(read)
+        readings.append(
+            reshape or _reading(name, nodes[name], extents, axes.layers.get(name), len(logits))
+        )
     activations = tuple(
         read(nodes[name].detach()) for name, read in zip(layers, readings, strict=True)
     )
@@ -371,7 +380,8 @@ def capture(
         layers=tuple(layers),
         activations=activations,
         extents=extents,
-        images=recorded.images,
+        places=places,
+        images=images,
         nodes=tuple(nodes[name] for name in layers),
         readings=tuple(readings),
         runs=tuple(recorded.runs[name] for name in layers),
@@ -381,6 +391,36 @@ def capture(
         _autocast=_autocast(logits.device.type),
         _linear=recorded.linear,
     )
+
+
+def _reading(
+    name: str,
+    output: Tensor,
+    extents: tuple[int, ...] | None,
+    found: Reading | Unreadable | None,
+    rows: int,
+) -> Reshape:
+    """By what happened to the axes of a layer's output; by their extents if that is not known."""
+    came = f"target_layers: '{name}' returned {tuple(output.shape)}, "
+    way = "; give reshape= to turn it into (N, C, *S)"
+    if isinstance(found, Unreadable):
+        raise ValueError(came + found.reason + way)
+    if found is not None and found.is_row and extents is not None and len(extents) > 1:
+        tokens = found(output).shape[2]
+        grid = token_grid(tokens, (extents[0], extents[1])) if len(extents) == 2 else None
+        if grid is None:
+            raise ValueError(f"{came}which is no grid of patches of a {extents} image{way}")
+        return found.on_grid(grid[0], grid[1:])
+    if found is not None:
+        return found
+    read = reading(output.shape, extents)
+    if read is None:
+        raise ValueError(f"{came}which is no grid of patches of a {extents} image{way}")
+    if output.shape[0] == rows and is_ambiguous(output.shape, extents):
+        raise ValueError(
+            f"{came}whose axes could not be followed, and which can be read in two ways{way}"
+        )
+    return read
 
 
 def in_place(module: nn.Module) -> bool:

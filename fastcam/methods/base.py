@@ -27,6 +27,8 @@ from fastcam.engine.outputs import (
 from fastcam.engine.running import (
     unwrap,
 )
+from fastcam.engine.survey import Survey, survey
+from fastcam.engine.values import items
 from fastcam.fast import FastModel, Options, is_emulated
 from fastcam.layers import Layers, find_layer, layer_names
 from fastcam.layout import Reshape
@@ -93,6 +95,7 @@ class Method:
         """Their scores, in the same shape."""
         self._reshape = reshape
         self._output = output
+        self._surveys: dict[Any, Survey] = {}  # by the shapes of what goes in, None for all
         self._checked = False  # the outputs, for being probabilities
 
     def __enter__(self) -> Any:
@@ -113,6 +116,7 @@ class Method:
         return [self.model]
 
     def _run(self, inputs: Inputs, targets: Targets) -> tuple[Capture, Selection]:
+        axes = self._axes(inputs)
         model, inputs = self._network(inputs)
         record = capture(
             model,
@@ -121,6 +125,7 @@ class Method:
             reshape=self._reshape,
             output=self._output,
             graph=self.graph,
+            axes=axes,
         )
         selection = select(record.logits, targets)
         if not self._checked:
@@ -139,10 +144,20 @@ class Method:
         """What to run, and on what."""
         return self.model, inputs
 
+    def _axes(self, inputs: Inputs) -> Survey:
+        """The layers' axes, found once for each size of images where that makes a difference."""
+        shapes = tuple(tensor.shape[1:] for tensor in items(inputs))
+        found = self._surveys.get(None) or self._surveys.get(shapes)
+        if found is None:
+            found = survey(self.model, inputs, self.layers)
+            self._surveys[None if found.fits_all_sizes else shapes] = found
+        return found
+
     def _find_layers(self, inputs: Inputs) -> None:
         if self.takes_layers and not self.layers:
             found = find_layer(self.model, inputs, reshape=self._reshape, output=self._output)
             self.layers = (found,)
+        self._axes(inputs)
 
 
 @dataclass

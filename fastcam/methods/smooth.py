@@ -66,7 +66,9 @@ class SmoothGradCAMPlusPlus(MapMethod):
             dtype=images.dtype,
             device=images.device,
         )
-        model, inputs = self._network(record.inputs(rows, images[rows] + noise))
+        inputs = record.inputs(rows, images[rows] + noise)
+        axes = self._axes(inputs)
+        model, inputs = self._network(inputs)
         with record.autocast():
             noisy = capture(
                 model,
@@ -74,6 +76,7 @@ class SmoothGradCAMPlusPlus(MapMethod):
                 self.layers,
                 reshape=self._reshape,
                 output=self._output,
+                axes=axes,
             )
         with torch.enable_grad():
             scores = Selection(selection.of(noisy.logits, rows), None)
