@@ -37,7 +37,7 @@ class Source:
     extent: int
     origin: Origin | None = None
     number: int = 0
-    """Tells those without an origin apart; of two channels, the later has the higher number."""
+    """Tells those without an origin apart."""
     shift: int = 0
     """By how much places are rolled."""
     parts: tuple[int, Axis, int] | None = None
@@ -167,10 +167,17 @@ def agreed(first: Axis, second: Axis) -> Axis | None:
             return axis
         if is_channel(other) and ordered:
             return other if kinds(axis) == {"input"} else axis
-    if is_channel(first) and is_channel(second):
-        return max(first, second, key=lambda axis: max(atom.source.number for atom in axis))
-    by_place = [_as_places(axis) for axis in (first, second)]
-    return by_place[0] if by_place[0] == by_place[1] else None
+    if [atom.extent for atom in first] != [atom.extent for atom in second]:
+        return None
+    pairs = [_agreed_atom(a, b) for a, b in zip(_as_places(first), _as_places(second), strict=True)]
+    return None if None in pairs else tuple(atom for atom in pairs if atom is not None)
+
+
+def _agreed_atom(first: Atom, second: Atom) -> Atom | None:
+    kinds = first.source.kind, second.source.kind
+    if "unknown" in kinds:
+        return second if kinds[0] == "unknown" else first
+    return first if first == second or kinds == ("channel", "channel") else None
 
 
 def _as_places(axis: Axis) -> Axis:

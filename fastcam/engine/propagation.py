@@ -43,12 +43,15 @@ def unknown(extent: int) -> Axis:
 
 
 def channels(extent: int) -> Axis:
-    """Channels, later than all before."""
+    """Channels, different from all before."""
     return whole(Source("channel", extent, number=next(_numbers)))
 
 
-def disordered(extent: int) -> Axis:
-    """Positions that are not those of the input in their order."""
+def disordered(axis: Axis, extent: int) -> Axis:
+    """What becomes of an axis in another order: positions that are no longer the input's."""
+    placed = origins(axis) or "disordered" in kinds(axis)
+    if not placed or (0, 0) in origins(axis):  # the batch is either whole or lost
+        return unknown(extent)
     return whole(Source("disordered", extent, number=next(_numbers)))
 
 
@@ -59,7 +62,7 @@ def summed_over(axes: Axes, dim: int, extent: int) -> Axis:
     """
     others = [axis for i, axis in enumerate(axes) if i != dim % len(axes)]
     if is_placed(axes[dim]) and any(map(is_channel, others)):
-        return disordered(extent)
+        return disordered(axes[dim], extent)
     return channels(extent)
 
 
@@ -71,15 +74,24 @@ def normed_over(axes: Axes, dim: int) -> Axes:
     return (*axes[:dim], channels(size(axes[dim])), *axes[dim + 1 :])
 
 
-def propagate(function: Any, args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
-    """The axes of each result (None where lost) of a call of an ATen operator."""
+def propagate(function: Any, args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Axes]:
+    """The axes of each result of a call of an ATen operator; unknown ones where they are lost."""
     name = function.overloadpacket.__name__
     rule = _RULES.get(name) or _RULES.get(name.removesuffix("_"))
     if rule is None:
         rule = next((rule for part, rule in _FAMILIES.items() if part in name), None)
     if rule is None:
         rule = _elementwise if Tag.pointwise in function.tags else _lost
-    return rule(args, results, of)
+    try:
+        found = rule(args, results, of)
+    except (LookupError, TypeError, ValueError):  # a form of the call that no rule expects
+        found = _lost(args, results, of)
+    return [
+        axes
+        if axes is not None and tuple(map(size, axes)) == tuple(result.shape)
+        else tuple(map(unknown, result.shape))
+        for axes, result in zip(found, results, strict=True)
+    ]
 
 
 _Rule = Callable[[tuple[Any, ...], list[Any], AxesOf], list[Any]]
@@ -134,7 +146,7 @@ def _merged(first: Sequence[Axis], second: Sequence[Axis]) -> list[Axis]:
     merged = []
     for a, b in zip(first, second, strict=True):
         both = agreed(a, b)
-        merged.append(unknown(max(size(a), size(b))) if both is None else both)
+        merged.append(disordered((*a, *b), max(size(a), size(b))) if both is None else both)
     return merged
 
 
@@ -186,7 +198,7 @@ def cut(axis: Axis, start: int, extent: int, step: int = 1) -> Axis:
     """Some steps of an axis."""
     if extent == size(axis):
         return axis
-    if extent <= 1:
+    if extent <= 1 or (0, 0) in origins(axis):
         return unknown(extent)
     if is_channel(axis):
         return whole(replace(axis[0].source, extent=extent))
@@ -196,11 +208,11 @@ def cut(axis: Axis, start: int, extent: int, step: int = 1) -> Axis:
         if first >= 0 and last >= 0:
             return tokens(first, inner, last)
         outside = start + extent <= before or start >= before + size(inner)
-        return unknown(extent) if outside else disordered(extent)
+        return unknown(extent) if outside else disordered(inner, extent)
     if len(axis) == 1 and axis[0].source.kind in ("input", "place"):
         source = axis[0].source
         return whole(Source(source.kind, extent, source.origin, shift=source.shift))
-    return disordered(extent) if origins(axis) else unknown(extent)
+    return disordered(axis, extent)
 
 
 def tokens(before: int, inner: Axis, behind: int) -> Axis:
@@ -247,7 +259,7 @@ def _rolled(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
             source = axis[0].source
             rolled[dim] = whole(replace(source, shift=(source.shift + shift) % source.extent))
         elif axis:
-            rolled[dim] = disordered(size(axis))
+            rolled[dim] = disordered(axis, size(axis))
     return tuple(rolled)
 
 
@@ -259,7 +271,7 @@ def _disordered(position: int) -> _Rule:
         changed = list(axes)
         for dim in [dims] if isinstance(dims, int) else dims:
             extent = result.shape[dim]
-            changed[dim] = disordered(extent) if origins(axes[dim]) else unknown(extent)
+            changed[dim] = disordered(axes[dim], extent)
         return tuple(changed)
 
     return _each(rule)
@@ -312,14 +324,14 @@ def _row(pieces: list[tuple[int, Axes | None]], dim: int) -> Axis:
         return axes[0] or unknown(extents[0])
     if any(map(is_channel, axes)):
         return channels(sum(extents))
-    placed = [i for i, axis in enumerate(axes) if origins(axis)]
-    if len(placed) == 1 and is_placed(axes[placed[0]]):
+    placed = [i for i, axis in enumerate(axes) if axis and is_placed(axis)]
+    if len(placed) == 1:
         (i,) = placed
         before, inner, behind = 0, axes[i], 0
         if len(inner) == 1 and inner[0].source.parts is not None:
             before, inner, behind = inner[0].source.parts
         return tokens(sum(extents[:i]) + before, inner, behind + sum(extents[i + 1 :]))
-    return disordered(sum(extents)) if placed else unknown(sum(extents))
+    return disordered(tuple(atom for axis in axes for atom in axis), sum(extents))
 
 
 def _reduced(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
@@ -512,11 +524,18 @@ _RULES: dict[str, _Rule] = {
     ),
     **dict.fromkeys(
         ["clone", "alias", "detach", "_to_copy", "lift_fresh", "contiguous", "_softmax",
-         "_log_softmax", "native_dropout", "cumsum", "cumprod", "fill", "zero", "bernoulli",
+         "_log_softmax", "_safe_softmax", "native_dropout", "cumsum", "cumprod", "fill", "zero",
+         "bernoulli",
          "_prelu_kernel", "rrelu_with_noise", "log_sigmoid_forward", "celu", "_conj", "real"],
         _first(_same),
     ),
     "copy": _copied,
+    **dict.fromkeys(
+        ["hardswish", "hardsigmoid", "hardtanh", "softplus", "softshrink", "hardshrink", "mish",
+         "elu", "selu", "leaky_relu", "threshold", "relu6", "where", "masked_fill", "addcmul",
+         "addcdiv", "lerp", "clamp", "maximum", "minimum"],
+        _elementwise,
+    ),
 }  # fmt: skip
 _FAMILIES: dict[str, _Rule] = {
     "convolution": _first(_convolved),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -23,7 +24,6 @@ from fastcam.engine.axes import (
     is_channel,
     kinds,
     origins,
-    size,
     whole,
 )
 from fastcam.engine.inputs import Inputs, images_of
@@ -150,7 +150,7 @@ def _two_rows(inputs: Inputs) -> tuple[Inputs, Tensor | None]:
             return tensor.clone()
         if count >= _ROWS:
             return tensor[:_ROWS].clone()
-        return tensor.new_zeros(_ROWS, *tensor.shape[1:]) + tensor[:1].sum(0)
+        return torch.cat([tensor] * _ROWS) if count else tensor.new_zeros(_ROWS, *tensor.shape[1:])
 
     inputs = rebuild(inputs, rows)
     return inputs, _seen(inputs)
@@ -201,8 +201,8 @@ class _Following(TorchDispatchMode):
         if not isinstance(returned[0], Tensor):
             return
         axes = self.of(args[0]) if args else None
-        known = None if axes is None else (*axes[:-1], channels(returned[0].shape[-1]))
-        self._note(returned[0], known)
+        if axes is not None:
+            self._note(returned[0], (*axes[:-1], channels(returned[0].shape[-1])))
 
     def __torch_dispatch__(
         self,
@@ -216,23 +216,17 @@ class _Following(TorchDispatchMode):
         operands = [each for each in tree_flatten(args)[0] if isinstance(each, Tensor)]
         if not results or not any(operand in self._axes for operand in operands):
             return output
-        try:
-            found = propagate(func, args, results, self.of)
-        except (LookupError, TypeError, ValueError):  # a form of the call that no rule expects
-            found = [None] * len(results)
+        found = propagate(func, args, results, self.of)
         name = func.overloadpacket.__name__
         if name in ("select", "unbind"):
             self._pick(args, self.of(args[0]))
-        elif name == "stack" and found[0] is not None:
+        elif name == "stack":
             found[0] = self._gathered(args, found[0])
         for result, axes in zip(results, found, strict=True):
             self._note(result, axes)
         return output
 
-    def _note(self, result: Tensor, axes: Axes | None) -> None:
-        if axes is None or tuple(map(size, axes)) != tuple(result.shape):
-            self._axes.pop(result, None)
-            return
+    def _note(self, result: Tensor, axes: Axes) -> None:
         self._axes[result] = axes
         if self.places is None and any(map(is_channel, axes)):
             self._see(axes)
