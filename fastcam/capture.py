@@ -362,9 +362,14 @@ def capture(
                 f"target_layers: '{name}' did not run, or returned no floating-point tensor with "
                 "positions, (N, C, *S) or (N, tokens, C)"
             )
-        readings.append(
-            reshape or _reading(name, nodes[name], extents, axes.layers.get(name), len(logits))
-        )
+        if images is not None and images.dim() == 5 and recorded.runs[name] in axes.steps - {1}:
+            raise ValueError(
+                f"target_layers: '{name}' ran {recorded.runs[name]} times, once for each picture "
+                "of the clip; name a layer behind the loop, or let the model fold time into the "
+                "batch, (B * T, C, H, W)"
+            )
+        found = axes.layers.get(name)
+        readings.append(reshape or _reading(name, nodes[name], extents, found, logits.shape[0]))
     activations = tuple(
         read(nodes[name].detach()) for name, read in zip(layers, readings, strict=True)
     )

@@ -22,6 +22,7 @@ from fastcam.engine.outputs import (
 from fastcam.engine.running import (
     run,
 )
+from fastcam.engine.survey import Reading, survey
 from fastcam.engine.values import (
     replace_first,
     storage,
@@ -128,7 +129,7 @@ def find_layer(
     run(model, inputs, modules)
     if last is None:
         raise ValueError("target_layers: no layer of the model has more than one position")
-    if last[0].dim() != 3 or extents is None or len(extents) != 2:
+    if last[0].dim() != 3 or extents is None or len(extents) < 2:
         return min(names, key=lambda name: name.count("."))
     return _last_norm(model, inputs, list(dict.fromkeys(norms)), reshape, output)
 
@@ -141,8 +142,10 @@ def _last_norm(
     output: Output | None,
 ) -> str:
     if norms:
-        tried = norms[-_NORMS_TRIED:]
-        record = capture(model, inputs, tried, reshape=reshape, output=output)
+        axes = survey(model, inputs, norms)
+        readable = [name for name in norms if isinstance(axes.layers.get(name), Reading)]
+        tried = (norms if reshape or not readable else readable)[-_NORMS_TRIED:]
+        record = capture(model, inputs, tried, reshape=reshape, output=output, axes=axes)
         with torch.enable_grad():
             scores = record.logits.flatten(1).amax(1)
         for name, gradient in zip(reversed(tried), reversed(record.gradients(scores)), strict=True):

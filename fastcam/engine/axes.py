@@ -137,12 +137,7 @@ def origins(axis: Axis) -> list[Origin]:
 def resized(axis: Axis, extent: int) -> Axis | None:
     """The same places in another number, as after a convolution; None where they are several."""
     if size(axis) == extent and not kinds(axis) & {"unknown", "channel"}:
-        return tuple(
-            atom._replace(source=replace(atom.source, kind="place"))
-            if atom.source.kind == "input"
-            else atom
-            for atom in axis
-        )
+        return _as_places(axis)
     if len(axis) == 1 and axis[0].source.kind in ("input", "place"):
         source = axis[0].source
         return whole(Source("place", extent, source.origin, shift=source.shift))
@@ -181,9 +176,14 @@ def _agreed_atom(first: Atom, second: Atom) -> Atom | None:
 
 
 def _as_places(axis: Axis) -> Axis:
-    return tuple(
-        atom._replace(source=replace(atom.source, kind="place"))
-        if atom.source.kind == "input"
-        else atom
-        for atom in axis
-    )
+    """The same with nothing left open about what came from the inputs."""
+    known = []
+    for atom in axis:
+        source = atom.source
+        if source.kind == "input":
+            source = replace(source, kind="place")
+        elif source.parts is not None:
+            before, inner, behind = source.parts
+            source = replace(source, parts=(before, _as_places(inner), behind))
+        known.append(atom._replace(source=source))
+    return tuple(known)

@@ -88,6 +88,8 @@ class Survey:
     """The axes of the images that are positions; None where that did not show."""
     layers: Mapping[str, Reading | Unreadable]
     """By layer, as far as its axes could be followed."""
+    steps: frozenset[int] = frozenset()
+    """The extents of the images' axes that the model goes through in a loop."""
 
     @property
     def fits_all_sizes(self) -> bool:
@@ -135,7 +137,7 @@ def survey(model: nn.Module, inputs: Inputs, layers: Iterable[str]) -> Survey:
         reading = None if each is None else read(each, batch)
         if reading is not None:
             found[name] = reading
-    return Survey(following.places, found)
+    return Survey(following.places, found, following.steps)
 
 
 def _two_rows(inputs: Inputs) -> tuple[Inputs, Tensor | None]:
@@ -187,6 +189,10 @@ class _Following(TorchDispatchMode):
 
     def of(self, value: Any) -> Axes | None:
         return self._axes.get(value) if isinstance(value, Tensor) else None
+
+    @property
+    def steps(self) -> frozenset[int]:
+        return frozenset(self._picked)
 
     def batch(self, outputs: Any) -> Origin:
         """Which axis of the inputs the outputs have first: the batch, 0 as a rule."""
