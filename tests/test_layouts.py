@@ -346,7 +346,8 @@ def torchvision_case(name: str) -> Case:
     blocks = [
         library.video.mvit.MSBlockConfig(
             num_heads=heads, input_channels=inputs, output_channels=outputs,
-            kernel_q=[3, 3, 3], kernel_kv=[3, 3, 3], stride_q=[1, stride, stride], stride_kv=[1, 2, 2],
+            kernel_q=[3, 3, 3], kernel_kv=[3, 3, 3], stride_q=[1, stride, stride],
+            stride_kv=[1, 2, 2],
         )
         for heads, inputs, outputs, stride in ((1, 8, 8, 1), (2, 8, 16, 2), (2, 16, 16, 1))
     ]  # fmt: skip
@@ -419,8 +420,7 @@ CASES: dict[str, Callable[[], Case]] = {
         num_heads=(3, 6), embed_dim=24,
     ),
     "timm PoolFormer": lambda: timm_case(
-        "poolformer_s12", 64, "stages.3", lambda y: y, layers=(1, 1, 1, 1),
-        embed_dims=(8, 8, 16, 16),
+        "poolformer_s12", 64, "stages.3", lambda y: y, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16),
     ),
     "timm ConvNeXt": lambda: timm_case("convnext_atto", 64, "stages.3", lambda y: y),
     "timm EdgeNeXt": lambda: timm_case("edgenext_xx_small", 64, "stages.2.blocks.3", lambda y: y),
@@ -493,13 +493,17 @@ def test_positions_that_are_not_in_the_images_order() -> None:
     for how in changes:
         with pytest.raises(ValueError, match=r"'block' returned \(2, 16, 16\).*give reshape="):
             fastcam.GradCAM(change(how).double(), "block")(randn(2, 3, 16, 16))
-    turned = change(lambda x: x.roll(3, 1).roll(-3, 1)).double()
-    assert fastcam.GradCAM(turned, "block")(randn(2, 3, 16, 16)).shape == (2, 16, 16)
+
+    def back(x: Tensor) -> Tensor:
+        rolled = x.view(-1, 4, 4, 16).roll((1, 2), (1, 2)) * 2
+        return rolled.roll((-1, -2), (1, 2)).view(-1, 16, 16)
+
+    assert fastcam.GradCAM(change(back).double(), "block")(randn(2, 3, 16, 16)).any()
 
 
 def test_mixed_positions_are_none() -> None:
     case = mixer("mixer.tokens")
-    with pytest.raises(ValueError, match="channels are spread over several axes|not in the input"):
+    with pytest.raises(ValueError, match="give reshape="):
         fastcam.GradCAM(case.model.double(), "mixer.tokens")(case.images)
 
 
@@ -527,7 +531,7 @@ def opaque(width: int) -> nn.Module:
 
 def test_extents_decide_where_the_chain_is_lost() -> None:
     images = randn(2, 3, 16, 16)
-    assert fastcam.GradCAM(opaque(11), "keep")(images, size="layer").shape == (2, 4, 4)
+    assert fastcam.GradCAM(opaque(40), "keep")(images, size="layer").shape == (2, 4, 4)
     with pytest.raises(ValueError, match=r"could not be followed.*two ways; give reshape="):
         fastcam.GradCAM(opaque(16), "keep")(images)
     cam = fastcam.GradCAM(opaque(16), "keep", reshape=lambda x: x.mT.unflatten(2, (4, 4)))
@@ -631,7 +635,8 @@ def test_masks_of_a_clip_cover_all_colours_of_a_picture() -> None:
         fastcam.FullGrad(model)(case.images)
 
 
-def test_the_fast_mode_reads_in_the_same_way() -> None:
+def test_the_fast_mode_reads_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     torch.manual_seed(0)
     case = spectrogram(8, 8, True)
     model, images = case.model.float().eval(), case.images.float()
