@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.engine.inputs import Inputs, images_of, rows_of, select_rows, with_images
+from fastcam.engine.layouts import Layouts, find_layouts, reading_of
 from fastcam.engine.opaque import refusals, why_nothing_is_seen
 from fastcam.engine.outputs import Output, logits_of
 from fastcam.engine.per_image import PerImage
@@ -31,7 +32,7 @@ from fastcam.engine.recording import (
 from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, run
 from fastcam.engine.values import close, rebuild
-from fastcam.layout import Reshape, reading
+from fastcam.layout import Reshape
 from fastcam.targets import Selection
 
 Graph = Literal["layers", "images"]  # where the recorded graph starts
@@ -62,7 +63,9 @@ class Capture:
     activations: tuple[Tensor, ...]
     """One a layer, (N, C, *S), without a graph."""
     extents: tuple[int, ...] | None
-    """The spatial extents of the images that went in."""
+    """The extents of the images' positions."""
+    places: tuple[int, ...]
+    """The images' axes that are positions."""
     images: Tensor | None
     """The first input with positions; the graph's leaf where it starts at the images."""
     points: tuple[Point, ...]
@@ -149,6 +152,14 @@ class Capture:
         if gradient is None:
             raise ValueError("model: the score does not depend on the images")
         return gradient
+
+    def over_images(self, masks: Tensor) -> Tensor:
+        """Masks (R, *S) for the images' positions, in a shape that multiplies with the images."""
+        assert self.images is not None
+        shape = [1] * self.images.dim()
+        for axis, extent in zip(self.places, masks.shape[1:], strict=True):
+            shape[axis] = extent
+        return masks.reshape(masks.shape[0], *shape[1:])
 
     def module(self, layer: int) -> nn.Module:
         """The layer itself."""
@@ -283,11 +294,6 @@ class Recording:
         """By layer, how often it ran."""
         return {name: len(shapes) for name, shapes in self.shapes.items()}
 
-    @property
-    def extents(self) -> tuple[int, ...] | None:
-        """The spatial extents of the images."""
-        return None if self.images is None else tuple(self.images.shape[2:])
-
 
 def record(
     model: nn.Module,
@@ -383,6 +389,7 @@ def capture(
     hooks: Hooks = (),
     per_image: PerImage | None = None,
     repeats: Repeats | None = None,
+    layouts: Layouts | None = None,
 ) -> Capture:
     """Runs the model once in evaluation mode and records it from the first of the layers up.
 
@@ -403,17 +410,32 @@ def capture(
         hooks: further forward hooks, for this run.
         per_image: which inputs have a row for each image, as far as it is known.
         repeats: which run counts of a layer that runs several times.
+        layouts: where the layers have channels and positions, as
+            :func:`fastcam.engine.layouts.find_layouts` gives it; None to find it by a run.
 
     Raises:
-        ValueError: if a layer did not run or has no positions, or the model returned no logits.
+        ValueError: if a layer did not run or has no positions or several readings, or the model
+            returned no logits.
     """
     per_image, repeats = per_image or PerImage(), repeats or Repeats()
     if graph == "layers" and start is None:
         one = per_image.first(model, inputs, output)
         start = find_start(model, one, layers, output, repeats.chosen)
+    if layouts is None:
+        layouts = find_layouts(model, per_image.pair(model, inputs, output), layers)
     recorded = record(model, inputs, layers, graph=graph, start=start, hooks=hooks, repeats=repeats)
-    points, extents = recorded.points, recorded.extents
+    points, images = recorded.points, recorded.images
+    places = layouts.places or (() if images is None else tuple(range(2, images.dim())))
+    extents = None if images is None else tuple(images.shape[axis] for axis in places)
     several = {name: shapes for name, shapes in recorded.shapes.items() if len(shapes) > 1}
+    if images is not None and images.dim() == 5:
+        for name, shapes in several.items():
+            if len(shapes) in layouts.steps:
+                raise ValueError(
+                    f"target_layers: '{name}' ran {len(shapes)} times, once for each picture of "
+                    "the clip; name a layer behind the loop, or let the model fold time into the "
+                    "batch, (B * T, C, H, W)"
+                )
     if repeats.needs_check(several):
         repeats.check(model, per_image.first(model, recorded.inputs, output), several)
     with torch.set_grad_enabled(graph is not None):
@@ -427,14 +449,9 @@ def capture(
                 f"target_layers: '{name}' did not run, or returned no floating-point tensor with "
                 "positions, (N, C, *S) or (N, tokens, C)" + (f": {reason}" if reason else "")
             )
+        found = layouts.layers.get(name)
         shape = points[name].value.shape
-        read = reshape or reading(shape, extents)
-        if read is None:
-            raise ValueError(
-                f"target_layers: '{name}' returned {tuple(shape)}, which is no grid of "
-                f"patches of a {extents} image; give reshape= to turn it into (N, C, *S)"
-            )
-        readings.append(read)
+        readings.append(reshape or reading_of(name, shape, extents, found, logits.shape[0]))
     activations = tuple(
         read(points[name].value) for name, read in zip(layers, readings, strict=True)
     )
@@ -450,7 +467,8 @@ def capture(
         layers=tuple(layers),
         activations=activations,
         extents=extents,
-        images=recorded.images,
+        places=places,
+        images=images,
         points=tuple(points[name] for name in layers),
         readings=tuple(readings),
         runs=tuple(recorded.runs[name] for name in layers),

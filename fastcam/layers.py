@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fastcam.engine.inputs import Inputs
+from fastcam.engine.layouts import Layouts, find_layouts, reading_of
 from fastcam.engine.opaque import why_hidden, why_nothing_is_seen
 from fastcam.engine.outputs import Output
 from fastcam.engine.per_image import PerImage
 from fastcam.engine.survey import Returned, Survey, survey
 from fastcam.errors import near
-from fastcam.layout import Reshape, reading
+from fastcam.layout import Reshape
 
 Layers = nn.Module | str | Sequence[nn.Module | str]
 
@@ -88,25 +89,25 @@ def find_layer(
     Raises:
         ValueError: if there is no such layer, or the first image has no score.
     """
-    seen = survey(model, (per_image or PerImage()).first(model, inputs, output), output)
+    per_image = per_image or PerImage()
+    seen = survey(model, per_image.first(model, inputs, output), output)
+    read = _reader(model, per_image.pair(model, inputs, output), seen, reshape)
     finest = seen.logits.shape[2:].numel() if seen.logits.dim() > 2 else None
-    groups = {
-        _of_the_same(group, seen, reshape): group for group in seen.groups if not _pools(group)
-    }
-    ran = [layer for layer in groups if _positions(layer, seen, reshape) > 1]
+    groups = {_of_the_same(group, read): group for group in seen.groups if not _pools(group)}
+    ran = [layer for layer in groups if _positions(layer, seen, read) > 1]
     spare: str | None = None  # the last one of those that are worse
     read_at_class_token = False
     for layer, gradient in seen.gradients(ran):
-        if not seen.has_graph and _read(layer.tensor, layer.tensor, seen, reshape) is not None:
+        if not seen.has_graph and read(layer, layer.tensor) is not None:
             return layer.name
         if gradient is None or not gradient.any():
             continue
-        gradient = _read(gradient, layer.tensor, seen, reshape)
+        gradient = read(layer, gradient)
         tokens = _are_tokens(layer.tensor, seen)
         if gradient is None or not gradient.any():
             if tokens and not read_at_class_token:
                 read_at_class_token = True
-                norm = _last_norm([each for each in ran if _is_norm(each, seen)], seen, reshape)
+                norm = _last_norm([each for each in ran if _is_norm(each, seen)], seen, read)
                 if norm is not None:
                     return norm
             continue
@@ -145,20 +146,46 @@ def find_layer(
     )
 
 
-def _last_norm(norms: list[Returned], seen: Survey, reshape: Reshape | None) -> str | None:
+_Read = Callable[[Returned, Tensor], Tensor | None]
+"""What a layer returned, or its gradient, as (N, C, *S); None if it cannot be read so."""
+
+
+def _reader(model: nn.Module, pair: Inputs, seen: Survey, reshape: Reshape | None) -> _Read:
+    """Reads layers by what happens to their axes in a run on two images."""
+    names = [layer.name for group in seen.groups for layer in group]
+    layouts = Layouts(None, {}) if reshape else find_layouts(model, pair, names)
+    extents, rows = seen.extents, seen.logits.shape[0]
+    if layouts.places is not None and seen.images is not None:
+        extents = tuple(seen.images[axis] for axis in layouts.places)
+
+    def read(layer: Returned, value: Tensor) -> Tensor | None:
+        shape, found = layer.tensor.shape, layouts.layers.get(layer.name)
+        try:
+            # of two readings either tells how many positions there are
+            reading = reshape or reading_of(layer.name, shape, extents, found)
+            activations = reading(value.detach())
+        except Exception:  # reshape= need not fit the layers before and behind the target
+            return None
+        fits = activations.dim() > 2 and activations.shape[0] == rows
+        return activations if fits else None
+
+    return read
+
+
+def _last_norm(norms: list[Returned], seen: Survey, read: _Read) -> str | None:
     for norm, gradient in seen.gradients(norms):
-        gradient = None if gradient is None else _read(gradient, norm.tensor, seen, reshape)
+        gradient = None if gradient is None else read(norm, gradient)
         if gradient is not None and gradient.any():
             return norm.name
     return None
 
 
-def _of_the_same(group: list[Returned], seen: Survey, reshape: Reshape | None) -> Returned:
+def _of_the_same(group: list[Returned], read: _Read) -> Returned:
     """The innermost of those that ran once, else the innermost, of what reads as the last one."""
 
     def view(layer: Returned) -> tuple[int, torch.Size, tuple[int, ...]]:
-        read = None if reshape else reading(layer.tensor.shape, seen.extents)
-        tensor = layer.tensor.detach() if read is None else read(layer.tensor.detach())
+        activations = read(layer, layer.tensor)
+        tensor = layer.tensor.detach() if activations is None else activations
         return tensor.data_ptr(), tensor.shape, tensor.stride()
 
     last = view(group[-1])
@@ -170,27 +197,12 @@ def _pools(group: list[Returned]) -> bool:
     return any(isinstance(each.module, _POOLING) for each in group)
 
 
-def _read(value: Tensor, returned: Tensor, seen: Survey, reshape: Reshape | None) -> Tensor | None:
-    """What a layer returned, or its gradient, as (N, C, *S); None if it cannot be read so."""
-    read = reshape or reading(returned.shape, seen.extents)
-    if read is None:
-        return None
-    try:
-        activations = read(value.detach())
-    except Exception:
-        if reshape is None:
-            raise
-        return None  # reshape= need not fit the layers before and behind the target
-    fits = activations.dim() > 2 and activations.shape[0] == seen.logits.shape[0]
-    return activations if fits else None
-
-
-def _positions(layer: Returned, seen: Survey, reshape: Reshape | None) -> int:
+def _positions(layer: Returned, seen: Survey, read: _Read) -> int:
     """How many; tokens that are no grid have some too, though nobody can read them."""
-    activations = _read(layer.tensor, layer.tensor, seen, reshape)
+    activations = read(layer, layer.tensor)
     if activations is not None:
         return activations.shape[2:].numel()
-    return layer.tensor.shape[1] if reshape is None and _are_tokens(layer.tensor, seen) else 0
+    return layer.tensor.shape[1] if _are_tokens(layer.tensor, seen) else 0
 
 
 def _are_tokens(tensor: Tensor, seen: Survey) -> bool:

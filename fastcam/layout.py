@@ -71,6 +71,25 @@ def reading(shape: torch.Size, extents: tuple[int, ...] | None) -> Reshape | Non
     return lambda output: output
 
 
+def is_ambiguous(shape: torch.Size, extents: tuple[int, ...] | None) -> bool:
+    """Whether a layer's output of this shape could as well be read in another way.
+
+    So are (N, a, b) from 2-D images where both a and b are grids of patches, and (N, a, ..., b)
+    where height and width are about as even in (N, C, *S) as in (N, *S, C).
+    """
+    if extents is None:
+        return len(shape) == 3
+    if len(shape) == 3 and len(extents) == 1:
+        return True
+    if len(shape) == 3:
+        pair = (extents[-2], extents[-1])
+        return all(token_grid(count, pair) is not None for count in shape[1:])
+    if len(shape) >= 4 and len(extents) >= 2 and shape[1] > 1 and shape[-1] > 1:
+        first, last = (_unevenness(positions, extents) for positions in (shape[2:], shape[1:-1]))
+        return abs(first - last) < math.log(2)
+    return False
+
+
 def _unevenness(positions: tuple[int, ...], extents: tuple[int, ...]) -> float:
     """How far the scales of height and width are apart, 0 for equal ones."""
     scales = [extents[i] / max(positions[i], 1) for i in (-2, -1)]

@@ -42,9 +42,9 @@ def test_the_last_layer_with_positions_is_found_once() -> None:
     cam = fastcam.GradCAM(model)
     assert cam.layers == ()
     cam(images)
-    assert cam.layers == ("features",) and len(runs) == 1 + 3 + 1  # layer, start, map
+    assert cam.layers == ("features",) and len(runs) == 1 + 3 + 1 + 1  # layer, start, axes, map
     cam(images)
-    assert len(runs) == 6
+    assert len(runs) == 7
 
 
 def test_an_operation_in_place_makes_another_output() -> None:
@@ -130,6 +130,7 @@ def test_unread_tokens_ask_for_reshape() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             tokens = self.embed(x).flatten(2).mT
+            tokens = tokens.flip(1)  # no order that could be known
             extra = torch.ones_like(tokens[:, :1]).expand(-1, 30, -1)
             return self.head(self.mix(torch.cat([extra, tokens], 1)).mean(1))
 

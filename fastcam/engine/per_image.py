@@ -87,6 +87,18 @@ class PerImage:
             inputs = select_rows(inputs, self.of(model, inputs, output), count, rows)
         return rebuild(inputs, Tensor.clone)
 
+    def pair(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> Inputs:
+        """Copies of the first two images, or of the only one twice, and of what belongs to them."""
+        count, image = rows_of(inputs), image_argument(inputs)
+        if count == 0:  # blank ones instead
+            return rebuild(
+                inputs, lambda t: t if t.dim() == 0 or len(t) else t.new_zeros(2, *t.shape[1:])
+            )
+        if count is not None and image is not None:
+            rows = torch.tensor([0, min(1, count - 1)])
+            inputs = select_rows(inputs, self.of(model, inputs, output), count, rows)
+        return rebuild(inputs, Tensor.clone)
+
     @staticmethod
     def _find(
         model: nn.Module,

@@ -45,13 +45,18 @@ class Survey:
     logits: Tensor
     class_id: int
     """The top class; for dense scores the one that is on top at most positions."""
-    extents: tuple[int, ...] | None
-    """The spatial extents of the images."""
+    images: torch.Size | None
+    """The shape of the images."""
     groups: list[list[Returned]]
     """Modules that returned the same tensor, the innermost first; the last tensor first."""
     has_graph: bool
     """Whether autograd leads from the score to the images; else the groups are all that ran."""
     score: Tensor
+
+    @property
+    def extents(self) -> tuple[int, ...] | None:
+        """The extents of the images' positions, as a rule."""
+        return None if self.images is None else tuple(self.images[2:])
 
     def gradients(self, of: Sequence[Returned]) -> Iterator[tuple[Returned, Tensor | None]]:
         """dS/dA for the top class, as the modules returned A; None without a graph."""
@@ -138,7 +143,7 @@ def survey(model: nn.Module, inputs: Inputs, output: Output | None) -> Survey:
     return Survey(
         logits=logits.detach(),
         class_id=class_id,
-        extents=None if images is None else tuple(images.shape[2:]),
+        images=None if images is None else images.shape,
         groups=list(same.values())[::-1],
         has_graph=bool(nodes),
         score=score,

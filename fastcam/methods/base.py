@@ -22,6 +22,7 @@ from fastcam.engine.inputs import (
     Inputs,
     rows_of,
 )
+from fastcam.engine.layouts import Layouts, find_layouts
 from fastcam.engine.outputs import (
     Output,
     logits_of,
@@ -30,6 +31,7 @@ from fastcam.engine.per_image import PerImage
 from fastcam.engine.recording import OUTPUT, Start, find_start
 from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, unwrap
+from fastcam.engine.values import tensors_of
 from fastcam.fast import FastModel, Options, is_emulated
 from fastcam.layers import Layers, find_layer, layer_names
 from fastcam.layout import Reshape
@@ -118,6 +120,7 @@ class Method:
         self._repeats = Repeats(run)
         self._checked = False  # what the first call says of the outputs and the layers
         self._start: Start | None = None  # of the graph, found by the first call
+        self._layouts: dict[Any, Layouts] = {}  # by the shapes of what goes in, None for all
 
     def __enter__(self) -> Any:
         return self
@@ -140,6 +143,7 @@ class Method:
         self, inputs: Inputs, targets: Targets, hooks: Hooks = ()
     ) -> tuple[Capture, Selection]:
         self._find_start(inputs)
+        layouts = self._find_layouts(inputs)
         model, inputs = self._network(inputs)
         record = capture(
             model,
@@ -152,6 +156,7 @@ class Method:
             hooks=hooks,
             per_image=self._per_image,
             repeats=self._repeats,
+            layouts=layouts,
         )
         selection = select(record.logits, targets)
         if not self._checked:
@@ -176,6 +181,16 @@ class Method:
     def _network(self, inputs: Inputs) -> tuple[nn.Module, Inputs]:
         """What to run, and on what."""
         return self.model, inputs
+
+    def _find_layouts(self, inputs: Inputs) -> Layouts:
+        """Where the layers have channels and positions; found for each size where that differs."""
+        shapes = tuple(tensor.shape[1:] for tensor in tensors_of(inputs))
+        found = self._layouts.get(None) or self._layouts.get(shapes)
+        if found is None:
+            pair = self._per_image.pair(self.model, inputs, self._output)
+            found = find_layouts(self.model, pair, self.layers)
+            self._layouts[None if found.fits_all_sizes else shapes] = found
+        return found
 
     def _find_layers(self, inputs: Inputs) -> None:
         if self.takes_layers and not self.layers:

@@ -57,6 +57,11 @@ class FullGrad(Method):
                 record, selection = self._run(images, targets)
             assert record.images is not None
             extents = record.images.shape[2:]
+            if record.places != tuple(range(2, record.images.dim())):
+                raise ValueError(
+                    f"images: got {tuple(record.images.shape)} with positions along the axes "
+                    f"{record.places}, but '{self.name}' takes (N, C, *S)"
+                )
             found = biases.found(len(record.images), len(extents))
             places: list[GradientEdge] = [get_gradient_edge(record.images)]
             places += [edge for edge, _ in found]

@@ -84,7 +84,8 @@ class ScoreCAM(MapMethod):
             masks = self._masks(flat[chunk], extents)
             images = chunk // channels
             for varied in self._variations(masks):
-                masked = record.images[images] * varied.to(record.images.dtype).unsqueeze(1)
+                shown = record.over_images(varied.to(record.images.dtype))
+                masked = record.images[images] * shown
                 scores[chunk] += selection.of(again.again(images, masked), images)
         return (scores[numbers] / self._samples()).unflatten(0, (count, channels))
 

@@ -62,7 +62,9 @@ class SmoothGradCAMPlusPlus(MapMethod):
             dtype=images.dtype,
             device=images.device,
         )
-        model, inputs = self._network(record.inputs(rows, images[rows] + noise))
+        inputs = record.inputs(rows, images[rows] + noise)
+        layouts = self._find_layouts(inputs)
+        model, inputs = self._network(inputs)
         with record.autocast():
             noisy = capture(
                 model,
@@ -72,6 +74,8 @@ class SmoothGradCAMPlusPlus(MapMethod):
                 output=self._output,
                 per_image=self._per_image,
                 repeats=self._repeats,
+                start=self._start,
+                layouts=layouts,
             )
         with torch.enable_grad():
             scores = Selection(selection.of(noisy.logits, rows), None)

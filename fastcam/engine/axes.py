@@ -1,0 +1,189 @@
+"""What the axes of a tensor are made of: the inputs' axes, channels, places, in parts and joined.
+
+An axis is a product of atoms, the slowest first. A view splits and joins atoms, a permutation moves
+them, so an axis that is taken apart and put together again is recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+Kind = Literal["input", "place", "channel", "tokens", "unknown", "disordered"]
+"""input
+    An axis of what went in, of which nothing is known yet.
+place
+    Positions along one axis of what went in.
+channel
+    What an operator made out of a sum over channels.
+tokens
+    Positions with others before or behind them, such as a class token.
+unknown
+    Of no known origin.
+disordered
+    Made of positions, but they are mixed, or in another order.
+"""
+
+Origin = tuple[int, int]
+"""The number of an input, and the axis of it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an atom is a part of."""
+
+    kind: Kind
+    extent: int
+    origin: Origin | None = None
+    number: int = 0
+    """Tells those without an origin apart."""
+    shift: int = 0
+    """By how much places are rolled."""
+    parts: tuple[int, Axis, int] | None = None
+    """Of tokens: how many come before, the positions, how many come behind."""
+
+
+class Atom(NamedTuple):
+    """``extent`` steps of ``stride`` along a source."""
+
+    source: Source
+    stride: int
+    extent: int
+
+
+Axis = tuple[Atom, ...]
+"""The empty axis is one of extent 1."""
+Axes = tuple[Axis, ...]
+
+
+def whole(source: Source) -> Axis:
+    """An axis that is this and no more."""
+    return (Atom(source, 1, source.extent),) if source.extent != 1 else ()
+
+
+def size(axis: Axis) -> int:
+    """Its extent."""
+    product = 1
+    for atom in axis:
+        product *= atom.extent
+    return product
+
+
+def joined(atoms: Sequence[Atom]) -> Axis:
+    """One axis; parts of a source that follow each other become one."""
+    axis: list[Atom] = []
+    for atom in atoms:
+        if axis:
+            last = axis[-1]
+            if last.source == atom.source and last.stride == atom.stride * atom.extent:
+                axis[-1] = Atom(atom.source, atom.stride, last.extent * atom.extent)
+                continue
+        axis.append(atom)
+    return tuple(axis)
+
+
+def regrouped(axes: Axes, shape: Sequence[int]) -> Axes | None:
+    """The axes of a view in this shape, None where an atom does not fit."""
+    queue = [atom for axis in axes for atom in axis]
+    queue.reverse()
+    result: list[Axis] = []
+    for extent in shape:
+        taken: list[Atom] = []
+        while extent > 1:
+            if not queue:
+                return None
+            atom = queue.pop()
+            if extent % atom.extent == 0:
+                taken.append(atom)
+                extent //= atom.extent
+            elif atom.extent % extent == 0 and atom.source.kind != "tokens":
+                inner = atom.extent // extent
+                taken.append(Atom(atom.source, atom.stride * inner, extent))
+                queue.append(Atom(atom.source, atom.stride, inner))
+                extent = 1
+            else:
+                return None
+        result.append(joined(taken))
+    return tuple(result) if not queue else None
+
+
+def kinds(axis: Axis) -> set[Kind]:
+    """Of its atoms."""
+    return {atom.source.kind for atom in axis}
+
+
+def is_channel(axis: Axis) -> bool:
+    """Whether it holds channels and nothing else."""
+    return kinds(axis) == {"channel"}
+
+
+def is_placed(axis: Axis) -> bool:
+    """Whether it holds positions and nothing else."""
+    return bool(axis) and kinds(axis) <= {"input", "place", "tokens", "disordered"}
+
+
+def origins(axis: Axis) -> list[Origin]:
+    """Where its positions come from, those of tokens too."""
+    found: list[Origin] = []
+    for atom in axis:
+        if atom.source.parts is not None:
+            found += origins(atom.source.parts[1])
+        elif atom.source.origin is not None:
+            found.append(atom.source.origin)
+    return found
+
+
+def resized(axis: Axis, extent: int) -> Axis | None:
+    """The same places in another number, as after a convolution; None where they are several."""
+    if size(axis) == extent and not kinds(axis) & {"unknown", "channel"}:
+        return _as_places(axis)
+    if len(axis) == 1 and axis[0].source.kind in ("input", "place"):
+        source = axis[0].source
+        return whole(Source("place", extent, source.origin, shift=source.shift))
+    return () if extent == 1 else None
+
+
+def agreed(first: Axis, second: Axis) -> Axis | None:
+    """What two operands of one elementwise operator say of an axis, None where they differ.
+
+    Positions outweigh what is not known to be in place, as a shortcut around it tells.
+    """
+    if first == second or not second:
+        return first
+    if not first:
+        return second
+    for axis, other in ((first, second), (second, first)):
+        if kinds(other) == {"unknown"}:
+            return axis
+    for axis, other in ((first, second), (second, first)):
+        ordered = is_placed(axis) and "disordered" not in kinds(axis)
+        if kinds(other) == {"disordered"} and ordered:
+            return axis
+        if is_channel(other) and ordered:
+            return other if kinds(axis) == {"input"} else axis
+    if [atom.extent for atom in first] != [atom.extent for atom in second]:
+        return None
+    pairs = [_agreed_atom(a, b) for a, b in zip(_as_places(first), _as_places(second), strict=True)]
+    return None if None in pairs else tuple(atom for atom in pairs if atom is not None)
+
+
+def _agreed_atom(first: Atom, second: Atom) -> Atom | None:
+    kinds = first.source.kind, second.source.kind
+    if "unknown" in kinds:
+        return second if kinds[0] == "unknown" else first
+    return first if first == second or kinds == ("channel", "channel") else None
+
+
+def _as_places(axis: Axis) -> Axis:
+    """The same with nothing left open about what came from the inputs."""
+    known = []
+    for atom in axis:
+        source = atom.source
+        if source.kind == "input":
+            source = replace(source, kind="place")
+        elif source.parts is not None:
+            before, inner, behind = source.parts
+            source = replace(source, parts=(before, _as_places(inner), behind))
+        known.append(atom._replace(source=source))
+    return tuple(known)

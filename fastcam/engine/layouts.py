@@ -1,0 +1,337 @@
+"""Where a network's layers have batch, channels and positions: found by one run on the exact model.
+
+A dispatch mode follows every axis of the inputs through all operators
+(:mod:`fastcam.engine.propagation`), so a layer is read by what happened to its axes and not by
+their extents. Two rows run, for an axis of extent 1 could not be told from others in a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fastcam.engine.axes import (
+    Axes,
+    Origin,
+    Source,
+    is_channel,
+    kinds,
+    origins,
+    whole,
+)
+from fastcam.engine.inputs import Inputs, images_of
+from fastcam.engine.propagation import channels, propagate
+from fastcam.engine.running import run
+from fastcam.engine.values import replace_first, tensors_of
+from fastcam.layout import Reshape, is_ambiguous, reading, token_grid
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Turns a layer's output, and its gradient, into a view (N, C, *S)."""
+
+    prefix: tuple[tuple[int, int, int], ...]
+    """Dimension, tokens before and tokens behind that are left out."""
+    parts: tuple[tuple[int, ...], ...]
+    """By dimension, what it is split into; -1 for what a call decides."""
+    order: tuple[int, ...]
+    """Then, which dimension comes where."""
+    is_row: bool
+    """Whether the positions are one row of no known origin, such as tokens."""
+
+    def __call__(self, output: Tensor) -> Tensor:
+        for dim, before, behind in self.prefix:
+            output = output.narrow(dim, before, output.shape[dim] - before - behind)
+        for dim in reversed(range(len(self.parts))):
+            if len(self.parts[dim]) > 1:
+                output = output.unflatten(dim, self.parts[dim])
+        return output.permute(self.order)
+
+    def on_grid(self, before: int, grid: Sequence[int]) -> Reading:
+        """The same for a row that is a grid, behind some tokens that are left out."""
+        row, more = self.order[2], len(grid) - 1
+        dim = next(d for d in range(len(self.parts)) if sum(map(len, self.parts[: d + 1])) > row)
+        rows, column = (part + more if part > row else part for part in self.order[:2])
+        return Reading(
+            (*self.prefix, (dim, before, 0)),
+            (*self.parts[:dim], tuple(grid), *self.parts[dim + 1 :]),
+            (rows, column, *range(row, row + len(grid))),
+            False,
+        )
+
+    @property
+    def fits_all_sizes(self) -> bool:
+        """Whether it holds no extents of the images that it was found with."""
+        return not self.prefix and all(len(parts) == 1 for parts in self.parts)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A layer whose positions are known not to be those of the input, in their order."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """What a run told about the axes of inputs and layers."""
+
+    places: tuple[int, ...] | None
+    """The axes of the images that are positions; None where that did not show."""
+    layers: Mapping[str, Reading | Unreadable]
+    """By layer, as far as its axes could be followed."""
+    steps: frozenset[int] = frozenset()
+    """The extents of the images' axes that the model goes through in a loop."""
+
+    @property
+    def fits_all_sizes(self) -> bool:
+        """Whether images of other sizes are read in the same way."""
+        found = self.layers.values()
+        return all(isinstance(each, Reading) and each.fits_all_sizes for each in found)
+
+
+def find_layouts(model: nn.Module, rows: Inputs, layers: Iterable[str]) -> Layouts:
+    """Runs the model on two images in evaluation mode, without a graph.
+
+    A model that fails in such a run tells nothing, which is no error.
+
+    Args:
+        model: what is explained.
+        rows: the inputs for two images; they are run, so they should be copies.
+        layers: dotted names within the model.
+    """
+    following = _Following()
+    found: dict[str, Reading | Unreadable] = {}
+    axes: dict[str, Axes | None] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, returned: Any) -> None:
+            def look(tensor: Tensor) -> Tensor:
+                axes[name] = following.of(tensor)
+                return tensor
+
+            replace_first(returned, look)
+
+        return hook
+
+    images = _seen(rows)
+    if images is None or not layers:
+        return Layouts(None, {})
+    hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
+        (module, following.recurrent)
+        for module in model.modules()
+        if isinstance(module, nn.RNNBase)
+    ]
+    hooks += [(model.get_submodule(name), note(name)) for name in layers]
+    try:
+        with following:
+            following.start(rows, images)
+            outputs = run(model, rows, hooks)
+    except Exception:
+        return Layouts(None, {})
+    batch = following.batch(outputs)
+    for name, each in axes.items():
+        reading = None if each is None else read(each, batch)
+        if reading is not None:
+            found[name] = reading
+    return Layouts(following.places, found, following.steps)
+
+
+def _seen(inputs: Inputs) -> Tensor | None:
+    """The images, or a batch of signals (N, L)."""
+    images = images_of(inputs)
+    if images is not None:
+        return images
+    return next((each for each in tensors_of(inputs) if each.dim() == 2), None)
+
+
+class _Following(TorchDispatchMode):
+    """While entered, knows the axes of every tensor that comes from the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: tuple[int, ...] | None = None
+        self._axes = WeakTensorKeyDictionary()
+        self._images: tuple[int, ...] = ()
+        self._picked: dict[int, Source] = {}  # by extent, axes that the model goes through
+
+    def start(self, inputs: Inputs, images: Tensor) -> None:
+        """What goes in; axis 0 of what has a row for each image is the batch."""
+        self._images = tuple(images.shape)
+        others = [tensor for tensor in tensors_of(inputs) if tensor is not images]
+        for number, tensor in enumerate([images, *others]):
+            rows = tensor.dim() and tensor.shape[0] == images.shape[0]
+            self._axes[tensor] = tuple(
+                whole(Source("input", extent, (0 if rows and axis == 0 else number, axis)))
+                for axis, extent in enumerate(tensor.shape)
+            )
+
+    def of(self, value: Any) -> Axes | None:
+        return self._axes.get(value) if isinstance(value, Tensor) else None
+
+    @property
+    def steps(self) -> frozenset[int]:
+        return frozenset(self._picked)
+
+    def batch(self, outputs: Any) -> Origin:
+        """Which axis of the inputs the outputs have first: the batch, 0 as a rule."""
+        for tensor in tensors_of(outputs):
+            axes = self.of(tensor)
+            if axes and len(axes[0]) == 1 and axes[0][0].source.kind == "input":
+                return origins(axes[0])[0]
+        return 0, 0
+
+    def recurrent(self, module: nn.RNNBase, args: Any, returned: Any) -> None:
+        """A recurrent layer's output: steps and batch are its input's, the last axis is new."""
+        if not isinstance(returned[0], Tensor):
+            return
+        axes = self.of(args[0]) if args else None
+        if axes is not None:
+            self._note(returned[0], (*axes[:-1], channels(returned[0].shape[-1])))
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        results = [each for each in tree_flatten(output)[0] if isinstance(each, Tensor)]
+        operands = [each for each in tree_flatten(args)[0] if isinstance(each, Tensor)]
+        if not results or not any(operand in self._axes for operand in operands):
+            return output
+        found = propagate(func, args, results, self.of)
+        name = func.overloadpacket.__name__
+        if name in ("select", "unbind"):
+            self._pick(args, self.of(args[0]))
+        elif name == "stack":
+            found[0] = self._gathered(args, found[0])
+        for result, axes in zip(results, found, strict=True):
+            self._note(result, axes)
+        return output
+
+    def _note(self, result: Tensor, axes: Axes) -> None:
+        self._axes[result] = axes
+        if self.places is None and any(map(is_channel, axes)):
+            self._see(axes)
+
+    def _pick(self, args: tuple[Any, ...], axes: Axes | None) -> None:
+        """The model goes through an axis of the images one by one."""
+        axis = () if axes is None else axes[args[1] if len(args) > 1 else 0]
+        if len(axis) == 1 and axis[0].source.kind == "input" and axis[0].source.origin != (0, 0):
+            self._picked[axis[0].extent] = axis[0].source
+
+    def _gathered(self, args: tuple[Any, ...], axes: Axes) -> Axes:
+        """A stack with as many parts as there were is that axis again."""
+        source = self._picked.get(len(args[0]))
+        if source is None:
+            return axes
+        dim = (args[1] if len(args) > 1 else 0) % len(axes)
+        return (*axes[:dim], whole(replace(source, kind="place")), *axes[dim + 1 :])
+
+    def _see(self, axes: Axes) -> None:
+        """The first channels: what is left of the images' axes are positions."""
+        places = {axis for each in axes for number, axis in origins(each) if number == 0} - {0}
+        if not places:
+            return
+        picked = [source.origin for source in self._picked.values() if source.origin]
+        places |= {axis for number, axis in picked if number == 0}
+        single = {axis for axis, extent in enumerate(self._images) if axis and extent == 1}
+        summed = set(range(1, len(self._images))) - places - single
+        if not summed:
+            single.discard(1)
+        self.places = tuple(sorted(places | single))
+
+
+def read(axes: Axes, batch: Origin = (0, 0)) -> Reading | Unreadable | None:
+    """How axes are read as (N, C, *S), None where the chain is lost."""
+    mixed = [i for i, axis in enumerate(axes) if "channel" in kinds(axis)]
+    if not mixed:
+        return None
+    if len(mixed) > 1 or not is_channel(axes[mixed[0]]):
+        return Unreadable("whose channels are spread over several axes, or joined with positions")
+    (channel,) = mixed
+    prefix: list[tuple[int, int, int]] = []
+    parts: list[tuple[int, ...]] = []
+    labels: list[Origin | None] = []  # of each part
+    for i, axis in enumerate(axes):
+        if i == channel:
+            parts.append((-1,))
+            labels.append(None)
+            continue
+        if len(axis) == 1 and axis[0].source.parts is not None:
+            before, axis, behind = axis[0].source.parts
+            prefix.append((i, before, behind))
+        if {"disordered", "tokens"} & kinds(axis) or any(atom.source.shift for atom in axis):
+            return Unreadable("whose positions are not in the input's order")
+        known: list[Origin | None] = [atom.source.origin for atom in axis] or [None]
+        if any(atom.source.origin == batch and atom.extent != atom.source.extent for atom in axis):
+            return None
+        if len(known) > 1:
+            extents = zip(axis, known, strict=True)
+            parts.append(tuple(-1 if origin == batch else atom.extent for atom, origin in extents))
+        else:
+            parts.append((-1,))
+        labels += known
+    if batch not in labels:
+        return None
+    rows, column = labels.index(batch), sum(map(len, parts[:channel]))
+    traced = [origin for origin in labels if origin is not None]
+    if len(set(traced)) < len(traced):
+        return Unreadable("whose positions along one axis are spread over several")
+    places = [i for i in range(len(labels)) if i not in (rows, column)]
+    if len(traced) == len(places) + 1:
+        places.sort(key=lambda i: labels[i] or batch)
+    is_row = [labels[i] for i in places] == [None]
+    return Reading(tuple(prefix), tuple(parts), (rows, column, *places), is_row)
+
+
+def reading_of(
+    name: str,
+    shape: torch.Size,
+    extents: tuple[int, ...] | None,
+    found: Reading | Unreadable | None,
+    rows: int | None = None,
+) -> Reshape:
+    """What turns a layer's output of this shape into (N, C, *S).
+
+    By what happened to its axes; by their extents if that is not known.
+
+    Args:
+        name: the layer's.
+        shape: of its output.
+        extents: the images'.
+        found: what a run told.
+        rows: N, of the model's output; None if either of two readings will do.
+
+    Raises:
+        ValueError: if it cannot be read, or in two ways.
+    """
+    came = f"target_layers: '{name}' returned {tuple(shape)}, "
+    way = "; give reshape= to turn it into (N, C, *S)"
+    if isinstance(found, Unreadable):
+        raise ValueError(came + found.reason + way)
+    if found is not None and found.is_row and extents is not None and len(extents) > 1:
+        tokens = found(torch.empty(shape, device="meta")).shape[2]
+        grid = token_grid(tokens, (extents[0], extents[1])) if len(extents) == 2 else None
+        if grid is None:
+            raise ValueError(f"{came}which is no grid of patches of a {extents} image{way}")
+        return found.on_grid(grid[0], grid[1:])
+    if found is not None:
+        return found
+    read = reading(shape, extents)
+    if read is None:
+        raise ValueError(f"{came}which is no grid of patches of a {extents} image{way}")
+    if shape[0] == rows and is_ambiguous(shape, extents):
+        raise ValueError(
+            f"{came}whose axes could not be followed, and which can be read in two ways{way}"
+        )
+    return read
