@@ -85,9 +85,8 @@ class Method:
         Args:
             model: the classifier; torch.compile, DataParallel and DistributedDataParallel are
                 looked through. It runs in evaluation mode and is left as it was found.
-            target_layers: a module, a dotted name, or a list of those; None finds the last layer
-                with positions that counts on the first call (see
-                :func:`fastcam.layers.find_layer`).
+            target_layers: a module, a dotted name, or a list of those; None finds the last that
+                counts on the first call (see :func:`fastcam.layers.find_layer`).
             reshape: turns a layer's output, and its gradient, into (N, C, *S); needed only where
                 token grids and (N, H, W, C) layouts are not recognised.
             output: picks the logits (N, classes) out of what the model returns; by default what
