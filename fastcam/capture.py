@@ -9,7 +9,7 @@ it was found: hooks and modes are put back on every way out; fastcam never write
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -77,6 +77,9 @@ class Capture:
     """How often each layer ran."""
     counted: tuple[int, ...]
     """Which run of each layer counts, from 0."""
+
+    exact: bool = field(default=False, kw_only=True)
+    """Whether further runs are all of the model itself: none of a copy, none of a recording."""
 
     _model: nn.Module
     _inputs: Inputs
@@ -221,6 +224,8 @@ class Capture:
 
     def for_runs_of(self, prepare: Callable[[nn.Module, Inputs], nn.Module]) -> Capture:
         """The same, whose :meth:`again` runs what ``prepare`` makes of the model and one image."""
+        if self.exact:
+            return self
         with self.autocast(), torch.no_grad():
             one = self._per_image.first(self._model, self._inputs, self._output)
             return replace(self, _model=prepare(self._model, one))
@@ -261,7 +266,10 @@ class Capture:
             if not close(features[finite], pooled.flatten(2).mean(-1)[finite]):
                 continue
             expected = slope * (activations > 0) if rectified else slope.expand_as(activations)
-            gradient = self.gradients(selection.columns()[0])[layer]
+            try:
+                gradient = self.gradients(selection.columns()[0])[layer]
+            except ValueError:  # the model runs without a graph
+                return None
             if close(gradient[finite], expected[finite]):
                 return PooledHead(weight, pooled, rectified)
         return None

@@ -124,6 +124,7 @@ class Continuation:
         self._first = expected[:0], expected[:0]
         if recording.sound:
             recording.sound = close(recording.replay(changed), expected)
+        recording.sound = recording.sound and not self._record.exact
         return recording, kept[0]
 
     def _at_output(self, put: Callable[[Tensor], None]) -> Tensor:

@@ -187,7 +187,9 @@ class Recorder:
             tensor = copied(tensor)
         if self._start.place != "model":
             torch.set_grad_enabled(True)  # the run ends that
-        if tensor.requires_grad or not torch.is_grad_enabled():  # that is the model's own no_grad
+        # without a graph it comes from the model's own no_grad, around the layer or within it
+        cut = not torch.is_grad_enabled() or (self._start.place != "output" and given.has_graph)
+        if tensor.requires_grad or cut:
             return tensor
         return started(tensor, same=not given.held(tensor))
 
@@ -211,7 +213,9 @@ class Given:
 
     def __init__(self, module: nn.Module, arguments: Any) -> None:
         self.arguments = arguments  # alive, so that nothing else gets its memory
-        self._versions = {storage(t): _version(t) for t in tensors_of(arguments)}
+        tensors = tensors_of(arguments)
+        self.has_graph = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        self._versions = {storage(t): _version(t) for t in tensors}
         self._held = {storage(t): t for each in module.modules() for t in _held(each)}
 
     def held(self, tensor: Tensor) -> bool:
@@ -272,14 +276,19 @@ def point_of(tensor: Tensor) -> Point:
     value = tensor.detach().clone()
     if not tensor.requires_grad:
         return Point(value, None, None)
-    own = get_gradient_edge(tensor)
+    own = _place(tensor)
     base = tensor._base
     if base is None or not base.requires_grad or not (_is_dense(base) and _lies_apart(tensor)):
         return Point(value, own, own)
     # an operation in place gives a view another place, but not the tensor it is a view of
     offset = int(tensor.storage_offset()) - int(base.storage_offset())
     view = _View(tensor.shape, tensor.stride(), offset, base.stride())
-    return Point(value, get_gradient_edge(base), own, view)
+    return Point(value, _place(base), own, view)
+
+
+@torch.enable_grad()
+def _place(tensor: Tensor) -> GradientEdge:
+    return get_gradient_edge(tensor)
 
 
 def gradients_at(

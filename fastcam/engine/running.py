@@ -10,11 +10,13 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fastcam.engine.inputs import Inputs
 
@@ -44,15 +46,49 @@ def run(
         try:
             torch.set_grad_enabled(from_images)
             loan.take(model, functions=from_images)
-            if isinstance(inputs, Mapping):
-                return model(**inputs)
-            return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+            with _recurrent_backward(model):
+                if isinstance(inputs, Mapping):
+                    return model(**inputs)
+                return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
         finally:
             loan.give_back()
             torch.set_grad_enabled(grad_mode)
     finally:  # an interrupt may have ended the first attempt
         loan.give_back()
         torch.set_grad_enabled(grad_mode)
+
+
+def _recurrent_backward(model: nn.Module) -> AbstractContextManager[Any]:
+    """For networks with recurrent modules on a GPU, a mode in which these have a backward."""
+    recurrent = (module for module in model.modules() if isinstance(module, nn.RNNBase))
+    on_gpu = any(weight.is_cuda for module in recurrent for weight in module.parameters())
+    return RecurrentBackward() if on_gpu else nullcontext()
+
+
+class RecurrentBackward(TorchFunctionMode):
+    """While entered, recurrent modules in evaluation mode have a backward on a GPU too.
+
+    cuDNN keeps what it needs for one in training mode only, which differs by dropout alone: it runs
+    in that mode, without dropout. This acts on calls of this thread, not on the modules.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _RECURRENT and torch.is_grad_enabled():
+            # (input, state, weights, bias, layers, dropout, training, ...); packed sequences have
+            # their batch sizes behind the input
+            dropout = 6 if isinstance(args[3], (list, tuple)) else 5
+            if not args[dropout + 1]:
+                args = (*args[:dropout], 0.0, True, *args[dropout + 2 :])
+        return func(*args, **(kwargs or {}))
+
+
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 class Loan:

@@ -35,6 +35,7 @@ from fastcam.engine.values import tensors_of
 from fastcam.fast import FastModel, Options, is_emulated
 from fastcam.layers import Layers, find_layer, layer_names
 from fastcam.layout import Reshape
+from fastcam.methods.verification import Verification, verify
 from fastcam.targets import (
     Selection,
     Targets,
@@ -362,6 +363,24 @@ class MapMethod(Method):
                 answer = self._fast_answer(self._fast, step, images, targets, options)
             maps, self.outputs, self.class_ids, self.scores = answer
             return maps
+
+    def verify(self, images: Inputs, targets: Targets = None) -> Verification:
+        """Compares this method, as it is set up, with the network itself.
+
+        The network runs once more without a copy and with everything recorded, as autograd does in
+        training, in its own precision; for a method without gradients no run is taken from a
+        recording or a copy. Worth a call for an unusual network.
+
+        Args:
+            images, targets: as for a call.
+
+        Returns:
+            The errors, to rounding 0 for exact mode.
+
+        Raises:
+            ValueError: if the whole graph has no answer: the score does not depend on a layer.
+        """
+        return verify(self, images, targets)
 
     def _network(self, inputs: Inputs) -> tuple[nn.Module, Inputs]:
         if self._fast is None or self._fast.copy is None:
