@@ -19,6 +19,7 @@ emulate = $(CMAKE) -B build/cmake-$(1) -DFASTCAM_SANITIZE=$(2) > build/cmake.log
 # What `make kernels` compiles for.
 ARCHITECTURES ?= 80 90 120
 
+# How many random networks `make fuzz` runs, and the first one's seed: `make test` has those before.
 N ?= 10000
 SEED ?= 300
 

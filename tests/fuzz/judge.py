@@ -210,13 +210,13 @@ def gradcam(a: np.ndarray, g: np.ndarray) -> np.ndarray:
     return (g.mean((2, 3), keepdims=True) * a).sum(1)
 
 
-def positive_sum(a: np.ndarray) -> np.ndarray:
+def denominator_sum(a: np.ndarray) -> np.ndarray:
     """What stands for sum A in the denominator of Grad-CAM++."""
     return a.sum((2, 3), keepdims=True)
 
 
 def gradcam_plus_plus(a: np.ndarray, g: np.ndarray) -> np.ndarray:
-    denominator = 2 + g * positive_sum(a)
+    denominator = 2 + g * denominator_sum(a)
     alpha_g = np.divide(g, denominator, out=np.zeros_like(g), where=g > 0)
     return (alpha_g.sum((2, 3), keepdims=True) * a).sum(1)
 

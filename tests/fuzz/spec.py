@@ -199,6 +199,8 @@ def legal(spec: Spec) -> Spec:
     ungraphed = spec.grad in ("no_grad layer", "no_grad below", "training decides below")
     if ungraphed and spec.view != "none" and spec.behind != "none":
         change["behind"] = "none"  # torch forbids to write to a view that no_grad has made
+    if spec.grad in ("no_grad layer", "no_grad all"):
+        change["repeat"] = 1  # without a graph nothing tells which run is made of which
     if spec.lazy and not spec.hooks:
         change["lazy"] = False
     if not (spec.stored or spec.reread):
