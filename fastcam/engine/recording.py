@@ -152,7 +152,7 @@ class Recorder:
                 and torch.is_grad_enabled()
             ):
                 # in the same memory: what the layer writes to its input can be read there
-                given = rebuild(given, lambda t: t if t.requires_grad else started(t))
+                given = rebuild(given, lambda t: t if has_graph(t) else started(t))
             self._entered[name].append(Given(module, given))
             return None if given is arguments else given
 
@@ -189,7 +189,7 @@ class Recorder:
             torch.set_grad_enabled(True)  # the run ends that
         # without a graph it comes from the model's own no_grad, around the layer or within it
         cut = not torch.is_grad_enabled() or (self._start.place != "output" and given.has_graph)
-        if tensor.requires_grad or cut:
+        if has_graph(tensor) or cut:
             return tensor
         return started(tensor, same=not given.held(tensor))
 
@@ -214,7 +214,7 @@ class Given:
     def __init__(self, module: nn.Module, arguments: Any) -> None:
         self.arguments = arguments  # alive, so that nothing else gets its memory
         tensors = tensors_of(arguments)
-        self.has_graph = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        self.has_graph = torch.is_grad_enabled() and any(map(has_graph, tensors))
         self._versions = {storage(t): _version(t) for t in tensors}
         self._held = {storage(t): t for each in module.modules() for t in _held(each)}
 
@@ -225,6 +225,11 @@ class Given:
     def unwritten(self, tensor: Tensor) -> bool:
         """Whether this is memory of the arguments, with what it had before."""
         return self._versions.get(storage(tensor), -1) == _version(tensor)
+
+
+def has_graph(tensor: Tensor) -> bool:
+    """Whether gradients reach it: not so a view that was taken under no_grad."""
+    return tensor.requires_grad and not (tensor._is_view() and tensor.grad_fn is None)
 
 
 def started(
@@ -274,7 +279,7 @@ def copied(tensor: Tensor) -> Tensor:
 def point_of(tensor: Tensor) -> Point:
     """Where a tensor stands now."""
     value = tensor.detach().clone()
-    if not tensor.requires_grad:
+    if not has_graph(tensor):
         return Point(value, None, None)
     own = _place(tensor)
     base = tensor._base
