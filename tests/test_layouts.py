@@ -420,7 +420,7 @@ CASES: dict[str, Callable[[], Case]] = {
         num_heads=(3, 6), embed_dim=24,
     ),
     "timm PoolFormer": lambda: timm_case(
-        "poolformer_s12", 64, "stages.3", lambda y: y, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16),
+        "poolformer_s12", 64, "stages.3", lambda y: y
     ),
     "timm ConvNeXt": lambda: timm_case("convnext_atto", 64, "stages.3", lambda y: y),
     "timm EdgeNeXt": lambda: timm_case("edgenext_xx_small", 64, "stages.2.blocks.3", lambda y: y),
