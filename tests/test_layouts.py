@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastcam
-from fastcam.engine.survey import Reading, survey
+from fastcam.engine.layouts import Reading, find_layouts
+from fastcam.engine.per_image import PerImage
 from fastcam.layout import is_ambiguous
 
 
@@ -40,6 +41,10 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._forward(self, x)
+
+
+def layouts_of(model: nn.Module, images: Any, layer: str) -> Any:
+    return find_layouts(model, PerImage().pair(model, images), [layer])
 
 
 def first(value: Any) -> Tensor:
@@ -420,7 +425,7 @@ CASES: dict[str, Callable[[], Case]] = {
         num_heads=(3, 6), embed_dim=24,
     ),
     "timm PoolFormer": lambda: timm_case(
-        "poolformer_s12", 64, "stages.3", lambda y: y, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16),
+        "poolformer_s12", 64, "stages.3", lambda y: y
     ),
     "timm ConvNeXt": lambda: timm_case("convnext_atto", 64, "stages.3", lambda y: y),
     "timm EdgeNeXt": lambda: timm_case("edgenext_xx_small", 64, "stages.2.blocks.3", lambda y: y),
@@ -656,13 +661,13 @@ def test_a_model_that_fails_when_it_is_looked_at_is_read_by_extents() -> None:
 
     model = Net(forward, conv=nn.Conv2d(3, 40, 3), head=head(40)).double()
     images = randn(2, 3, 12, 12)
-    assert survey(model, images, ["conv"]).layers == {}
+    assert layouts_of(model, images, "conv").layers == {}
     assert fastcam.GradCAM(model, "conv")(images, size="layer").shape == (2, 10, 10)
 
 
 def test_a_reading_is_a_view() -> None:
     case = vit((16, 28), "block", 2, 1)
-    found = survey(case.model.double(), case.images, ["block"]).layers["block"]
+    found = layouts_of(case.model.double(), case.images, "block").layers["block"]
     assert isinstance(found, Reading)
     output = torch.randn(5, 31, 16)
     found(output).zero_()

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastcam.engine.axes import (
     Axes,
+    Axis,
     Origin,
     Source,
     is_channel,
@@ -138,7 +139,7 @@ def find_layouts(model: nn.Module, rows: Inputs, layers: Iterable[str]) -> Layou
         return Layouts(None, {})
     batch = following.batch(outputs)
     for name, each in axes.items():
-        reading = None if each is None else read(each, batch)
+        reading = None if each is None else read(each, batch, following.places)
         if reading is not None:
             found[name] = reading
     return Layouts(following.places, found, following.steps)
@@ -251,11 +252,22 @@ class _Following(TorchDispatchMode):
         self.places = tuple(sorted(places | single))
 
 
-def read(axes: Axes, batch: Origin = (0, 0)) -> Reading | Unreadable | None:
-    """How axes are read as (N, C, *S), None where the chain is lost."""
+def read(
+    axes: Axes, batch: Origin = (0, 0), places: tuple[int, ...] | None = None
+) -> Reading | Unreadable | None:
+    """How axes are read as (N, C, *S), None where the chain is lost.
+
+    Args:
+        batch: the inputs' axis that is the batch.
+        places: the axes of the images that are positions.
+    """
     mixed = [i for i, axis in enumerate(axes) if "channel" in kinds(axis)]
-    if not mixed:
-        return None
+    if not mixed:  # nothing summed over channels: they are the one axis without positions
+        mixed = [i for i, axis in enumerate(axes) if not _is_known(axis, batch, places)]
+        mixed = mixed if len(mixed) == 1 else [i for i in mixed if not origins(axes[i])]
+        if len(mixed) != 1:
+            return None
+        axes = (*axes[: mixed[0]], channels(2), *axes[mixed[0] + 1 :])
     if len(mixed) > 1 or not is_channel(axes[mixed[0]]):
         return Unreadable("whose channels are spread over several axes, or joined with positions")
     (channel,) = mixed
@@ -287,11 +299,20 @@ def read(axes: Axes, batch: Origin = (0, 0)) -> Reading | Unreadable | None:
     traced = [origin for origin in labels if origin is not None]
     if len(set(traced)) < len(traced):
         return Unreadable("whose positions along one axis are spread over several")
-    places = [i for i in range(len(labels)) if i not in (rows, column)]
-    if len(traced) == len(places) + 1:
-        places.sort(key=lambda i: labels[i] or batch)
-    is_row = [labels[i] for i in places] == [None]
-    return Reading(tuple(prefix), tuple(parts), (rows, column, *places), is_row)
+    others = [i for i in range(len(labels)) if i not in (rows, column)]
+    if len(traced) == len(others) + 1:
+        others.sort(key=lambda i: labels[i] or batch)
+    is_row = [labels[i] for i in others] == [None]
+    return Reading(tuple(prefix), tuple(parts), (rows, column, *others), is_row)
+
+
+def _is_known(axis: Axis, batch: Origin, places: tuple[int, ...] | None) -> bool:
+    """Whether it is the batch or positions."""
+    seen = {(0, place) for place in places or ()} | {batch}
+    return bool(axis) and all(
+        atom.source.kind in ("place", "tokens", "disordered") or atom.source.origin in seen
+        for atom in axis
+    )
 
 
 def reading_of(
