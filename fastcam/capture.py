@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,8 @@ class Capture:
     counted: tuple[int, ...]
     """Which run of each layer counts, from 0."""
 
+    started: list[ReferenceType[Tensor]]
+    """The model's tensors that a graph was started in."""
     exact: bool = field(default=False, kw_only=True)
     """Whether further runs are all of the model itself: none of a copy, none of a recording."""
 
@@ -296,6 +299,8 @@ class Recording:
     """The first input with positions; the graph's leaf where it starts at the images."""
     linear: tuple[nn.Linear, Tensor, Tensor] | None
     """The last linear layer that ran, its input and output."""
+    started: list[ReferenceType[Tensor]]
+    """The model's tensors that a graph was started in."""
 
     @property
     def runs(self) -> dict[str, int]:
@@ -382,6 +387,7 @@ def record(
         given,
         images,
         linear[0] if linear else None,
+        recorder.started,
     )
 
 
@@ -481,6 +487,7 @@ def capture(
         readings=tuple(readings),
         runs=tuple(recorded.runs[name] for name in layers),
         counted=tuple(recorded.counted[name] for name in layers),
+        started=recorded.started,
         _model=model,
         _inputs=recorded.inputs,
         _output=output,

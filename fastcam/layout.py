@@ -74,8 +74,8 @@ def reading(shape: torch.Size, extents: tuple[int, ...] | None) -> Reshape | Non
 def is_ambiguous(shape: torch.Size, extents: tuple[int, ...] | None) -> bool:
     """Whether a layer's output of this shape could as well be read in another way.
 
-    So are (N, a, b) from 2-D images where both a and b are grids of patches, and (N, a, ..., b)
-    where height and width are about as even in (N, C, *S) as in (N, *S, C).
+    So are (N, a, b) from 2-D images if both a and b are grids of patches, and (N, a, ..., b) if
+    height and width have one scale in (N, C, *S) and in (N, *S, C), or are about as uneven in both.
     """
     if extents is None:
         return len(shape) == 3
@@ -85,9 +85,21 @@ def is_ambiguous(shape: torch.Size, extents: tuple[int, ...] | None) -> bool:
         pair = (extents[-2], extents[-1])
         return all(token_grid(count, pair) is not None for count in shape[1:])
     if len(shape) >= 4 and len(extents) >= 2 and shape[1] > 1 and shape[-1] > 1:
-        first, last = (_unevenness(positions, extents) for positions in (shape[2:], shape[1:-1]))
+        both = shape[2:], shape[1:-1]
+        if _have_one_scale(both[0], extents) != _have_one_scale(both[1], extents):
+            return False
+        first, last = (_unevenness(positions, extents) for positions in both)
         return abs(first - last) < math.log(2)
     return False
+
+
+def _have_one_scale(positions: tuple[int, ...], extents: tuple[int, ...]) -> bool:
+    """Whether height and width may be the input's over one number, to a position."""
+    least, most = 0.0, math.inf
+    for i in (-2, -1):
+        least = max(least, extents[i] / (positions[i] + 1))
+        most = min(most, extents[i] / max(positions[i] - 1, 0.5))
+    return least <= most
 
 
 def _unevenness(positions: tuple[int, ...], extents: tuple[int, ...]) -> float:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,8 @@ class Recorder:
         self._layers = layers
         self._start = start
         self._run = run
+        self.started: list[ReferenceType[Tensor]] = []
+        """The tensors of the model's that a graph was started in."""
         self._kept: dict[str, list[_Kept]] = {}
         self._pick = pick or first_with_positions
         self._entered: dict[str, list[Given]] = {name: [] for name in layers}
@@ -191,7 +194,9 @@ class Recorder:
         cut = not torch.is_grad_enabled() or (self._start.place != "output" and given.has_graph)
         if has_graph(tensor) or cut:
             return tensor
-        return started(tensor, same=not given.held(tensor))
+        begun = started(tensor, same=not given.held(tensor))
+        self.started.append(ref(begun))
+        return begun
 
 
 class _Kept(NamedTuple):
@@ -356,6 +361,25 @@ def _held(module: nn.Module) -> list[Tensor]:
         values = value.values() if isinstance(value, dict) else value
         many = isinstance(value, (list, tuple, dict))
         found += [v for v in (values if many else (value,)) if isinstance(v, Tensor)]
+    return found
+
+
+def let_go(started: Iterable[ReferenceType[Tensor]]) -> None:
+    """Takes the graph from tensors that the model, its hooks or its user may have kept."""
+    for reference in started:
+        tensor = reference()
+        if tensor is not None and not tensor._is_view():
+            tensor.detach_()
+
+
+def held_with_graph(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """The attributes of modules that are tensors with a graph: where, by which name, and which."""
+    found = []
+    for module in model.modules():
+        attributes = vars(module)
+        for name, value in attributes.items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                found.append((attributes, name, value))
     return found
 
 

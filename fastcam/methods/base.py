@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ from fastcam.engine.outputs import (
     logits_of,
 )
 from fastcam.engine.per_image import PerImage
-from fastcam.engine.recording import OUTPUT, Start, find_start
+from fastcam.engine.recording import OUTPUT, Start, find_start, held_with_graph, let_go
 from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, unwrap
 from fastcam.engine.values import tensors_of
@@ -120,6 +122,8 @@ class Method:
         self._repeats = Repeats(run)
         self._checked = False  # what the first call says of the outputs and the layers
         self._start: Start | None = None  # of the graph, found by the first call
+        self._started: list[ReferenceType[Tensor]] = []
+        self._keeps: bool | None = None  # whether the model keeps tensors; None: not known yet
         self._layouts: dict[Any, Layouts] = {}  # by the shapes of what goes in, None for all
 
     def __enter__(self) -> Any:
@@ -158,6 +162,7 @@ class Method:
             repeats=self._repeats,
             layouts=layouts,
         )
+        self._started += record.started
         selection = select(record.logits, targets)
         if not self._checked:
             self._checked = True
@@ -202,6 +207,22 @@ class Method:
                 per_image=self._per_image,
             )
             self.layers = (found,)
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """Around a call: nothing is recorded unasked, and no graph stays in the model."""
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+        finally:
+            let_go(self._started)
+            self._started = []
+            if self._keeps is not False:
+                held = [each for model in self.networks for each in held_with_graph(model)]
+                for attributes, name, tensor in held:
+                    attributes[name] = tensor.detach()
+                if self._checked:
+                    self._keeps = self._keeps or bool(held)
 
     def _find_start(self, inputs: Inputs) -> None:
         if self.graph == "layers" and self._start is None:
@@ -344,7 +365,7 @@ class MapMethod(Method):
         Raises:
             ValueError, TypeError: if layers, targets or sizes do not fit the model and the images.
         """
-        with torch.inference_mode(False), torch.no_grad():
+        with self._calling():
             self._find_layers(images)
             rectify = self.relu if relu is None else relu
 

@@ -51,7 +51,7 @@ class FullGrad(Method):
         Raises:
             ValueError, TypeError: if targets or sizes do not fit the model and the images.
         """
-        with torch.inference_mode(False), torch.no_grad():
+        with self._calling():
             biases = _Biases()
             with biases:
                 record, selection = self._run(images, targets)

@@ -42,7 +42,7 @@ class GuidedBackprop(Method):
             images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
             targets: see :func:`fastcam.targets.select`; None for the top class.
         """
-        with torch.inference_mode(False), torch.no_grad():
+        with self._calling():
             _refuse_scripted_relus(self.model)
             relu = GuidedReLU()
             with relu:
@@ -78,7 +78,7 @@ class GuidedGradCAM(Method):
             images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
             targets: see :func:`fastcam.targets.select`; None for the top class.
         """
-        with torch.inference_mode(False), torch.no_grad():
+        with self._calling():
             _refuse_scripted_relus(self.model)
             self._find_layers(images)
             relu = GuidedReLU()

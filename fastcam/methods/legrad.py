@@ -81,7 +81,7 @@ class LeGrad(Method):
         Raises:
             ValueError, TypeError: if there is no attention, or targets or sizes do not fit.
         """
-        with torch.inference_mode(False), torch.no_grad():
+        with self._calling():
             self._find_layers(images)
             attention = _Attention()
             last: dict[str, tuple[GradientEdge, torch.Size]] = {}

@@ -77,6 +77,7 @@ class SmoothGradCAMPlusPlus(MapMethod):
                 start=self._start,
                 layouts=layouts,
             )
+        self._started += noisy.started
         with torch.enable_grad():
             scores = Selection(selection.of(noisy.logits, rows), None)
         columns = scores.columns()

@@ -38,7 +38,7 @@ class Verification:
 
 def verify(cam: MapMethod, images: Inputs, targets: Targets) -> Verification:
     """See :meth:`fastcam.methods.base.MapMethod.verify`."""
-    with torch.inference_mode(False), torch.no_grad():
+    with cam._calling():
         cam._find_layers(images)
         cam._find_start(images)
         passing_on = frozenset() if cam._start is None else cam._start.copying
