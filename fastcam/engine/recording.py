@@ -194,7 +194,9 @@ class Recorder:
         cut = not torch.is_grad_enabled() or (self._start.place != "output" and given.has_graph)
         if has_graph(tensor) or cut:
             return tensor
-        begun = started(tensor, same=not given.held(tensor))
+        if given.held(tensor):  # it outlives the run: it gets no graph and counts nothing
+            return started(tensor.data)
+        begun = started(tensor, same=True)
         self.started.append(ref(begun))
         return begun
 
