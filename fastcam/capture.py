@@ -194,6 +194,8 @@ class Capture:
                 "but this method runs images one by one: it expects as many rows as images"
             )
         with self.autocast():
+            if len(rows) > 1:
+                self._per_image.check_rows(self._model, self._inputs, self._output)
             names = self._per_image.of(self._model, self._inputs, self._output, self.logits)
         found = select_rows(self._inputs, names, count, rows)
         return found if images is None else with_images(found, images)
@@ -473,7 +475,9 @@ def capture(
         if layer.dim() < 3 or layer.shape[0] != logits.shape[0]:
             raise ValueError(
                 f"target_layers: '{name}' gives {tuple(layer.shape)}, expected (N, C, *S) with the "
-                f"N = {logits.shape[0]} of the model's output; another layer or reshape= may help"
+                f"N = {logits.shape[0]} rows of the output {tuple(logits.shape)}; if these are not "
+                "the images, pick the right ones by output=, otherwise another layer or reshape= "
+                "may help"
             )
     return Capture(
         outputs=rebuild(recorded.outputs, Tensor.detach),

@@ -25,6 +25,7 @@ from fastcam.engine.inputs import (
 )
 from fastcam.engine.recording import OUTPUT, Start
 from fastcam.engine.running import run
+from fastcam.engine.trials import trial
 from fastcam.engine.values import (
     agree,
     rebuild,
@@ -84,7 +85,7 @@ class FastModel:
     """A copy of a network, fast below the first of the target layers.
 
     Args:
-        model: stays as it is; what is written to it later shows in :attr:`is_stale`.
+        model: stays as it is; how it is changed later shows in :attr:`is_stale`.
         inputs: of one image, as the copy will be called with.
         layers: the target layers' dotted names; without any, all of the network is prepared.
         options: the steps to take.
@@ -103,7 +104,7 @@ class FastModel:
         options: Options,
         start: Start = OUTPUT,
     ) -> None:
-        self._source = [t for t in (*model.parameters(), *model.buffers()) if not t.is_inference()]
+        self._source = model
         self._versions = self._current_versions()
         self._channels_last = options.channels_last
         self._notes: dict[str, str] = {}
@@ -129,7 +130,11 @@ class FastModel:
 
     @property
     def is_stale(self) -> bool:
-        """Whether a parameter or buffer of the network was written to since the copy was made."""
+        """Whether the network was changed since the copy was made.
+
+        Parameters, buffers and modules that were exchanged or written to, hooks and forwards that
+        were set; not what is written through ``.data``.
+        """
         return self._versions != self._current_versions()
 
     def prepared(self, inputs: Inputs) -> Inputs:
@@ -140,8 +145,15 @@ class FastModel:
         """By part of the network: what was done, or why not."""
         return {**self._notes, **{unit.name: unit.state for unit in self._units}}
 
-    def _current_versions(self) -> list[int]:
-        return [tensor._version for tensor in self._source]
+    def _current_versions(self) -> list[Any]:
+        found: list[Any] = []
+        for module in self._source.modules():
+            hooks = *module._forward_hooks, *module._forward_pre_hooks
+            found.append((id(module), hooks, id(vars(module).get("forward"))))
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None and not tensor.is_inference():
+                    found.append((id(tensor), tensor.data_ptr(), tensor._version))
+        return found
 
     def _build(
         self, model: nn.Module, inputs: Inputs, layers: Sequence[str], options: Options
@@ -531,7 +543,7 @@ def _why_not_copied(model: nn.Module, inputs: Inputs) -> str:
     answers = [run(copied, each) for each in given]
     if before != [{k: id(v) for k, v in vars(each).items()} for each in model.modules()]:
         return "a copy of it writes to its attributes"
-    if not _agree([run(model, each) for each in given], answers):
+    if not _agree([trial(model, each) for each in given], answers):
         return "a copy of it gives another answer"
     return ""
 

@@ -32,6 +32,7 @@ from fastcam.engine.recording import (
     start_at_inputs,
 )
 from fastcam.engine.running import Loan, is_compiled, unwrap
+from fastcam.engine.trials import untouched
 from fastcam.engine.values import (
     tensors_of,
 )
@@ -149,13 +150,14 @@ def _start(attribution: Any, inputs: tuple[Tensor, ...], additional: Any) -> Sta
     given, more = first_row((inputs, additional))
 
     def attempt(recorder: Recorder, whole: bool) -> Any:
-        with Loan(recorder.hooks, recorder.before), torch.set_grad_enabled(whole):
+        kept = untouched(forward if isinstance(forward, nn.Module) else layer)
+        with kept, Loan(recorder.hooks, recorder.before), torch.set_grad_enabled(whole):
             return _common()._run_forward(
                 forward, start_at_inputs(given) if whole else given, None, more
             )
 
     try:
-        start = closest_start(attempt, {"layer": layer}, inputs[0].device)
+        start = closest_start(attempt, {"layer": layer})
     except ValueError:  # the layer returns its input, which is overwritten later
         start = Start("model")
     _starts[attribution] = (id(forward), id(layer)), start

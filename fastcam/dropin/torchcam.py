@@ -38,6 +38,7 @@ from fastcam.engine.running import (
     is_compiled,
     unwrap,
 )
+from fastcam.engine.trials import untouched
 from fastcam.engine.values import (
     tensors_of,
 )
@@ -207,15 +208,15 @@ class Forward:
         def attempt(recorder: Recorder, whole: bool) -> Any:
             recorders.append(recorder)
             inputs = start_at_inputs((given, named)) if whole else (given, named)
-            with Loan(recorder.hooks, recorder.before), torch.set_grad_enabled(whole):
+            loan = Loan(recorder.hooks, recorder.before)
+            with untouched(model), loan, torch.set_grad_enabled(whole):
                 return model(*inputs[0], **inputs[1])
 
         modules = self.extractor.submodule_dict
         layers = {name: modules[name] for name in self.extractor.target_names}
-        device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
         self.extractor._hooks_enabled = False
         try:
-            start = closest_start(attempt, layers, device)
+            start = closest_start(attempt, layers)
         except ValueError:  # a layer returns its input
             start = Start("model")
         finally:

@@ -29,7 +29,7 @@ from fastcam.engine.axes import (
 )
 from fastcam.engine.inputs import Inputs, images_of
 from fastcam.engine.propagation import channels, propagate
-from fastcam.engine.running import run
+from fastcam.engine.trials import trial
 from fastcam.engine.values import replace_first, tensors_of
 from fastcam.layout import Reshape, is_ambiguous, reading, token_grid
 
@@ -134,7 +134,7 @@ def find_layouts(model: nn.Module, rows: Inputs, layers: Iterable[str]) -> Layou
     try:
         with following:
             following.start(rows, images)
-            outputs = run(model, rows, hooks)
+            outputs = trial(model, rows, hooks)
     except Exception:
         return Layouts(None, {})
     batch = following.batch(outputs)
@@ -353,6 +353,7 @@ def reading_of(
         raise ValueError(f"{came}which is no grid of patches of a {extents} image{way}")
     if shape[0] == rows and is_ambiguous(shape, extents):
         raise ValueError(
-            f"{came}whose axes could not be followed, and which can be read in two ways{way}"
+            f"{came}whose axes could not be followed, and which can be read in two ways; if its "
+            "rows are the images in their order, give reshape= to turn it into (N, C, *S)"
         )
     return read

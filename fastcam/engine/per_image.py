@@ -14,11 +14,13 @@ from fastcam.engine.inputs import (
     arguments,
     has_rows,
     image_argument,
+    images_of,
     rows_of,
     select_rows,
+    with_images,
 )
 from fastcam.engine.outputs import Output, logits_of
-from fastcam.engine.running import run
+from fastcam.engine.trials import trial
 from fastcam.engine.values import agree, rebuild
 
 _MOST_SUBSETS_OF = 4  # arguments: 16 runs of one image at most
@@ -37,6 +39,7 @@ class PerImage:
     def __init__(self, named: Collection[Argument] | None = None) -> None:
         self._named = None if named is None else frozenset(named)
         self._found: dict[Argument, bool] = {}
+        self._independent: bool | None = None
 
     def of(
         self,
@@ -87,6 +90,29 @@ class PerImage:
             inputs = select_rows(inputs, self.of(model, inputs, output), count, rows)
         return rebuild(inputs, Tensor.clone)
 
+    def check_rows(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> None:
+        """Whether images may run together; found by one run of an image alone and one beside it.
+
+        Raises:
+            ValueError: if an image's logits depend on the others in its batch.
+        """
+        if self._independent is None:
+            one = self.first(model, inputs, output)
+            images = images_of(one)
+            self._independent = images is None or len(images) != 1
+            if images is not None and len(images) == 1:
+                both = select_rows(one, self.of(model, one, output), 1, torch.tensor([0, 0]))
+                both = with_images(both, _beside_another(images))
+                alone = logits_of(trial(model, one), output, 1).detach()
+                beside = logits_of(trial(model, both), output, 2).detach()
+                self._independent = agree(beside[:1], alone, None)
+        if not self._independent:
+            raise ValueError(
+                "images: the model's output for an image depends on the others in its batch (as "
+                "with BatchNorm without running statistics), but this method runs many changed "
+                "images; explain one image at a time, with batch_size=1"
+            )
+
     def pair(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> Inputs:
         """Copies of the first two images, or of the only one twice, and of what belongs to them."""
         count, image = rows_of(inputs), image_argument(inputs)
@@ -111,7 +137,7 @@ class PerImage:
     ) -> Collection[Argument]:
         def answer(given: Inputs, rows: int) -> Tensor:
             # the model may write to what it is given
-            outputs = run(model, rebuild(given, Tensor.clone), ())
+            outputs = trial(model, rebuild(given, Tensor.clone), ())
             return logits_of(outputs, output, rows).detach()
 
         expected = answer(inputs, count) if logits is None else logits.detach()
@@ -139,6 +165,11 @@ class PerImage:
             "for no choice of them gives a single image its row of the output; name those that do, "
             "or give per_image=[] if none does"
         )
+
+
+def _beside_another(images: Tensor) -> Tensor:
+    """(1, C, *S) to (2, C, *S): the image, and another one of its kind."""
+    return torch.cat([images, images.flip(-1) * 0.5 if images.is_floating_point() else images])
 
 
 def _subsets(names: list[Argument]) -> Iterator[tuple[Argument, ...]]:

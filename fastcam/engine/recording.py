@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fastcam.engine.inputs import Inputs
-from fastcam.engine.running import Hooks, run
+from fastcam.engine.running import Hooks
+from fastcam.engine.trials import trial
 from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of
 
 Place = Literal["output", "layer", "model"]
@@ -412,13 +413,12 @@ def find_start(
 
     def attempt(recorder: Recorder, whole: bool) -> Any:
         given = start_at_inputs(one) if whole else one
-        outputs = run(model, given, recorder.hooks, before=recorder.before, from_images=whole)
+        outputs = trial(model, given, recorder.hooks, before=recorder.before, from_images=whole)
         with torch.enable_grad():
             return outputs if output is None else (outputs, output(outputs))
 
     modules = {name: model.get_submodule(name) for name in layers}
-    device = next((tensor.device for tensor in tensors_of(one)), torch.device("cpu"))
-    return closest_start(attempt, modules, device, repeat)
+    return closest_start(attempt, modules, repeat)
 
 
 def has_hooks(model: nn.Module) -> bool:
@@ -429,19 +429,18 @@ def has_hooks(model: nn.Module) -> bool:
 def closest_start(
     attempt: Callable[[Recorder, bool], Any],
     layers: Mapping[str, nn.Module],
-    device: torch.device,
     repeat: int | None = None,
 ) -> Start:
     """The start of a graph for runs that somebody else makes.
 
     Each start is tried, and its graph compared with that of a run that records everything: three
-    runs for most networks, which draw no random number of the user's.
+    runs for most networks.
 
     Args:
         attempt: runs the network with a recorder's hooks, under ``no_grad`` or, if the second
-            argument says so, with everything recorded; gives what holds the results.
+            argument says so, with everything recorded; gives what holds the results and leaves no
+            trace in the network.
         layers: by name.
-        device: where it runs.
         repeat: which run of a layer counts; None for the last.
 
     Raises:
@@ -457,28 +456,29 @@ def closest_start(
     def readers(recorder: Recorder, roots: list[Tensor]) -> list[Counter[tuple[str, str]]]:
         return [_readers(roots, recorder.points.get(name, ())) for name in layers]
 
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        first, plain = tried(None)
-        copying = frozenset(first.passing_on)
-        try:
+    first, plain = tried(None)
+    copying = frozenset(first.passing_on)
+    try:
+        whole = tried(Start("model", copying))
+        if whole[0].passing_on != copying:  # a model may hang on hooks in its first run
+            copying = frozenset(whole[0].passing_on)
             whole = tried(Start("model", copying))
-            if whole[0].passing_on != copying:  # a model may hang on hooks in its first run
-                copying = frozenset(whole[0].passing_on)
-                whole = tried(Start("model", copying))
-            expected = readers(*whole)
-        except Exception:  # what the model does cannot be recorded as a whole
-            return Start("layer", copying)
-        places: tuple[Place, ...] = ("output", "layer")
-        for place in places:
-            try:
-                recorder, results = tried(Start(place, copying))
-                found = readers(recorder, results)
-            except Exception:  # torch's, if memory is written to with a graph and read without
-                continue
-            if copying and not all(map(close, results, plain)):
-                raise ValueError(_overwritten(", ".join(copying)))
-            if found == expected:
-                return Start(place, copying)
+        expected = readers(*whole)
+    except Exception:  # what the model does cannot be recorded as a whole
+        return Start("layer", copying)
+    places: tuple[Place, ...] = ("output", "layer")
+    if any(m._backward_hooks or m._backward_pre_hooks for m in layers.values()):
+        places = ()  # they want the gradient of the layer's input too
+    for place in places:
+        try:
+            recorder, results = tried(Start(place, copying))
+            found = readers(recorder, results)
+        except Exception:  # torch's, if memory is written to with a graph and read without
+            continue
+        if copying and not all(map(close, results, plain)):
+            raise ValueError(_overwritten(", ".join(copying)))
+        if found == expected:
+            return Start(place, copying)
     return Start("model", copying)
 
 

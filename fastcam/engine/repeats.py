@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fastcam.engine.inputs import Inputs, images_of, with_images
-from fastcam.engine.running import run
+from fastcam.engine.trials import trial
 from fastcam.engine.values import rebuild, replace_first
 
 
@@ -104,7 +104,7 @@ def whole_graph(
     hooks = [(model.get_submodule(name), keep(name)) for name in layers]
     # function modes that surround this, as guided backpropagation's, are about another run
     with torch._C.DisableTorchFunction():
-        run(model, inputs, hooks, from_images=True)
+        trial(model, inputs, hooks, from_images=True)
     return edges
 
 
@@ -121,7 +121,7 @@ def changes_last(model: nn.Module, inputs: Inputs, layer: str, runs: int) -> boo
 
             return replace_first(returned, note)
 
-        run(model, rebuild(inputs, Tensor.clone), [(model.get_submodule(layer), hook)])
+        trial(model, rebuild(inputs, Tensor.clone), [(model.get_submodule(layer), hook)])
         return outputs[-1]
 
     with torch._C.DisableTorchFunction():

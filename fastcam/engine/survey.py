@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from fastcam.engine.inputs import Inputs, images_of, rows_of, with_images
 from fastcam.engine.opaque import is_quantized, why_hidden
 from fastcam.engine.outputs import Output, logits_of
-from fastcam.engine.running import run
+from fastcam.engine.trials import trial
 from fastcam.engine.values import rebuild, storage, tensors_of
 from fastcam.layout import has_positions
 
@@ -129,7 +129,7 @@ def survey(model: nn.Module, inputs: Inputs, output: Output | None) -> Survey:
         for name, module in model.named_modules()
         if name and why_hidden(model, name) is None
     ]
-    outputs = run(model, inputs, hooks, from_images=recorded)
+    outputs = trial(model, inputs, hooks, from_images=recorded)
     with torch.set_grad_enabled(recorded):
         logits = logits_of(outputs, output, rows_of(inputs))
         score, class_id = _top(logits)

@@ -105,6 +105,9 @@ class Method:
         """
         if not self.takes_layers and (target_layers is not None or reshape is not None):
             raise ValueError(f"target_layers: '{self.name}' has none, it ends at the images")
+        for argument, given in (("reshape", reshape), ("output", output)):
+            if given is not None and not callable(given):
+                raise TypeError(f"{argument}: got {type(given).__name__}, expected a function")
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
         self.model = unwrap(model)
@@ -539,7 +542,7 @@ def extents_of(record: Capture, size: Size) -> tuple[int, ...]:
     for name, activations in zip(record.layers, record.activations, strict=True):
         dims = activations.dim() - 2
         if extents is None or isinstance(extents, str) or len(extents) != dims or min(extents) < 1:
-            source = "the inputs have" if size is None else "got"
+            source = "the inputs have positions" if size is None else "got"
             raise ValueError(
                 f"size: {source} {extents!r}, but '{name}' has {dims} dimensions of "
                 f'positions; give {dims} positive integers or "layer"'

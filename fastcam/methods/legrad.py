@@ -17,9 +17,7 @@ from fastcam import ops
 from fastcam.engine.inputs import (
     Inputs,
 )
-from fastcam.engine.running import (
-    run,
-)
+from fastcam.engine.trials import trial
 from fastcam.engine.values import first_with_positions
 from fastcam.layers import Layers
 from fastcam.methods.base import Method, Reading, Size, extents_of
@@ -185,7 +183,7 @@ def _blocks(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
         (module, lambda *_: inside.pop() and None) for _, module in named
     ]
     with _Attention(attended):
-        run(model, inputs, leave, before=[(module, enter(name)) for name, module in named])
+        trial(model, inputs, leave, before=[(module, enter(name)) for name, module in named])
     if not found:
         raise ValueError("target_layers: met no attention in a list of blocks; name the blocks")
     return tuple(dict.fromkeys(found))

@@ -1,0 +1,108 @@
+"""Runs that find something out about a network: what it keeps between calls stays as it was."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcam.engine.inputs import Inputs
+from fastcam.engine.running import Hooks, run
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_CONTAINERS = (list, dict, set, deque)
+
+
+def trial(
+    model: nn.Module,
+    inputs: Inputs,
+    hooks: Hooks = (),
+    *,
+    before: Hooks = (),
+    from_images: bool = False,
+) -> Any:
+    """As :func:`fastcam.engine.running.run`, without a trace in the model or the random numbers."""
+    with untouched(model):
+        return run(model, inputs, hooks, before=before, from_images=from_images)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """What runs meanwhile leaves no trace in the model or the user's random numbers."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    state = State(model)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        state.restore()
+
+
+class State:
+    """Buffers and attributes of a network's modules: what may differ from call to call.
+
+    Hooks that the model hangs on itself stay, and so do the flags that it sets with them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [_Module(module) for module in model.modules()]
+
+    def restore(self) -> None:
+        hooked = any(each.has_other_hooks for each in self._modules)
+        for each in self._modules:
+            each.restore(flags=not hooked)
+
+
+class _Module:
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._hooks = _hooks(module)
+        attributes = {k: v for k, v in vars(module).items() if k not in _OF_EVERY_MODULE}
+        self._parts = [(module._buffers, dict(module._buffers)), (vars(module), attributes)]
+        values = [value for _, part in self._parts for value in part.values()]
+        self._contents = [(v, v.copy()) for v in values if isinstance(v, _CONTAINERS)]
+        for _, content in self._contents:
+            values += content.values() if isinstance(content, dict) else content
+        self._tensors = [
+            (v, v._version, v.detach().clone())
+            for v in values
+            if isinstance(v, Tensor) and not v.is_inference()
+        ]
+
+    @property
+    def has_other_hooks(self) -> bool:
+        return _hooks(self._module) != self._hooks
+
+    def restore(self, flags: bool) -> None:
+        """Args: flags: whether attributes that are no tensors are put back too."""
+        for part, before in self._parts:
+            now = [key for key in part if key in before or key not in _OF_EVERY_MODULE]
+            for key in {*now, *before}:
+                old, new = before.get(key), part.get(key)
+                if not (flags or isinstance(old, Tensor) or isinstance(new, Tensor)):
+                    continue
+                if key not in before:
+                    del part[key]
+                elif old is not new or key not in part:
+                    part[key] = old
+        for container, content in self._contents if flags else ():
+            if len(container) != len(content) or any(
+                a is not b for a, b in zip(_parts(container), _parts(content), strict=True)
+            ):
+                container.clear()
+                getattr(container, "extend" if hasattr(container, "extend") else "update")(content)
+        for tensor, version, value in self._tensors:
+            if tensor._version != version:
+                tensor.data.copy_(value)
+
+
+def _parts(container: Any) -> list[Any]:
+    return list(container.values() if isinstance(container, dict) else container)
+
+
+def _hooks(module: nn.Module) -> tuple[list[int], list[int]]:
+    return list(module._forward_hooks), list(module._forward_pre_hooks)
