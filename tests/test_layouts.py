@@ -219,7 +219,7 @@ def vit(size: tuple[int, int], layer: str, before: int = 0, behind: int = 0) -> 
     return Case(model, randn(2, 3, *size), layer, positions, size)
 
 
-def patches_by_view(columns_first: bool) -> Case:
+def patches_by_view(columns_first: bool, block: nn.Module | None = None) -> Case:
     """Patches cut out by a view and embedded by a linear layer, in either order of tokens."""
 
     def forward(net: Any, x: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ def patches_by_view(columns_first: bool) -> Case:
         x = x.permute(0, 4, 2, 3, 5, 1) if columns_first else x.permute(0, 2, 4, 3, 5, 1)
         return net.head(net.block(net.embed(x.flatten(3).flatten(1, 2))).square().mean(1))
 
-    model = Net(forward, embed=nn.Linear(48, 12), block=Block(12), head=head(12))
+    model = Net(forward, embed=nn.Linear(48, 12), block=block or Block(12), head=head(12))
     positions = (lambda y: grid(5, 3)(y).mT) if columns_first else grid(3, 5)
     return Case(model, randn(2, 3, 12, 20), "block", positions, (12, 20))
 
@@ -399,6 +399,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "patches by a view, columns first": lambda: patches_by_view(True),
     "MLP-Mixer": lambda: mixer("mixer"),
     "MLP-Mixer's norm": lambda: mixer("mixer.norm2"),
+    "MLP-Mixer of patches by a view": lambda: patches_by_view(True, Mixer(15, 12)),
     "clip": lambda: clip("norm"),
     "clip of 5 pictures": lambda: clip("conv", 5),
     "clip's recurrent layer": lambda: clip("rnn"),
@@ -672,3 +673,25 @@ def test_a_reading_is_a_view() -> None:
     output = torch.randn(5, 31, 16)
     found(output).zero_()
     assert not output[:, 2:-1].any() and output[:, :2].all() and output[:, -1].all()
+
+
+@pytest.mark.parametrize("name", ["torchvision mvit", "transformers videomae", "volume"])
+def test_the_layer_that_is_found_for_tokens_of_clips(name: str) -> None:
+    """Also in a network that is read out at its class token: the norm of the last block."""
+    torch.manual_seed(0)
+    case = CASES[name]()
+    model = case.model.double().eval()
+    cam = fastcam.HiResCAM(model)
+    maps = cam(case.images, 1, size="layer", normalize=False)
+    assert maps.any() and "norm" in cam.layers[0]
+    assert cam(case.images, 1).shape == (len(case.images), *(case.extents or ()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_in_one_operator(kind: type[nn.RNNBase], dtype: torch.dtype) -> None:
+    case = signal_lstm(kind, 2, False)
+    found = layouts_of(case.model.to(dtype).eval(), case.images.to(dtype), "rnn")
+    reading = found.layers["rnn"]
+    assert isinstance(reading, Reading)
+    assert reading(torch.empty(24, 7, 12)).shape == (7, 12, 24)
