@@ -667,3 +667,15 @@ def test_a_reading_is_a_view() -> None:
     output = torch.randn(5, 31, 16)
     found(output).zero_()
     assert not output[:, 2:-1].any() and output[:, :2].all() and output[:, -1].all()
+
+
+@pytest.mark.parametrize("name", ["torchvision mvit", "transformers videomae", "volume"])
+def test_the_layer_that_is_found_for_tokens_of_clips(name: str) -> None:
+    """Also in a network that is read out at its class token: the norm of the last block."""
+    torch.manual_seed(0)
+    case = CASES[name]()
+    model = case.model.double().eval()
+    cam = fastcam.HiResCAM(model)
+    maps = cam(case.images, 1, size="layer", normalize=False)
+    assert maps.any() and "norm" in cam.layers[0]
+    assert cam(case.images, 1).shape == (len(case.images), *(case.extents or ()))
