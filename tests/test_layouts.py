@@ -214,7 +214,7 @@ def vit(size: tuple[int, int], layer: str, before: int = 0, behind: int = 0) -> 
     return Case(model, randn(2, 3, *size), layer, positions, size)
 
 
-def patches_by_view(columns_first: bool) -> Case:
+def patches_by_view(columns_first: bool, block: nn.Module | None = None) -> Case:
     """Patches cut out by a view and embedded by a linear layer, in either order of tokens."""
 
     def forward(net: Any, x: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ def patches_by_view(columns_first: bool) -> Case:
         x = x.permute(0, 4, 2, 3, 5, 1) if columns_first else x.permute(0, 2, 4, 3, 5, 1)
         return net.head(net.block(net.embed(x.flatten(3).flatten(1, 2))).square().mean(1))
 
-    model = Net(forward, embed=nn.Linear(48, 12), block=Block(12), head=head(12))
+    model = Net(forward, embed=nn.Linear(48, 12), block=block or Block(12), head=head(12))
     positions = (lambda y: grid(5, 3)(y).mT) if columns_first else grid(3, 5)
     return Case(model, randn(2, 3, 12, 20), "block", positions, (12, 20))
 
@@ -394,6 +394,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "patches by a view, columns first": lambda: patches_by_view(True),
     "MLP-Mixer": lambda: mixer("mixer"),
     "MLP-Mixer's norm": lambda: mixer("mixer.norm2"),
+    "MLP-Mixer of patches by a view": lambda: patches_by_view(True, Mixer(15, 12)),
     "clip": lambda: clip("norm"),
     "clip of 5 pictures": lambda: clip("conv", 5),
     "clip's recurrent layer": lambda: clip("rnn"),
@@ -679,3 +680,13 @@ def test_the_layer_that_is_found_for_tokens_of_clips(name: str) -> None:
     maps = cam(case.images, 1, size="layer", normalize=False)
     assert maps.any() and "norm" in cam.layers[0]
     assert cam(case.images, 1).shape == (len(case.images), *(case.extents or ()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_in_one_operator(kind: type[nn.RNNBase], dtype: torch.dtype) -> None:
+    case = signal_lstm(kind, 2, False)
+    found = survey(case.model.to(dtype).eval(), case.images.to(dtype), ["rnn"])
+    reading = found.layers["rnn"]
+    assert isinstance(reading, Reading)
+    assert reading(torch.empty(24, 7, 12)).shape == (7, 12, 24)
