@@ -61,7 +61,7 @@ def summed_over(axes: Axes, dim: int, extent: int) -> Axis:
     Positions beside channels are mixed among each other and stay positions (MLP-Mixer).
     """
     others = [axis for i, axis in enumerate(axes) if i != dim % len(axes)]
-    if is_placed(axes[dim]) and any(map(is_channel, others)):
+    if is_placed(axes[dim]) and any("channel" in kinds(axis) for axis in others):
         return disordered(axes[dim], extent)
     return channels(extent)
 
