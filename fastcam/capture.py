@@ -8,7 +8,8 @@ it was found: hooks and modes are put back on every way out; fastcam never write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from weakref import ReferenceType
@@ -32,6 +33,7 @@ from fastcam.engine.recording import (
 )
 from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, run
+from fastcam.engine.trials import State
 from fastcam.engine.values import close, rebuild
 from fastcam.layout import Reshape
 from fastcam.targets import Selection
@@ -81,6 +83,8 @@ class Capture:
 
     started: list[ReferenceType[Tensor]]
     """The model's tensors that a graph was started in."""
+    before: State | None
+    """What the model kept before the run, if there are to be others like it."""
     exact: bool = field(default=False, kw_only=True)
     """Whether further runs are all of the model itself: none of a copy, none of a recording."""
 
@@ -216,9 +220,8 @@ class Capture:
         Raises:
             ValueError: as :meth:`inputs`, and if the model gives another number of rows.
         """
-        inputs = self.inputs(rows, images)
-        with self.autocast():
-            outputs = run(self._model, inputs, hooks, before=before)
+        with self._as_before(), self.autocast():
+            outputs = run(self._model, self.inputs(rows, images), hooks, before=before)
             logits = logits_of(outputs, self._output, len(rows)).detach()
         if logits.shape[0] != len(rows):
             raise ValueError(
@@ -227,13 +230,27 @@ class Capture:
             )
         return logits
 
+    @contextmanager
+    def _as_before(self) -> Iterator[None]:
+        """Meanwhile the model keeps what it did before the run."""
+        if self.before is None:
+            yield
+            return
+        now = State(self._model)
+        self.before.restore()
+        try:
+            yield
+        finally:
+            now.restore()
+
     def for_runs_of(self, prepare: Callable[[nn.Module, Inputs], nn.Module]) -> Capture:
         """The same, whose :meth:`again` runs what ``prepare`` makes of the model and one image."""
         if self.exact:
             return self
-        with self.autocast(), torch.no_grad():
+        with self._as_before(), self.autocast(), torch.no_grad():
             one = self._per_image.first(self._model, self._inputs, self._output)
-            return replace(self, _model=prepare(self._model, one))
+            prepared = prepare(self._model, one)
+            return replace(self, _model=prepared, before=State(prepared))
 
     def pooled_head(self, layer: int, selection: Selection) -> PooledHead | None:
         """The layer's global average pooling and linear head, None where the network has another.
@@ -406,6 +423,7 @@ def capture(
     per_image: PerImage | None = None,
     repeats: Repeats | None = None,
     layouts: Layouts | None = None,
+    reruns: bool = False,
 ) -> Capture:
     """Runs the model once in evaluation mode and records it from the first of the layers up.
 
@@ -428,6 +446,8 @@ def capture(
         repeats: which run counts of a layer that runs several times.
         layouts: where the layers have channels and positions, as
             :func:`fastcam.engine.layouts.find_layouts` gives it; None to find it by a run.
+        reruns: whether :meth:`Capture.again` will be called: every run begins with what the model
+            keeps from earlier calls as it is now.
 
     Raises:
         ValueError: if a layer did not run or has no positions or several readings, or the model
@@ -438,7 +458,8 @@ def capture(
         one = per_image.first(model, inputs, output)
         start = find_start(model, one, layers, output, repeats.chosen)
     if layouts is None:
-        layouts = find_layouts(model, per_image.pair(model, inputs, output), layers)
+        layouts = find_layouts(model, per_image.pair(model, inputs, output), layers, output)
+    before = State(model) if reruns else None
     recorded = record(model, inputs, layers, graph=graph, start=start, hooks=hooks, repeats=repeats)
     points, images = recorded.points, recorded.images
     places = layouts.places or (() if images is None else tuple(range(2, images.dim())))
@@ -456,6 +477,11 @@ def capture(
         repeats.check(model, per_image.first(model, recorded.inputs, output), several)
     with torch.set_grad_enabled(graph is not None):
         logits = logits_of(recorded.outputs, output, rows_of(recorded.inputs))
+    if layouts.rows:
+        raise ValueError(
+            f"output: got shape {tuple(logits.shape)} with the images along axis {layouts.rows}, "
+            f"expected (N, classes); give output= with .movedim({layouts.rows}, 0)"
+        )
 
     readings = []
     for name in layers:
@@ -492,6 +518,7 @@ def capture(
         runs=tuple(recorded.runs[name] for name in layers),
         counted=tuple(recorded.counted[name] for name in layers),
         started=recorded.started,
+        before=before,
         _model=model,
         _inputs=recorded.inputs,
         _output=output,

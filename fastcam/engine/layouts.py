@@ -28,6 +28,7 @@ from fastcam.engine.axes import (
     whole,
 )
 from fastcam.engine.inputs import Inputs, images_of
+from fastcam.engine.outputs import Output
 from fastcam.engine.propagation import channels, propagate
 from fastcam.engine.trials import trial
 from fastcam.engine.values import replace_first, tensors_of
@@ -90,6 +91,8 @@ class Layouts:
     """By layer, as far as its axes could be followed."""
     steps: frozenset[int] = frozenset()
     """The extents of the images' axes that the model goes through in a loop."""
+    rows: int | None = None
+    """The axis of the logits that the images are along; None where that did not show."""
 
     @property
     def fits_all_sizes(self) -> bool:
@@ -98,7 +101,9 @@ class Layouts:
         return all(isinstance(each, Reading) and each.fits_all_sizes for each in found)
 
 
-def find_layouts(model: nn.Module, rows: Inputs, layers: Iterable[str]) -> Layouts:
+def find_layouts(
+    model: nn.Module, rows: Inputs, layers: Iterable[str], output: Output | None = None
+) -> Layouts:
     """Runs the model on two images in evaluation mode, without a graph.
 
     A model that fails in such a run tells nothing, which is no error.
@@ -107,6 +112,7 @@ def find_layouts(model: nn.Module, rows: Inputs, layers: Iterable[str]) -> Layou
         model: what is explained.
         rows: the inputs for two images; they are run, so they should be copies.
         layers: dotted names within the model.
+        output: picks the logits out of what the model returns.
     """
     following = _Following()
     found: dict[str, Reading | Unreadable] = {}
@@ -135,14 +141,19 @@ def find_layouts(model: nn.Module, rows: Inputs, layers: Iterable[str]) -> Layou
         with following:
             following.start(rows, images)
             outputs = trial(model, rows, hooks)
+            logits = None if output is None and not isinstance(outputs, Tensor) else outputs
+            logits = logits if output is None else output(outputs)
     except Exception:
         return Layouts(None, {})
+    scores = following.of(logits) or ()
+    images_along = [i for i, axis in enumerate(scores) if origins(axis) == [(0, 0)]]
     batch = following.batch(outputs)
     for name, each in axes.items():
         reading = None if each is None else read(each, batch, following.places)
         if reading is not None:
             found[name] = reading
-    return Layouts(following.places, found, following.steps)
+    first = images_along[0] if images_along else None
+    return Layouts(following.places, found, following.steps, first)
 
 
 def _seen(inputs: Inputs) -> Tensor | None:

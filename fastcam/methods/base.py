@@ -72,6 +72,8 @@ class Method:
     """Whether there are target layers; otherwise the method ends at the images."""
     graph: Graph | None = "layers"
     """What it derives the score by: see :func:`fastcam.capture.capture`."""
+    reruns: ClassVar[bool] = False
+    """Whether it runs the model again with other images or activations."""
 
     def __init__(
         self,
@@ -164,6 +166,7 @@ class Method:
             per_image=self._per_image,
             repeats=self._repeats,
             layouts=layouts,
+            reruns=self.reruns,
         )
         self._started += record.started
         selection = select(record.logits, targets)
@@ -196,7 +199,7 @@ class Method:
         found = self._layouts.get(None) or self._layouts.get(shapes)
         if found is None:
             pair = self._per_image.pair(self.model, inputs, self._output)
-            found = find_layouts(self.model, pair, self.layers)
+            found = find_layouts(self.model, pair, self.layers, self._output)
             self._layouts[None if found.fits_all_sizes else shapes] = found
         return found
 
@@ -218,14 +221,14 @@ class Method:
             with torch.inference_mode(False), torch.no_grad():
                 yield
         finally:
-            let_go(self._started)
-            self._started = []
             if self._keeps is not False:
                 held = [each for model in self.networks for each in held_with_graph(model)]
                 for attributes, name, tensor in held:
                     attributes[name] = tensor.detach()
                 if self._checked:
                     self._keeps = self._keeps or bool(held)
+            let_go(self._started)
+            self._started = []
 
     def _find_start(self, inputs: Inputs) -> None:
         if self.graph == "layers" and self._start is None:

@@ -30,6 +30,7 @@ class ScoreCAM(MapMethod):
 
     name = "scorecam"
     graph = None
+    reruns = True
     _shares_constants = True
 
     def __init__(
@@ -197,6 +198,7 @@ class AblationCAM(MapMethod):
     """
 
     name = "ablationcam"
+    reruns = True
 
     def __init__(
         self,
