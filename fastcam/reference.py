@@ -53,11 +53,14 @@ def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
     return enlarged.reshape(*leading, *size)
 
 
+def _corner(maps: Tensor, spatial_dims: int) -> Tensor:
+    """Each map's first value, (*L, 1...): without it, a constant map is 0, and so when enlarged."""
+    corner = maps.flatten(-spatial_dims)[..., :1].nan_to_num(0, 0, 0)
+    return corner.reshape(*corner.shape[:-1], *[1] * spatial_dims)
+
+
 def _enlarge_normalized(maps: Tensor, size: Sequence[int], eps: float) -> Tensor:
-    # a shift does not change the result, but keeps a constant map exactly constant when enlarged
-    corner = maps.flatten(-len(size))[..., :1].nan_to_num(0, 0, 0)
-    corner = corner.reshape(*corner.shape[:-1], *[1] * len(size))
-    return _min_max(_enlarge(maps - corner, size), len(size), eps)
+    return _min_max(_enlarge(maps - _corner(maps, len(size)), size), len(size), eps)
 
 
 def _channel_sum(weights: Tensor, activations: Tensor) -> Tensor:
@@ -150,14 +153,22 @@ def normalize(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
 
 def upsample(maps: Tensor, size: Sequence[int], normalize: bool = True, eps: float = 0.0) -> Tensor:
     maps = _arithmetic(maps)
-    return _enlarge_normalized(maps, size, eps) if normalize else _enlarge(maps, size)
+    if normalize:
+        return _enlarge_normalized(maps, size, eps)
+    corner = _corner(maps, len(size))
+    return _enlarge(maps - corner, size) + corner
 
 
 class _GuidedReLU(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor) -> Tensor:
-        ctx.save_for_backward(input)
+    def forward(input: Tensor) -> Tensor:
         return input.relu()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
@@ -166,6 +177,13 @@ class _GuidedReLU(torch.autograd.Function):
 
 def guided_relu(input: Tensor) -> Tensor:
     return _GuidedReLU.apply(input)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "fastcam.ops.guided_relu has no forward-mode derivative: its backward is that of no "
+            "function"
+        )
 
 
 def guided_relu_backward(grad_output: Tensor, input: Tensor) -> Tensor:

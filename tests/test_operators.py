@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pairwise import pairwise
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastcam import _kernels, ops, reference
 
@@ -253,6 +255,37 @@ def test_guided_relu(case, device):
     assert torch.equal(got.nan_to_num(7), want.nan_to_num(7))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_constant_map_stays_constant(dims, dtype, device):
+    """Whichever order it is enlarged and normalized in: noise would fill [0, 1]."""
+    torch.manual_seed(11)
+    for extent, enlarged in ((1, 5), (3, 7), (5, 3), (7, 30), (4, 4)):
+        size = [enlarged + axis for axis in range(dims)]
+        levels = torch.tensor([0.1, -3.7, 1e-5, 1234.5]).view(-1, *[1] * dims)
+        maps = levels.expand(-1, *[extent] * dims).to(device, dtype)
+        for operators in (ops, reference):
+            found = operators.upsample(maps, size, False)
+            assert (found == found.flatten(1)[:, :1].view(-1, *[1] * dims)).all()
+            assert (found.flatten(1)[:, 0] == maps.flatten(1)[:, 0].to(found.dtype)).all()
+            for zero in (operators.normalize(found, dims), operators.upsample(maps, size)):
+                assert (zero == 0).all()
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_the_reference_enlarges_as_torch_does(dims):
+    torch.manual_seed(11)
+    maps = torch.randn(2, *[4, 5, 3][:dims], dtype=torch.float64, requires_grad=True)
+    size = [9, 7, 6][:dims]
+    mode = ("linear", "bilinear", "trilinear")[dims - 1]
+    want = F.interpolate(maps.unsqueeze(1), size, mode=mode)[:, 0]
+    found = reference.upsample(maps, size, False)
+    torch.testing.assert_close(found, want)
+    weight = torch.randn_like(want)
+    gradients = (torch.autograd.grad((m * weight).sum(), maps)[0] for m in (found, want))
+    torch.testing.assert_close(*gradients)
+
+
 @cases
 def test_guided_product(case, device):
     a, g = operands(case, device)
@@ -410,7 +443,10 @@ def samples(device: torch.device) -> dict[str, tuple[Any, ...]]:
     }
 
 
-@pytest.mark.parametrize("operator", list(samples(torch.device("cpu"))))
+OPERATORS = list(samples(torch.device("cpu")))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_opcheck(operator, device):
     torch.use_deterministic_algorithms(False)  # opcheck compares results, poison and all
     arguments = samples(device)[operator]
@@ -420,6 +456,75 @@ def test_opcheck(operator, device):
         for x in arguments
     ]
     torch.library.opcheck(getattr(torch.ops.fastcam, operator).default, half)
+
+
+def plain(arguments: tuple[Any, ...]) -> list[Any]:
+    return [x.detach() if isinstance(x, Tensor) else x for x in arguments]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_meta_tensors_among_others_are_refused(operator, device):
+    """The result would be memory that nobody has written."""
+    arguments = plain(samples(device)[operator])
+    tensors = [i for i, x in enumerate(arguments) if isinstance(x, Tensor)]
+    functions = (getattr(ops, operator), getattr(torch.ops.fastcam, operator))
+    for i in tensors if len(tensors) > 1 else ():
+        mixed = [x.to("meta") if i == j else x for j, x in enumerate(arguments)]
+        for function in functions:
+            with pytest.raises(RuntimeError, match=r"^[a-z_]+: is on another device than [a-z_]+ "):
+                function(*mixed)
+    meta = [x.to("meta") if isinstance(x, Tensor) else x for x in arguments]
+    got, want = functions[1](*meta), functions[1](*arguments)
+    assert got.device.type == "meta" and got.shape == want.shape and got.dtype == want.dtype
+
+
+def test_devices_are_compared_by_the_reference_too(device, monkeypatch):
+    monkeypatch.setitem(_kernels._PROBLEMS, device.type, "a test")
+    monkeypatch.setattr(_kernels, "_warned", {device.type, "meta"})
+    a, g = torch.rand(1, 3, 4, 4, device=device), torch.rand(1, 3, 4, 4, device="meta")
+    assert torch.equal(ops.cam(a, a, "gradcam"), reference.cam(a, a, "gradcam"))
+    with pytest.raises(RuntimeError, match="gradients: is on another device than activations"):
+        ops.cam(a, g, "gradcam")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_forward_mode_derivatives_are_refused(operator, device):
+    """Never a tangent of 0: by dual tensors, torch.func.jvp, jacfwd, and jvp within jvp."""
+    arguments = plain(samples(device)[operator])
+    function = getattr(ops, operator)
+    want = function(*arguments)
+    for i, x in enumerate(arguments):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            continue
+
+        def of_one(given: Tensor, i: int = i) -> Tensor:
+            return function(*arguments[:i], given, *arguments[i + 1 :])
+
+        def dual(x: Tensor = x, of_one: Any = of_one) -> None:
+            with forward_ad.dual_level():
+                assert torch.equal(of_one(x), want)  # without a tangent as ever
+                of_one(forward_ad.make_dual(x, torch.ones_like(x)))
+
+        def nested(outer: Tensor, x: Tensor = x, of_one: Any = of_one) -> Tensor:
+            return torch.func.jvp(lambda y: of_one(outer) * y.sum(), (x,), (x,))[0]
+
+        calls = {
+            "dual": dual,
+            "jvp": lambda x=x, f=of_one: torch.func.jvp(f, (x,), (x,)),
+            "jacfwd": lambda x=x, f=of_one: torch.func.jacfwd(f)(x),
+            "nested": lambda x=x, f=nested: torch.func.jvp(f, (x,), (x,)),
+        }
+        for call in calls.values():
+            sentence = f"^fastcam.ops.{operator} has no forward-mode derivative"
+            with pytest.raises(NotImplementedError, match=sentence):
+                call()
+    assert torch.equal(function(*arguments), want)
+
+
+def test_the_reference_has_forward_mode_derivatives():
+    a, g = torch.rand(1, 3, 4, 4).double(), torch.rand(1, 3, 4, 4).double()
+    tangent = torch.func.jvp(lambda g: reference.cam(a, g, "gradcam"), (g,), (g,))[1]
+    torch.testing.assert_close(tangent, reference.cam(a, g, "gradcam"))  # it is linear in g
 
 
 def test_every_operator_has_one_name():
