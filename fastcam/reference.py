@@ -75,6 +75,10 @@ def _gradcam_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tens
 
 
 def _gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
+    return _signed_weights(activations.relu(), gradients, eps)
+
+
+def _signed_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
     # alpha ReLU(g) = g^3 / (2 g^2 + sum(A) g^3 + eps), divided by g^3: no power to overflow
     denominator = 2 / gradients + activations.sum(-1, keepdim=True)
     if eps:
@@ -90,6 +94,7 @@ def _xgradcam_weights(activations: Tensor, gradients: Tensor, eps: float) -> Ten
 _CHANNEL_WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "gradcam": _gradcam_weights,
     "gradcam++": _gradcam_plus_plus_weights,
+    "gradcam++-signed": _signed_weights,
     "xgradcam": _xgradcam_weights,
 }
 _ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -174,16 +179,16 @@ class _GuidedReLU(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         return guided_relu_backward(grad_output, *ctx.saved_tensors)
 
-
-def guided_relu(input: Tensor) -> Tensor:
-    return _GuidedReLU.apply(input)
-
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         raise NotImplementedError(
             "fastcam.ops.guided_relu has no forward-mode derivative: its backward is that of no "
             "function"
         )
+
+
+def guided_relu(input: Tensor) -> Tensor:
+    return _GuidedReLU.apply(input)
 
 
 def guided_relu_backward(grad_output: Tensor, input: Tensor) -> Tensor:

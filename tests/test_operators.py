@@ -15,7 +15,10 @@ from torch.autograd import forward_ad
 
 from fastcam import _kernels, ops, reference
 
-METHODS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcam-elementwise")
+METHODS = (
+    *("gradcam", "gradcam++", "gradcam++-signed", "xgradcam"),
+    *("hirescam", "layercam", "gradcam-elementwise"),
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # (N, C, *S)
 SHAPES = (
@@ -170,6 +173,81 @@ def test_gradcam_plus_plus_weights(case, device):
         assert_close(got, want, inf=is_inf(case))
 
 
+def signed_operands(
+    values: str, layout: str, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Activations of both signs (2, 37, 5, 4), gradients (2, 3, 37, 5, 4)."""
+    torch.manual_seed(12)
+    a = torch.randn(2, 37, 5, 4, dtype=torch.float64)
+    g = torch.randn(2, 3, 37, 5, 4, dtype=torch.float64)
+    if values == "all below 0":
+        a = -a.abs()
+    elif values == "pole":  # 2 + g sum(A) = 0 exactly, where g > 0
+        a, g = torch.full_like(a, -1 / 4), g.sign() * 2 / 5
+    elif values == "tiny":
+        a, g = a * 1e-7, g * 1e-7
+    elif values == "nan":
+        a[0, 3, 2, 1], g[1, 2, 5, 0, 0] = torch.nan, torch.nan
+    a, g = laid_out(a.to(dtype), layout), laid_out(g.to(dtype), layout, channel=2)
+    return a.to(device), g.to(device)
+
+
+def weights_by_a_loop(a: Tensor, g: Tensor, eps: float, signed: bool) -> Tensor:
+    """Grad-CAM++'s weights (N, K, C) as the paper writes them, with sum(A) or sum(ReLU(A))."""
+    weights = torch.zeros(g.shape[:3], dtype=torch.float64)
+    for n, k, c in torch.cartesian_prod(*map(torch.arange, g.shape[:3])).tolist():
+        values = a[n, c].double().flatten().tolist()
+        # not max(0, value), which is 0 for NaN
+        total = sum(value if signed or not value < 0 else 0.0 for value in values)
+        for gradient in g[n, k, c].double().flatten().tolist():
+            if gradient <= 0:
+                continue
+            below = 2 * gradient**2 + total * gradient**3 + eps
+            weights[n, k, c] += 0.0 if below == 0 else gradient**2 / below * gradient
+    return weights
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("values", ["batch norm", "all below 0", "pole", "nan"])
+def test_grad_cam_plus_plus_of_negative_activations(values, layout, dtype, device):
+    a, g = signed_operands(values, layout, dtype, device)
+    for eps in (0.0, 1e-3):
+        want = weights_by_a_loop(a, g, eps, signed=False).to(device)
+        for found in (
+            ops.gradcam_plus_plus_weights(a, g, eps),
+            reference.gradcam_plus_plus_weights(a, g, eps),
+        ):
+            assert_close(found, want)
+        scale = reference.weighted_sum(*double(a.abs(), want), False)
+        want = reference.weighted_sum(*double(a, want), False)
+        for cam in (ops.cam, reference.cam):
+            assert_close(cam(a, g, "gradcam++", False, eps), want, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_the_formula_of_other_libraries_has_signed_activations(layout, dtype, device):
+    a, g = signed_operands("batch norm", layout, dtype, device)
+    eps = 1e3  # away from the pole, which amplifies rounding
+    weights = weights_by_a_loop(a, g, eps, signed=True).to(device)
+    scale = reference.weighted_sum(*double(a.abs(), weights.abs()), False)
+    want = reference.weighted_sum(*double(a, weights), False)
+    for cam in (ops.cam, reference.cam):
+        assert_close(cam(a, g, "gradcam++-signed", False, eps), want, scale)
+        same = cam(a.relu(), g, "gradcam++-signed", False), cam(a.relu(), g, "gradcam++", False)
+        assert torch.equal(*same)
+
+
+def test_no_channel_of_negative_activations_outweighs_all(device):
+    """w_k <= sum ReLU(g) / 2, whatever A is: the denominator is at least 2."""
+    for values in ("batch norm", "all below 0", "pole", "tiny"):
+        a, g = signed_operands(values, "contiguous", torch.float64, device)
+        weights = ops.gradcam_plus_plus_weights(a, g)
+        most = g.relu().flatten(3).sum(3) / 2
+        assert (weights >= 0).all() and (weights <= most * (1 + 1e-12)).all()
+
+
 @cases
 @pytest.mark.parametrize("relu", [True, False])
 def test_weighted_sum(case, relu, device):
@@ -243,18 +321,6 @@ def test_upsample(case, factor, device):
     assert ((finite >= 0) & (finite <= 1)).all()
 
 
-@cases
-def test_guided_relu(case, device):
-    _, g = operands(case, device)
-    x = g - 0.1
-    assert torch.equal(ops.guided_relu(x).nan_to_num(7), x.relu().nan_to_num(7))
-    gradient = g.flip(0)
-    got = ops.guided_relu_backward(gradient, x)
-    want = reference.guided_relu_backward(gradient, x)
-    assert got.stride() == torch.empty_like(x).stride()
-    assert torch.equal(got.nan_to_num(7), want.nan_to_num(7))
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_a_constant_map_stays_constant(dims, dtype, device):
@@ -284,6 +350,18 @@ def test_the_reference_enlarges_as_torch_does(dims):
     weight = torch.randn_like(want)
     gradients = (torch.autograd.grad((m * weight).sum(), maps)[0] for m in (found, want))
     torch.testing.assert_close(*gradients)
+
+
+@cases
+def test_guided_relu(case, device):
+    _, g = operands(case, device)
+    x = g - 0.1
+    assert torch.equal(ops.guided_relu(x).nan_to_num(7), x.relu().nan_to_num(7))
+    gradient = g.flip(0)
+    got = ops.guided_relu_backward(gradient, x)
+    want = reference.guided_relu_backward(gradient, x)
+    assert got.stride() == torch.empty_like(x).stride()
+    assert torch.equal(got.nan_to_num(7), want.nan_to_num(7))
 
 
 @cases
