@@ -8,6 +8,7 @@ FASTCAM_KERNELS=reference forces the latter everywhere.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastcam import reference
 
@@ -76,26 +78,51 @@ def _maps_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _register_fakes() -> None:
-    """Shapes and dtypes of the results, for torch.compile."""
-    register = torch.library.register_fake
+def _on_one_device(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function of tensors, once they are found to be on one device."""
 
-    @register("fastcam::gap")
+    @functools.wraps(function)
+    def checked(*arguments: Any) -> Tensor:
+        first, *others = (x for x in arguments if isinstance(x, Tensor))
+        if any(other.device != first.device for other in others):
+            given = zip(inspect.signature(function).parameters, arguments, strict=False)
+            devices = {name: x.device for name, x in given if isinstance(x, Tensor)}
+            expected, *names = devices
+            name = next(name for name in names if devices[name] != devices[expected])
+            raise RuntimeError(
+                f"{name}: is on another device than {expected} ({devices[name]} and "
+                f"{devices[expected]}); move both to one device"
+            )
+        return function(*arguments)
+
+    return checked
+
+
+def _register_fakes() -> None:
+    """Shapes and dtypes of the results, for torch.compile and the device "meta".
+
+    A call with tensors of several devices comes here too if one of them is "meta".
+    """
+
+    def register(name: str) -> Callable[[Callable[..., Tensor]], None]:
+        return lambda fake: torch.library.register_fake(f"fastcam::{name}", _on_one_device(fake))
+
+    @register("gap")
     def _(gradients: Tensor, spatial_dims: int | None = None) -> Tensor:
         dims = gradients.dim() - 2 if spatial_dims is None else spatial_dims
         return gradients.new_empty(gradients.shape[:-dims], dtype=_maps_dtype(gradients))
 
-    @register("fastcam::gradcam_plus_plus_weights")
+    @register("gradcam_plus_plus_weights")
     def _(activations: Tensor, gradients: Tensor, eps: float = 0.0) -> Tensor:
         leading = gradients.shape[: gradients.dim() - activations.dim() + 2]
         return activations.new_empty(leading, dtype=_maps_dtype(activations))
 
-    @register("fastcam::weighted_sum")
+    @register("weighted_sum")
     def _(activations: Tensor, weights: Tensor, relu: bool = True) -> Tensor:
         shape = (*weights.shape[:-1], *activations.shape[2:])
         return activations.new_empty(shape, dtype=_maps_dtype(activations))
 
-    @register("fastcam::cam")
+    @register("cam")
     def _(
         activations: Tensor, gradients: Tensor, method: str, relu: bool = True, eps: float = 0.0
     ) -> Tensor:
@@ -103,7 +130,7 @@ def _register_fakes() -> None:
         shape = (*leading, *activations.shape[2:])
         return activations.new_empty(shape, dtype=_maps_dtype(activations))
 
-    @register("fastcam::saliency")
+    @register("saliency")
     def _(
         activations: Tensor,
         gradients: Tensor,
@@ -116,32 +143,32 @@ def _register_fakes() -> None:
         leading = gradients.shape[: gradients.dim() - activations.dim() + 1]
         return activations.new_empty((*leading, *size), dtype=_maps_dtype(activations))
 
-    @register("fastcam::normalize")
+    @register("normalize")
     def _(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
         return maps.new_empty(maps.shape, dtype=_maps_dtype(maps))
 
-    @register("fastcam::upsample")
+    @register("upsample")
     def _(maps: Tensor, size: Sequence[int], normalize: bool = True, eps: float = 0.0) -> Tensor:
         shape = (*maps.shape[: maps.dim() - len(size)], *size)
         return maps.new_empty(shape, dtype=_maps_dtype(maps))
 
-    @register("fastcam::guided_relu")
+    @register("guided_relu")
     def _(input: Tensor) -> Tensor:
         return torch.empty_like(input)
 
-    @register("fastcam::guided_relu_backward")
+    @register("guided_relu_backward")
     def _(grad_output: Tensor, input: Tensor) -> Tensor:
         return torch.empty_like(input)
 
-    @register("fastcam::guided_product")
+    @register("guided_product")
     def _(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
         return torch.empty_like(guided)
 
-    @register("fastcam::impute")
+    @register("impute")
     def _(images: Tensor, known: Tensor) -> Tensor:
         return images.new_empty(images.shape)
 
-    @register("fastcam::overlay")
+    @register("overlay")
     def _(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:
         return images.new_empty(images.shape, dtype=torch.uint8)
 
@@ -165,21 +192,40 @@ def _overload(name: str) -> Callable[..., Tensor]:
 
 
 class _WithoutBackward(torch.autograd.Function):
-    """A kernel that has no backward, on tensors that want one.
+    """A kernel that has no derivative, on tensors that want one.
 
     Not registered with the dispatcher, where every call would pay for it, more than a small map
     takes.
     """
 
+    generate_vmap_rule = True  # for torch.func.jacfwd, which derives many directions at once
+
     @staticmethod
-    def forward(ctx: Any, name: str, *arguments: Any) -> Tensor:
-        ctx.name = name
+    def forward(name: str, *arguments: Any) -> Tensor:
         return _overload(name)(*arguments)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name = inputs[0]
+        # pictures of overlay are uint8, which have no derivative anywhere
+        derived = output.is_floating_point()
+        ctx.instead = f"; fastcam.reference.{ctx.name} can be derived" if derived else ""
+
+    @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        raise NotImplementedError(f"fastcam.ops.{ctx.name} has no backward{ctx.instead}")
+
+
+class _WithoutDerivative(_WithoutBackward):
+    """The same on tensors that may carry a tangent.
+
+    A class of its own, for torch.compile stops at any jvp and would not show the other's sentence.
+    """
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
         raise NotImplementedError(
-            f"fastcam.ops.{ctx.name} has no backward; fastcam.reference.{ctx.name} can be derived"
+            f"fastcam.ops.{ctx.name} has no forward-mode derivative{ctx.instead}"
         )
 
 
@@ -207,8 +253,11 @@ def operator(name: str, tensor: Tensor, *others: Tensor) -> Callable[..., Tensor
     problem = _PROBLEMS.get(device, "there are kernels for cpu and cuda only")
     if problem is not None:
         _warn_once(device, problem)
-        fallback: Callable[..., Tensor] = getattr(reference, name)
-        return fallback
+        return _on_one_device(getattr(reference, name))
+    if forward_ad._current_level >= 0:  # a tensor may carry a tangent
+        if name == "guided_relu":
+            return reference.guided_relu
+        return functools.partial(_WithoutDerivative.apply, name)
     wants_gradient = tensor.requires_grad or any(other.requires_grad for other in others)
     if wants_gradient and name != "guided_relu" and torch.is_grad_enabled():
         return functools.partial(_WithoutBackward.apply, name)

@@ -52,10 +52,13 @@ def gap(gradients: Tensor, spatial_dims: int | None = None) -> Tensor:
 def gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float = 0.0) -> Tensor:
     """Grad-CAM++'s channel weights.
 
-    w_k = sum_ij alpha_ij ReLU(g_ij), alpha_ij = g_ij^2 / (2 g_ij^2 + sum_ab(A_ab) g_ij^3 + eps), 0
-    where the denominator is 0 (Chattopadhyay et al. 2018, arXiv 1710.11063, equations 5 and 19,
-    with Y = exp(S): its derivatives are exp(S) g, exp(S) g^2, exp(S) g^3; the factor exp(S),
+    w_k = sum_ij alpha_ij ReLU(g_ij), alpha_ij = g_ij^2 / (2 g_ij^2 + sum_ab ReLU(A_ab) g_ij^3 +
+    eps), 0 where the denominator is 0 (Chattopadhyay et al. 2018, arXiv 1710.11063, equations 5 and
+    19, with Y = exp(S): its derivatives are exp(S) g, exp(S) g^2, exp(S) g^3; the factor exp(S),
     constant over an image, is left out).
+
+    The paper has sum_ab A_ab, and takes A >= 0: behind a ReLU both are the same. With negative
+    activations the paper's denominator comes near 0, and one channel outweighs all others.
 
     Args:
         activations: (N, C, *S).
@@ -92,6 +95,7 @@ def cam(
     ======================= ===================================================================
     ``gradcam``             sum_k w_k A^k, w_k = mean_ij g_ij
     ``gradcam++``           sum_k w_k A^k, w_k as in :func:`gradcam_plus_plus_weights`
+    ``gradcam++-signed``    the same with sum_ab A_ab for sum_ab ReLU(A_ab), as other libraries do
     ``xgradcam``            sum_k w_k A^k, w_k = sum_ij g_ij A_ij / (sum_ij A_ij + eps); 0 / 0 = 0
     ``hirescam``            sum_k g A
     ``layercam``            sum_k ReLU(g) A

@@ -53,11 +53,14 @@ def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
     return enlarged.reshape(*leading, *size)
 
 
+def _corner(maps: Tensor, spatial_dims: int) -> Tensor:
+    """Each map's first value, (*L, 1...): without it, a constant map is 0, and so when enlarged."""
+    corner = maps.flatten(-spatial_dims)[..., :1].nan_to_num(0, 0, 0)
+    return corner.reshape(*corner.shape[:-1], *[1] * spatial_dims)
+
+
 def _enlarge_normalized(maps: Tensor, size: Sequence[int], eps: float) -> Tensor:
-    # a shift does not change the result, but keeps a constant map exactly constant when enlarged
-    corner = maps.flatten(-len(size))[..., :1].nan_to_num(0, 0, 0)
-    corner = corner.reshape(*corner.shape[:-1], *[1] * len(size))
-    return _min_max(_enlarge(maps - corner, size), len(size), eps)
+    return _min_max(_enlarge(maps - _corner(maps, len(size)), size), len(size), eps)
 
 
 def _channel_sum(weights: Tensor, activations: Tensor) -> Tensor:
@@ -72,6 +75,10 @@ def _gradcam_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tens
 
 
 def _gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
+    return _signed_weights(activations.relu(), gradients, eps)
+
+
+def _signed_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
     # alpha ReLU(g) = g^3 / (2 g^2 + sum(A) g^3 + eps), divided by g^3: no power to overflow
     denominator = 2 / gradients + activations.sum(-1, keepdim=True)
     if eps:
@@ -87,6 +94,7 @@ def _xgradcam_weights(activations: Tensor, gradients: Tensor, eps: float) -> Ten
 _CHANNEL_WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "gradcam": _gradcam_weights,
     "gradcam++": _gradcam_plus_plus_weights,
+    "gradcam++-signed": _signed_weights,
     "xgradcam": _xgradcam_weights,
 }
 _ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -150,18 +158,33 @@ def normalize(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
 
 def upsample(maps: Tensor, size: Sequence[int], normalize: bool = True, eps: float = 0.0) -> Tensor:
     maps = _arithmetic(maps)
-    return _enlarge_normalized(maps, size, eps) if normalize else _enlarge(maps, size)
+    if normalize:
+        return _enlarge_normalized(maps, size, eps)
+    corner = _corner(maps, len(size))
+    return _enlarge(maps - corner, size) + corner
 
 
 class _GuidedReLU(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor) -> Tensor:
-        ctx.save_for_backward(input)
+    def forward(input: Tensor) -> Tensor:
         return input.relu()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         return guided_relu_backward(grad_output, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "fastcam.ops.guided_relu has no forward-mode derivative: its backward is that of no "
+            "function"
+        )
 
 
 def guided_relu(input: Tensor) -> Tensor:

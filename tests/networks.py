@@ -160,7 +160,7 @@ def literal_map(method: str, activations: Tensor, gradients: Tensor) -> Tensor:
     if method == "gradcam":
         terms = g.mean(2, keepdim=True) * a
     elif method == "gradcam++":
-        denominator = 2 * g**2 + a.sum(2, keepdim=True) * g**3
+        denominator = 2 * g**2 + a.relu().sum(2, keepdim=True) * g**3
         alpha = torch.where(denominator == 0, 0, g**2 / denominator)
         terms = (alpha * g.relu()).sum(2, keepdim=True) * a
     elif method == "xgradcam":

@@ -327,6 +327,24 @@ def test_finer_cam(case: Mapping[str, Any]) -> None:
     assert_served(assert_same("pytorch_grad_cam", script, net.model, net.inputs[: case["batch"]]))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_grad_cam_plus_plus_of_negative_activations(seed: int) -> None:
+    """By the library's own formula, with sum(A)."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Tanh()),
+        *(nn.Flatten(), nn.Linear(4 * 64, 5)),
+    ).eval()
+    nn.init.normal_(model[6].weight)
+
+    def script(model: nn.Module, inputs: Tensor) -> Any:
+        assert (model[:2](inputs) < 0).any()
+        with pgc.GradCAMPlusPlus(model, [model[1]]) as cam:
+            return cam(inputs, grad_cam_targets("mixed", len(inputs)))
+
+    assert_served(assert_same("pytorch_grad_cam", script, model, torch.randn(3, 3, 12, 12)))
+
+
 @parametrize(
     [
         {"method": method, "layers": layers, "eigen_smooth": eigen}

@@ -853,6 +853,27 @@ def test_fix() -> None:
     torch.testing.assert_close(masked, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("eps", [None, 1e-3])
+@pytest.mark.parametrize("broken", [False, True])
+def test_fixed_grad_cam_pp_keeps_the_papers_sum(broken: bool, eps: float | None) -> None:
+    """sum(A) of negative activations; products that are NaN are left out, as by torchcam."""
+    model, x = net(), images()
+    model.relu.inplace = False
+    with dropin.install("torchcam", fix=True), methods.GradCAMpp(model, "features") as cam:
+        scores = model(x)
+        if broken:
+            cam.hook_a[0][1, 2, 3, 1] = torch.nan
+        (maps,) = cam(CLASSES, scores, normalized=False, **({"eps": eps} if eps else {}))
+        a, g = cam.hook_a[0].detach().double(), cam.hook_g[0].double()
+    assert (a < 0).any()
+    denominator = 2 * g**2 + a.sum((2, 3), keepdim=True) * g**3 + (eps or 0)
+    alpha = torch.where(denominator == 0, 0, g**2 / denominator)
+    products = (alpha * g.relu()).sum((2, 3), keepdim=True) * a
+    expected = products.nansum(1).relu().float()
+    assert expected.isfinite().all() and expected.flatten(1).any(1).all()
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_fixed_smooth_grad_cam() -> None:
     model, x = net(), images()
     model.relu.inplace = False

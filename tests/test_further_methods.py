@@ -438,9 +438,9 @@ def test_smooth_grad_cam_plus_plus(dims: int) -> None:
     noise.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
     gradients = torch.stack([parts(model, images + some)[1] for some in noise.split(3)])
     second, third = (gradients**2).mean(0), (gradients**3).mean(0)
-    total = a.flatten(2).sum(2).view(*a.shape[:2], *[1] * dims)
-    denominator = 2 * second + total * third
-    alpha = torch.where(denominator == 0, 0, second / denominator)
+    assert (a < 0).any()
+    total = a.relu().flatten(2).sum(2).view(*a.shape[:2], *[1] * dims)
+    alpha = torch.where(second == 0, 0, second / (2 * second + total * third))
     weights = (alpha * gradients.mean(0).relu()).flatten(2).sum(2)
     near(raw("smoothgradcam++", model, images), summed(a, weights))
 

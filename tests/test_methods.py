@@ -239,7 +239,7 @@ def test_alpha_from_derivatives_of_the_exponential() -> None:
         [derivatives(i) for i in range(activations.numel())], dtype=torch.float64
     ).T.reshape(3, 3, 9)
     kept = activations.detach().reshape(3, 9)
-    denominator = 2 * second + kept.sum(1, keepdim=True) * third
+    denominator = 2 * second + kept.relu().sum(1, keepdim=True) * third
     alpha = torch.where(denominator == 0, 0, second / denominator)
     weights = (alpha * first.relu()).sum(1)
     assert (first > 0).any() and (first < 0).any()

@@ -6,14 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pairwise import pairwise
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastcam import _kernels, ops, reference
 
-METHODS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcam-elementwise")
+METHODS = (
+    *("gradcam", "gradcam++", "gradcam++-signed", "xgradcam"),
+    *("hirescam", "layercam", "gradcam-elementwise"),
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # (N, C, *S)
 SHAPES = (
@@ -168,6 +173,81 @@ def test_gradcam_plus_plus_weights(case, device):
         assert_close(got, want, inf=is_inf(case))
 
 
+def signed_operands(
+    values: str, layout: str, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Activations of both signs (2, 37, 5, 4), gradients (2, 3, 37, 5, 4)."""
+    torch.manual_seed(12)
+    a = torch.randn(2, 37, 5, 4, dtype=torch.float64)
+    g = torch.randn(2, 3, 37, 5, 4, dtype=torch.float64)
+    if values == "all below 0":
+        a = -a.abs()
+    elif values == "pole":  # 2 + g sum(A) = 0 exactly, where g > 0
+        a, g = torch.full_like(a, -1 / 4), g.sign() * 2 / 5
+    elif values == "tiny":
+        a, g = a * 1e-7, g * 1e-7
+    elif values == "nan":
+        a[0, 3, 2, 1], g[1, 2, 5, 0, 0] = torch.nan, torch.nan
+    a, g = laid_out(a.to(dtype), layout), laid_out(g.to(dtype), layout, channel=2)
+    return a.to(device), g.to(device)
+
+
+def weights_by_a_loop(a: Tensor, g: Tensor, eps: float, signed: bool) -> Tensor:
+    """Grad-CAM++'s weights (N, K, C) as the paper writes them, with sum(A) or sum(ReLU(A))."""
+    weights = torch.zeros(g.shape[:3], dtype=torch.float64)
+    for n, k, c in torch.cartesian_prod(*map(torch.arange, g.shape[:3])).tolist():
+        values = a[n, c].double().flatten().tolist()
+        # not max(0, value), which is 0 for NaN
+        total = sum(value if signed or not value < 0 else 0.0 for value in values)
+        for gradient in g[n, k, c].double().flatten().tolist():
+            if gradient <= 0:
+                continue
+            below = 2 * gradient**2 + total * gradient**3 + eps
+            weights[n, k, c] += 0.0 if below == 0 else gradient**2 / below * gradient
+    return weights
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("values", ["batch norm", "all below 0", "pole", "nan"])
+def test_grad_cam_plus_plus_of_negative_activations(values, layout, dtype, device):
+    a, g = signed_operands(values, layout, dtype, device)
+    for eps in (0.0, 1e-3):
+        want = weights_by_a_loop(a, g, eps, signed=False).to(device)
+        for found in (
+            ops.gradcam_plus_plus_weights(a, g, eps),
+            reference.gradcam_plus_plus_weights(a, g, eps),
+        ):
+            assert_close(found, want)
+        scale = reference.weighted_sum(*double(a.abs(), want), False)
+        want = reference.weighted_sum(*double(a, want), False)
+        for cam in (ops.cam, reference.cam):
+            assert_close(cam(a, g, "gradcam++", False, eps), want, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_the_formula_of_other_libraries_has_signed_activations(layout, dtype, device):
+    a, g = signed_operands("batch norm", layout, dtype, device)
+    eps = 1e3  # away from the pole, which amplifies rounding
+    weights = weights_by_a_loop(a, g, eps, signed=True).to(device)
+    scale = reference.weighted_sum(*double(a.abs(), weights.abs()), False)
+    want = reference.weighted_sum(*double(a, weights), False)
+    for cam in (ops.cam, reference.cam):
+        assert_close(cam(a, g, "gradcam++-signed", False, eps), want, scale)
+        same = cam(a.relu(), g, "gradcam++-signed", False), cam(a.relu(), g, "gradcam++", False)
+        assert torch.equal(*same)
+
+
+def test_no_channel_of_negative_activations_outweighs_all(device):
+    """w_k <= sum ReLU(g) / 2, whatever A is: the denominator is at least 2."""
+    for values in ("batch norm", "all below 0", "pole", "tiny"):
+        a, g = signed_operands(values, "contiguous", torch.float64, device)
+        weights = ops.gradcam_plus_plus_weights(a, g)
+        most = g.relu().flatten(3).sum(3) / 2
+        assert (weights >= 0).all() and (weights <= most * (1 + 1e-12)).all()
+
+
 @cases
 @pytest.mark.parametrize("relu", [True, False])
 def test_weighted_sum(case, relu, device):
@@ -239,6 +319,37 @@ def test_upsample(case, factor, device):
     assert_close(got, want, torch.ones_like(want), is_inf(case))
     finite = got[got.isfinite()]
     assert ((finite >= 0) & (finite <= 1)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_constant_map_stays_constant(dims, dtype, device):
+    """Whichever order it is enlarged and normalized in: noise would fill [0, 1]."""
+    torch.manual_seed(11)
+    for extent, enlarged in ((1, 5), (3, 7), (5, 3), (7, 30), (4, 4)):
+        size = [enlarged + axis for axis in range(dims)]
+        levels = torch.tensor([0.1, -3.7, 1e-5, 1234.5]).view(-1, *[1] * dims)
+        maps = levels.expand(-1, *[extent] * dims).to(device, dtype)
+        for operators in (ops, reference):
+            found = operators.upsample(maps, size, False)
+            assert (found == found.flatten(1)[:, :1].view(-1, *[1] * dims)).all()
+            assert (found.flatten(1)[:, 0] == maps.flatten(1)[:, 0].to(found.dtype)).all()
+            for zero in (operators.normalize(found, dims), operators.upsample(maps, size)):
+                assert (zero == 0).all()
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_the_reference_enlarges_as_torch_does(dims):
+    torch.manual_seed(11)
+    maps = torch.randn(2, *[4, 5, 3][:dims], dtype=torch.float64, requires_grad=True)
+    size = [9, 7, 6][:dims]
+    mode = ("linear", "bilinear", "trilinear")[dims - 1]
+    want = F.interpolate(maps.unsqueeze(1), size, mode=mode)[:, 0]
+    found = reference.upsample(maps, size, False)
+    torch.testing.assert_close(found, want)
+    weight = torch.randn_like(want)
+    gradients = (torch.autograd.grad((m * weight).sum(), maps)[0] for m in (found, want))
+    torch.testing.assert_close(*gradients)
 
 
 @cases
@@ -410,7 +521,10 @@ def samples(device: torch.device) -> dict[str, tuple[Any, ...]]:
     }
 
 
-@pytest.mark.parametrize("operator", list(samples(torch.device("cpu"))))
+OPERATORS = list(samples(torch.device("cpu")))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_opcheck(operator, device):
     torch.use_deterministic_algorithms(False)  # opcheck compares results, poison and all
     arguments = samples(device)[operator]
@@ -420,6 +534,75 @@ def test_opcheck(operator, device):
         for x in arguments
     ]
     torch.library.opcheck(getattr(torch.ops.fastcam, operator).default, half)
+
+
+def plain(arguments: tuple[Any, ...]) -> list[Any]:
+    return [x.detach() if isinstance(x, Tensor) else x for x in arguments]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_meta_tensors_among_others_are_refused(operator, device):
+    """The result would be memory that nobody has written."""
+    arguments = plain(samples(device)[operator])
+    tensors = [i for i, x in enumerate(arguments) if isinstance(x, Tensor)]
+    functions = (getattr(ops, operator), getattr(torch.ops.fastcam, operator))
+    for i in tensors if len(tensors) > 1 else ():
+        mixed = [x.to("meta") if i == j else x for j, x in enumerate(arguments)]
+        for function in functions:
+            with pytest.raises(RuntimeError, match=r"^[a-z_]+: is on another device than [a-z_]+ "):
+                function(*mixed)
+    meta = [x.to("meta") if isinstance(x, Tensor) else x for x in arguments]
+    got, want = functions[1](*meta), functions[1](*arguments)
+    assert got.device.type == "meta" and got.shape == want.shape and got.dtype == want.dtype
+
+
+def test_devices_are_compared_by_the_reference_too(device, monkeypatch):
+    monkeypatch.setitem(_kernels._PROBLEMS, device.type, "a test")
+    monkeypatch.setattr(_kernels, "_warned", {device.type, "meta"})
+    a, g = torch.rand(1, 3, 4, 4, device=device), torch.rand(1, 3, 4, 4, device="meta")
+    assert torch.equal(ops.cam(a, a, "gradcam"), reference.cam(a, a, "gradcam"))
+    with pytest.raises(RuntimeError, match="gradients: is on another device than activations"):
+        ops.cam(a, g, "gradcam")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_forward_mode_derivatives_are_refused(operator, device):
+    """Never a tangent of 0: by dual tensors, torch.func.jvp, jacfwd, and jvp within jvp."""
+    arguments = plain(samples(device)[operator])
+    function = getattr(ops, operator)
+    want = function(*arguments)
+    for i, x in enumerate(arguments):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            continue
+
+        def of_one(given: Tensor, i: int = i) -> Tensor:
+            return function(*arguments[:i], given, *arguments[i + 1 :])
+
+        def dual(x: Tensor = x, of_one: Any = of_one) -> None:
+            with forward_ad.dual_level():
+                assert torch.equal(of_one(x), want)  # without a tangent as ever
+                of_one(forward_ad.make_dual(x, torch.ones_like(x)))
+
+        def nested(outer: Tensor, x: Tensor = x, of_one: Any = of_one) -> Tensor:
+            return torch.func.jvp(lambda y: of_one(outer) * y.sum(), (x,), (x,))[0]
+
+        calls = {
+            "dual": dual,
+            "jvp": lambda x=x, f=of_one: torch.func.jvp(f, (x,), (x,)),
+            "jacfwd": lambda x=x, f=of_one: torch.func.jacfwd(f)(x),
+            "nested": lambda x=x, f=nested: torch.func.jvp(f, (x,), (x,)),
+        }
+        for call in calls.values():
+            sentence = f"^fastcam.ops.{operator} has no forward-mode derivative"
+            with pytest.raises(NotImplementedError, match=sentence):
+                call()
+    assert torch.equal(function(*arguments), want)
+
+
+def test_the_reference_has_forward_mode_derivatives():
+    a, g = torch.rand(1, 3, 4, 4).double(), torch.rand(1, 3, 4, 4).double()
+    tangent = torch.func.jvp(lambda g: reference.cam(a, g, "gradcam"), (g,), (g,))[1]
+    torch.testing.assert_close(tangent, reference.cam(a, g, "gradcam"))  # it is linear in g
 
 
 def test_every_operator_has_one_name():

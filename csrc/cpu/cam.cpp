@@ -23,7 +23,8 @@ void run_rows(const CamOperands& o, const Method& method, bool relu, F* maps) {
         F* result = maps + image * classes * positions;
         if constexpr (has_channel_weights<Method>) {
           std::vector<F> totals(channels), weights(classes * channels);
-          if (Method::kUsesActivations) row_totals(a, image, channels, positions, totals.data());
+          if constexpr (Method::kUsesActivations)
+            row_totals(a, image, channels, positions, method, totals.data());
           for (int64_t k = 0; k < classes; ++k)
             row_weights(
                 a, g, image, k, channels, positions, method, totals.data(), &weights[k * channels]);
@@ -44,7 +45,7 @@ void run_planes(const CamOperands& o, const Method& method, bool relu, F* maps) 
       [&](const Tile& tile, int64_t first, int64_t last, F* rows) {
         if constexpr (has_channel_weights<Method>) {
           F totals[kMaxTile], weights[kMaxTile];
-          if (Method::kUsesActivations) plane_totals(a, tile, positions, totals);
+          if constexpr (Method::kUsesActivations) plane_totals(a, tile, positions, method, totals);
           for (int64_t k = first; k < last; ++k) {
             plane_weights(a, g, tile, k, positions, method, totals, weights);
             add_planes(a, a, tile, 0, positions, weights, Weighted<F>{}, rows + k * positions);

@@ -77,13 +77,14 @@ FASTCAM_HOST_DEVICE F sum_elements(
       [&](int64_t i) FASTCAM_INLINED { return value(load(a[i * a_step]), load(g[i * g_step])); });
 }
 
-// sum over positions of A, as a method whose weight it is
-template <class F>
+// A method's total, as a method whose weight it is
+template <class F, class Method>
 struct Total {
   static constexpr bool kUsesActivations = false;
   static constexpr bool kTermUsesTotal = false;
+  Method method;
 
-  FASTCAM_HOST_DEVICE F term(F, F g, F) const { return g; }
+  FASTCAM_HOST_DEVICE F term(F a, F, F) const { return method.summand(a); }
   FASTCAM_HOST_DEVICE F weight(F sum, F, int64_t) const { return sum; }
 };
 
@@ -127,10 +128,11 @@ void plane_weights(
   });
 }
 
-template <class T, class F>
-void plane_totals(const Features<T>& a, const Tile& tile, int64_t positions, F* totals) {
+template <class T, class F, class Method>
+void plane_totals(
+    const Features<T>& a, const Tile& tile, int64_t positions, const Method& method, F* totals) {
   const F* none = nullptr;
-  plane_weights(a, a, tile, 0, positions, Total<F>{}, none, totals);
+  plane_weights(a, a, tile, 0, positions, Total<F, Method>{method}, none, totals);
 }
 
 // map[p] += sum over the tile's channels of f(A, g, w_c) over planes
@@ -261,11 +263,12 @@ void row_weights(
   }
 }
 
-template <class T, class F>
+template <class T, class F, class Method>
 void row_totals(
-    const Features<T>& a, int64_t image, int64_t channels, int64_t positions, F* totals) {
+    const Features<T>& a, int64_t image, int64_t channels, int64_t positions, const Method& method,
+    F* totals) {
   const F* none = nullptr;
-  row_weights(a, a, image, 0, channels, positions, Total<F>{}, none, totals);
+  row_weights(a, a, image, 0, channels, positions, Total<F, Method>{method}, none, totals);
 }
 
 // map[p] = ReLU(sum over channels of f(A, g, w_c)) over rows, positions first to last

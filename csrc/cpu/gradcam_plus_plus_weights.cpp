@@ -20,7 +20,7 @@ Tensor gradcam_plus_plus_weights(const Tensor& activations, const Tensor& gradie
           images, channels * positions * (classes + 1),
           [&, classes = classes, channels = channels, positions = positions](int64_t image) {
             std::vector<F> totals(channels);
-            row_totals(a, image, channels, positions, totals.data());
+            row_totals(a, image, channels, positions, method, totals.data());
             for (int64_t k = 0; k < classes; ++k)
               row_weights(
                   a, g, image, k, channels, positions, method, totals.data(),
@@ -33,7 +33,7 @@ Tensor gradcam_plus_plus_weights(const Tensor& activations, const Tensor& gradie
       const int64_t begin = task % tiles * size;
       const Tile tile{task / tiles, begin, std::min(begin + size, channels)};
       F totals[kMaxTile];
-      plane_totals(a, tile, positions, totals);
+      plane_totals(a, tile, positions, method, totals);
       for (int64_t k = 0; k < classes; ++k)
         plane_weights(
             a, g, tile, k, positions, method, totals,

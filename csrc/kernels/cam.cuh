@@ -250,10 +250,13 @@ class CamBlock {
     } else {
       const T *a = staged_activations(step), *g = staged_gradients(step);
       const int count = channels(step), used = kAcross ? tile_ : count;
-      if (Method::kUsesActivations && step % classes_ == 0) {
-        sum_positions(a, a, count, [](int, F activation, F) { return activation; });
-        if (c < used) totals()[c] = folded_sum(c);
-        __syncthreads();
+      if constexpr (Method::kUsesActivations) {
+        if (step % classes_ == 0) {
+          sum_positions(
+              a, a, count, [&](int, F activation, F) { return o_.method.summand(activation); });
+          if (c < used) totals()[c] = folded_sum(c);
+          __syncthreads();
+        }
       }
       sum_positions(
           Method::kUsesActivations ? a : g, g, count, [&](int k, F activation, F gradient) {

@@ -65,8 +65,9 @@ __global__ void __launch_bounds__(kThreads, 2) channel_weights_kernel(
   };
 
   F totals[kCount] = {}, sums[kCount];
-  if (Method::kUsesActivations) {
-    strided_sums(first, step, extents.positions, activation, totals);
+  if constexpr (Method::kUsesActivations) {
+    const auto summand = [&](int64_t p, int j) { return method.summand(activation(p, j)); };
+    strided_sums(first, step, extents.positions, summand, totals);
     reduce(totals);
   }
   const auto term = [&](int64_t p, int j) {

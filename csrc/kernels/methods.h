@@ -1,7 +1,8 @@
 // The formula of every method, one functor each. A: activation, g: gradient dS/dA, Z: positions.
 //
 // Channel-weight methods (M = sum_k w_k A^k):
-//   w_k = weight(sum over positions of term(A, g, total), total, Z), total = sum over positions of A
+//   w_k = weight(sum over positions of term(A, g, total), total, Z),
+//   total = sum over positions of summand(A), for methods that use activations
 // Elementwise methods: M = sum_k pixel(A, g)
 #pragma once
 
@@ -30,6 +31,8 @@ struct GradCAM {
 
 // Chattopadhyay et al. 2018, arXiv 1710.11063, equations 5 and 19 with Y = exp(S):
 // w_k = sum alpha ReLU(g), alpha = g^2 / (2 g^2 + total g^3 + eps), 0 where the denominator is 0.
+// The derivation takes A >= 0. total = sum ReLU(A) keeps it so, and the denominator away from 0; without a
+// floor it is sum A, as other libraries have it.
 // alpha ReLU(g) is computed as g / (2 + g total + eps / g^2), without the powers that float32 would lose;
 // where g total overflows, that is 1 / total.
 template <class F>
@@ -37,7 +40,9 @@ struct GradCAMPlusPlus {
   static constexpr bool kUsesActivations = true;
   static constexpr bool kTermUsesTotal = true;
   F eps;
+  F floor = 0;  // of activations in the total; -infinity: none
 
+  FASTCAM_HOST_DEVICE F summand(F a) const { return a < floor ? floor : a; }  // NaN stays
   FASTCAM_HOST_DEVICE F term(F, F g, F total) const {
     constexpr F kMax = std::numeric_limits<F>::max();
     const F product = g * total;
@@ -57,6 +62,7 @@ struct XGradCAM {
   static constexpr bool kTermUsesTotal = false;
   F eps;
 
+  FASTCAM_HOST_DEVICE F summand(F a) const { return a; }
   FASTCAM_HOST_DEVICE F term(F a, F g, F) const { return g * a; }
   FASTCAM_HOST_DEVICE F weight(F sum, F total, int64_t) const {
     const F denominator = total + eps;

@@ -413,13 +413,18 @@ def _grad_cam_weights(activations: Tensor, gradients: Tensor, eps: float | None)
 
 def _grad_cam_pp(activations: Tensor, gradients: Tensor, eps: float | None) -> Tensor:
     if settings.fix:
-        return ops.cam(activations, gradients, "gradcam++", eps=eps or 0.0)
+        return ops.cam(activations, gradients, "gradcam++-signed", eps=eps or 0.0)
     return ops.weighted_sum(activations, _grad_cam_pp_weights(activations, gradients, eps))
 
 
 def _grad_cam_pp_weights(activations: Tensor, gradients: Tensor, eps: float | None) -> Tensor:
     if settings.fix:
-        return ops.gradcam_plus_plus_weights(activations, gradients, eps or 0.0)
+        g = gradients.flatten(2)
+        denominator = 2 + g * activations.flatten(2).sum(-1, keepdim=True)
+        if eps:
+            denominator = denominator + eps / g**2
+        outside = (g <= 0) | (denominator == 0)
+        return (g / denominator).masked_fill(outside, 0).sum(-1)
     # torchcam divides a copy of alpha = g^2, so alpha ReLU(g) is ReLU(g)^3
     return gradients.relu().pow_(3).flatten(2).sum(-1)
 
@@ -661,7 +666,8 @@ def _smooth_weights(
         extractor.hook_g[layer] = extractor.hook_g[layer][-count:].clone()
         if settings.fix:
             extractor.hook_a[layer] = activations
-            weights.append(smooth_weights(activations, torch.cat(found)))
+            total = ops.gap(activations) * activations.shape[2:].numel()
+            weights.append(smooth_weights(total, torch.cat(found)))
         else:
             weights.append(_smooth_weights_of_torchcam(activations, found, samples, eps))
     return weights

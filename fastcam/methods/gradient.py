@@ -74,7 +74,7 @@ class GradientMap(MapMethod):
         """The maps of K classes, (N, K, *S), without a backward: g = W[c] / Z at every position."""
         positions = head.pooled.shape[2:].numel()
         slopes = head.weight / positions
-        total = ops.gap(head.pooled) * positions
+        total = ops.gap(head.pooled.relu()) * positions
         # classes by blocks, so that the weights (N, block, C) stay in a CPU's cache
         elements = 2**18 if total.device.type == "cpu" else 2**26
         blocks = torch.split(class_ids, max(1, elements // max(1, total.numel())), dim=1)
@@ -91,7 +91,7 @@ class GradientMap(MapMethod):
 
         Args:
             slopes: g, (N, K, C).
-            total: sum(A), (N, C).
+            total: sum(ReLU(A)), (N, C).
             positions: Z.
         """
         return slopes
@@ -109,14 +109,16 @@ class GradCAM(GradientMap):
 class GradCAMPlusPlus(GradientMap):
     """M = ReLU(sum_k w_k A^k), w_k = sum_ij alpha_ij ReLU(g_ij).
 
-    Chattopadhyay et al. 2018, arXiv 1710.11063, equations 5 and 19 with Y = exp(S); see
-    :func:`fastcam.ops.gradcam_plus_plus_weights`. The factor exp(S) of the raw map is left out.
+    alpha_ij = g_ij^2 / (2 g_ij^2 + sum_ab ReLU(A_ab) g_ij^3): Chattopadhyay et al. 2018, arXiv
+    1710.11063, equations 5 and 19 with Y = exp(S), and ReLU(A) for A, which the paper takes to be
+    at least 0; see :func:`fastcam.ops.gradcam_plus_plus_weights`. The factor exp(S) of the raw map
+    is left out.
     """
 
     name = "gradcam++"
 
     def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
-        # sum_ij ReLU(g) / (2 + g sum(A)): Z times that of a single position with A = sum(A)
+        # sum_ij ReLU(g) / (2 + g total): Z times that of a single position whose A is the total
         single = ops.gradcam_plus_plus_weights(total.unsqueeze(-1), slopes.unsqueeze(-1))
         return single.mul_(positions)
 

@@ -19,9 +19,9 @@ from fastcam.targets import Selection
 class SmoothGradCAMPlusPlus(MapMethod):
     """M = ReLU(sum_k w_k A^k), w_k = sum_ij alpha_ij ReLU(E[g_ij]), E the mean over noisy images.
 
-    alpha_ij = E[g_ij^2] / (2 E[g_ij^2] + sum_ab(A_ab) E[g_ij^3]), 0 where the denominator is 0:
-    Omeiza et al. 2019, arXiv 1908.01224, with E[g^2] for E[g] in the numerator, as in Grad-CAM++ of
-    one image. A is that of the images without noise.
+    alpha_ij = E[g_ij^2] / (2 E[g_ij^2] + sum_ab ReLU(A_ab) E[g_ij^3]), 0 where the denominator is
+    0: Omeiza et al. 2019, arXiv 1908.01224, with E[g^2] for E[g] in the numerator and ReLU(A) for
+    A, as in Grad-CAM++ of one image. A is that of the images without noise.
     """
 
     name = "smoothgradcam++"
@@ -87,17 +87,22 @@ class SmoothGradCAMPlusPlus(MapMethod):
             for layer, gradient in enumerate(gradients):
                 activations = record.activations[layer]
                 samples = gradient.unflatten(0, (self.samples, count))
-                weights = smooth_weights(activations, samples)
+                total = ops.gap(activations.relu()) * activations.shape[2:].numel()
+                weights = smooth_weights(total, samples)
                 maps[layer].append(ops.weighted_sum(activations, weights, relu))
         several = selection.scores.dim() == 2
         return [torch.stack(layer, 1) if several else layer[0] for layer in maps]
 
 
-def smooth_weights(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Channel weights (N, C), for gradients (samples, N, C, *S) of noisy images."""
+def smooth_weights(total: Tensor, gradients: Tensor) -> Tensor:
+    """Channel weights (N, C) from the gradients of noisy images.
+
+    Args:
+        total: sum_ab(A_ab) of the denominator, (N, C).
+        gradients: (samples, N, C, *S).
+    """
     g = gradients if gradients.dtype == torch.float64 else gradients.float()
     g = g.flatten(3)
-    total = ops.gap(activations) * g.shape[3]
     # alpha keeps its value where g is scaled and sum(A) inversely: so powers neither under- nor
     # overflow
     scale = g.abs().amax((0, 3))

@@ -63,7 +63,13 @@ void test_gradcam_plus_plus() {
     expect_near(
         GradCAMPlusPlus<double>{eps}.term(0, g, total), want, 1e-12 * want, "alpha ReLU(g)");
   }
-  const GradCAMPlusPlus<float> method{0};
+  const GradCAMPlusPlus<float> method{0}, no_floor{0, -INFINITY};
+  for (float a : {-INFINITY, -3.5f, -0.0f, 0.0f, 2.5f, INFINITY}) {
+    expect_near(method.summand(a), std::max(a, 0.0f), 0, "ReLU(A)");
+    expect_near(no_floor.summand(a), a, 0, "A");
+  }
+  expect_near(method.summand(NAN), kNaN, 0, "NaN of A");
+  expect_near(no_floor.summand(NAN), kNaN, 0, "NaN of A without a floor");
   expect_near(method.term(0, 0.5f, -4), 0, 0, "a denominator of 0");
   expect_near(method.term(0, 0, 1), 0, 0, "no gradient");
   expect_near(method.term(0, NAN, 1), kNaN, 0, "NaN");

@@ -28,12 +28,15 @@ Estimate reference_weight(
     const std::string& method, const Array<T>& a, const Array<T>& g, const Extents& e, int64_t n,
     int64_t k, int64_t c) {
   Estimate total, sum;
-  for (int64_t p = 0; p < e.positions; ++p) total.add(a(n, 0, c, p), std::abs(a(n, 0, c, p)));
+  for (int64_t p = 0; p < e.positions; ++p) {
+    const double activation = a(n, 0, c, p);
+    total.add(method == "gradcam++" ? std::max(activation, 0.0) : activation, std::abs(activation));
+  }
   for (int64_t p = 0; p < e.positions; ++p) {
     const double activation = a(n, 0, c, p), gradient = g(n, k, c, p);
     if (method == "gradcam") sum.add(gradient / e.positions, std::abs(gradient) / e.positions);
     if (method == "xgradcam") sum.add(gradient * activation, std::abs(gradient * activation));
-    if (method == "gradcam++" && gradient > 0) {
+    if (method.rfind("gradcam++", 0) == 0 && gradient > 0) {
       const double square = gradient * gradient, cube = square * gradient;
       const double denominator = 2 * square + total.value * cube + kPlusPlusEps;
       const double term = square / denominator * gradient;
@@ -149,6 +152,7 @@ void test_case(const Case& test) {
   const Array<T> g(e, test.gradients);
   test_method("gradcam", GradCAM<F>{}, test, a, g, true);
   test_method("gradcam++", GradCAMPlusPlus<F>{F(kPlusPlusEps)}, test, a, g, true);
+  test_method("gradcam++-signed", GradCAMPlusPlus<F>{F(kPlusPlusEps), -INFINITY}, test, a, g, true);
   test_method("xgradcam", XGradCAM<F>{F(kXGradEps)}, test, a, g, false);
   test_method("hirescam", HiResCAM<F>{}, test, a, g, true);
   test_method("layercam", LayerCAM<F>{}, test, a, g, false);

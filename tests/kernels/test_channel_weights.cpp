@@ -31,19 +31,22 @@ void test_weights(const Extents& e, Layout a_layout, Layout g_layout) {
   const Array<T> a({e.images, 1, e.channels, e.positions}, a_layout), g(e, g_layout);
   const auto gap = run(a, g, GradCAM<F>{});
   const auto plus_plus = run(a, g, GradCAMPlusPlus<F>{F(kEps)});
+  const auto no_floor = run(a, g, GradCAMPlusPlus<F>{F(kEps), -INFINITY});
   const auto x = run(a, g, XGradCAM<F>{F(kXEps)});
   const std::string layouts = std::string(", A ") + name_of(a_layout) + ", g " + name_of(g_layout);
 
   for (int64_t n = 0; n < e.images; ++n) {
     for (int64_t k = 0; k < e.classes; ++k) {
       for (int64_t c = 0; c < e.channels; ++c) {
-        long double total = 0, total_scale = 0, mean = 0, mean_scale = 0, product = 0,
-                    product_scale = 0;
+        long double total = 0, total_scale = 0, rectified = 0, mean = 0, mean_scale = 0,
+                    product = 0, product_scale = 0;
         for (int64_t p = 0; p < e.positions; ++p) {
           total += a(n, 0, c, p);
+          rectified += std::max<double>(a(n, 0, c, p), 0);
           total_scale += std::abs(a(n, 0, c, p));
         }
-        long double sum = 0, sum_scale = 0;
+        // of Grad-CAM++, with sum ReLU(A) and with sum A
+        long double sums[2] = {}, sum_scales[2] = {};
         for (int64_t p = 0; p < e.positions; ++p) {
           const double gradient = g(n, k, c, p), square = gradient * gradient;
           mean += gradient / e.positions;
@@ -51,17 +54,22 @@ void test_weights(const Extents& e, Layout a_layout, Layout g_layout) {
           product += gradient * a(n, 0, c, p);
           product_scale += std::abs(gradient * a(n, 0, c, p));
           if (gradient <= 0) continue;
-          const long double denominator = 2 * square + total * square * gradient + kEps;
-          sum += square / denominator * gradient;
-          // near its pole the formula amplifies the rounding of its inputs
-          sum_scale += square * gradient / (denominator * denominator) *
-                       (2 * square + total_scale * square * gradient + kEps);
+          for (int i : {0, 1}) {
+            const long double cube = square * gradient;
+            const long double denominator = 2 * square + (i ? total : rectified) * cube + kEps;
+            sums[i] += cube / denominator;
+            // near its pole the formula amplifies the rounding of its inputs
+            sum_scales[i] +=
+                cube / (denominator * denominator) * (2 * square + total_scale * cube + kEps);
+          }
         }
         const int64_t i = (n * e.classes + k) * e.channels + c;
         const double divisor = total + kXEps;
         const double rounding = kRounding<T>;
         expect_near(gap[i], mean, rounding * mean_scale, "gap" + layouts);
-        expect_near(plus_plus[i], sum, rounding * sum_scale, "Grad-CAM++" + layouts);
+        expect_near(plus_plus[i], sums[0], rounding * sum_scales[0], "Grad-CAM++" + layouts);
+        expect_near(
+            no_floor[i], sums[1], rounding * sum_scales[1], "Grad-CAM++ without a floor" + layouts);
         expect_near(
             x[i], product / divisor,
             rounding * (product_scale / std::abs(divisor) +

@@ -71,7 +71,7 @@ class GradCAM(_OfGradients):
         return np.mean(grads, axis=_over(grads))
 
 
-@maps_by(weighing("gradcam++", eps=1e-6))
+@maps_by(weighing("gradcam++-signed", eps=1e-6))
 class GradCAMPlusPlus(_OfGradients):
     """w_k = sum alpha ReLU(g), alpha = g^2 / (2 g^2 + g^3 sum(A) + 1e-6), 0 where g is 0.
 
