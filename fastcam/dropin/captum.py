@@ -158,7 +158,7 @@ def _start(attribution: Any, inputs: tuple[Tensor, ...], additional: Any) -> Sta
 
     try:
         start = closest_start(attempt, {"layer": layer})
-    except ValueError:  # the layer returns its input, which is overwritten later
+    except Exception:  # what is wrong, captum says
         start = Start("model")
     _starts[attribution] = (id(forward), id(layer)), start
     return start

@@ -217,7 +217,7 @@ class Forward:
         self.extractor._hooks_enabled = False
         try:
             start = closest_start(attempt, layers)
-        except ValueError:  # a layer returns its input
+        except Exception:  # what is wrong, the user's own run says
             start = Start("model")
         finally:
             self.extractor._hooks_enabled = True

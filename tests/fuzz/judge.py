@@ -211,8 +211,8 @@ def gradcam(a: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 
 def denominator_sum(a: np.ndarray) -> np.ndarray:
-    """What stands for sum A in the denominator of Grad-CAM++."""
-    return a.sum((2, 3), keepdims=True)
+    """sum ReLU(A), which stands for sum A in the denominator of Grad-CAM++."""
+    return np.maximum(a, 0).sum((2, 3), keepdims=True)
 
 
 def gradcam_plus_plus(a: np.ndarray, g: np.ndarray) -> np.ndarray:
