@@ -17,7 +17,15 @@ from weakref import ReferenceType
 import torch
 from torch import Tensor, nn
 
-from fastcam.engine.inputs import Inputs, images_of, rows_of, select_rows, with_images
+from fastcam.engine.inputs import (
+    Inputs,
+    are_pictures,
+    arguments,
+    images_of,
+    rows_of,
+    select_rows,
+    with_images,
+)
 from fastcam.engine.layouts import Layouts, find_layouts, reading_of
 from fastcam.engine.opaque import refusals, why_nothing_is_seen
 from fastcam.engine.outputs import Output, logits_of
@@ -483,6 +491,9 @@ def capture(
             f"expected (N, classes); give output= with .movedim({layouts.rows}, 0)"
         )
 
+    # the axes of pictures that the model itself stacks are not followed: extents decide
+    stacked = any(map(are_pictures, arguments(recorded.inputs).values()))
+    rows = None if stacked else logits.shape[0]
     readings = []
     for name in layers:
         if name not in points:
@@ -493,7 +504,7 @@ def capture(
             )
         found = layouts.layers.get(name)
         shape = points[name].value.shape
-        readings.append(reshape or reading_of(name, shape, extents, found, logits.shape[0]))
+        readings.append(reshape or reading_of(name, shape, extents, found, rows))
     activations = tuple(
         read(points[name].value) for name, read in zip(layers, readings, strict=True)
     )

@@ -96,6 +96,8 @@ class PerImage:
         Raises:
             ValueError: if an image's logits depend on the others in its batch.
         """
+        if self._independent is None and self._named is not None:
+            self._independent = True  # so the user says
         if self._independent is None:
             one = self.first(model, inputs, output)
             images = images_of(one)
