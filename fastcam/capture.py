@@ -465,7 +465,9 @@ def capture(
     if graph == "layers" and start is None:
         one = per_image.first(model, inputs, output)
         start = find_start(model, one, layers, output, repeats.chosen)
-    if layouts is None:
+    if layouts is None and not layers:
+        layouts = Layouts(None, {})
+    elif layouts is None:
         layouts = find_layouts(model, per_image.pair(model, inputs, output), layers, output)
     before = State(model) if reruns else None
     recorded = record(model, inputs, layers, graph=graph, start=start, hooks=hooks, repeats=repeats)
@@ -508,6 +510,10 @@ def capture(
     activations = tuple(
         read(points[name].value) for name, read in zip(layers, readings, strict=True)
     )
+    usual = () if images is None else tuple(range(2, images.dim()))
+    if activations and {layer.dim() - 2 for layer in activations} == {len(usual)} != {len(places)}:
+        places = usual  # nothing was summed over: the axis of channels is among them
+        extents = None if images is None else tuple(images.shape[2:])
     for name, layer in zip(layers, activations, strict=True):
         if layer.dim() < 3 or layer.shape[0] != logits.shape[0]:
             raise ValueError(

@@ -24,7 +24,7 @@ from fastcam.engine.inputs import (
     Inputs,
 )
 from fastcam.engine.recording import OUTPUT, Start
-from fastcam.engine.running import run
+from fastcam.engine.running import hooks_of, run
 from fastcam.engine.trials import trial
 from fastcam.engine.values import (
     agree,
@@ -148,7 +148,7 @@ class FastModel:
     def _current_versions(self) -> list[Any]:
         found: list[Any] = []
         for module in self._source.modules():
-            hooks = *module._forward_hooks, *module._forward_pre_hooks
+            hooks = tuple(hooks_of(module))
             found.append((id(module), hooks, id(vars(module).get("forward"))))
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None and not tensor.is_inference():
@@ -534,9 +534,8 @@ def _in_channels_last(tensor: Tensor) -> Tensor:
 def _why_not_copied(model: nn.Module, inputs: Inputs) -> str:
     """Why a copy would not do what the model does, or would do it to the model; empty if it may."""
     for module in model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            if any(isinstance(hook, FunctionType) for hook in hooks.values()):
-                return "its hooks are functions, which a copy shares with it"
+        if any(isinstance(hook, FunctionType) for hook in hooks_of(module).values()):
+            return "its hooks are functions, which a copy shares with it"
     copied = _copied(model)
     before = [{key: id(value) for key, value in vars(each).items()} for each in model.modules()]
     given = inputs, _changed(inputs)

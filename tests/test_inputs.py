@@ -237,7 +237,8 @@ def test_per_image_names_what_cannot_be_found() -> None:
     with pytest.raises(ValueError, match=r"^per_image: of the inputs 1, .* give per_image=\[\]"):
         fastcam.ScoreCAM(model, "inner.conv")((images, texts))
     named = fastcam.ScoreCAM(model, "inner.conv", per_image=[])((images, texts))
-    expected = fastcam.ScoreCAM(Fixed(model, texts), "model.inner.conv")(images)
+    fixed = Fixed(model, texts)
+    expected = fastcam.ScoreCAM(fixed, "model.inner.conv", per_image=[])(images)
     torch.testing.assert_close(named, expected)
     with pytest.raises(ValueError, match=r"^per_image: got 'texts', but the inputs are 0, 1"):
         fastcam.ScoreCAM(model, "inner.conv", per_image=["texts"])((images, texts))

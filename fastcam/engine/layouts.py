@@ -129,7 +129,7 @@ def find_layouts(
         return hook
 
     images = _seen(rows)
-    if images is None or not layers:
+    if images is None:
         return Layouts(None, {})
     hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
         (module, following.recurrent)

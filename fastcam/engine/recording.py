@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fastcam.engine.inputs import Inputs
-from fastcam.engine.running import Hooks
+from fastcam.engine.running import Hooks, hooks_of
 from fastcam.engine.trials import trial
 from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of
 
@@ -423,7 +423,7 @@ def find_start(
 
 def has_hooks(model: nn.Module) -> bool:
     """Whether further runs of it would be noticed."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return any(map(hooks_of, model.modules()))
 
 
 def closest_start(

@@ -164,7 +164,14 @@ def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: Any) -> Any:
         return hook(*args) if threading.get_ident() == thread else None
 
+    called.of_a_run = True  # type: ignore[attr-defined]
     return called
+
+
+def hooks_of(module: nn.Module) -> dict[int, Any]:
+    """A module's forward hooks and pre-hooks, without those of runs, in other threads too."""
+    found = [*list(module._forward_hooks.items()), *list(module._forward_pre_hooks.items())]
+    return {key: hook for key, hook in found if not getattr(hook, "of_a_run", False)}
 
 
 def _behind_others(hook: Callable[..., Any], after: Sequence[Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.engine.inputs import Inputs
-from fastcam.engine.running import Hooks, run
+from fastcam.engine.running import Hooks, hooks_of, run
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _CONTAINERS = (list, dict, set, deque)
@@ -60,7 +60,7 @@ class State:
 class _Module:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._hooks = _hooks(module)
+        self._hooks = hooks_of(module).keys()
         attributes = {k: v for k, v in vars(module).items() if k not in _OF_EVERY_MODULE}
         self._parts = [(module._buffers, dict(module._buffers)), (vars(module), attributes)]
         values = [value for _, part in self._parts for value in part.values()]
@@ -75,7 +75,7 @@ class _Module:
 
     @property
     def has_other_hooks(self) -> bool:
-        return _hooks(self._module) != self._hooks
+        return hooks_of(self._module).keys() != self._hooks
 
     def restore(self, flags: bool) -> None:
         """Args: flags: whether attributes that are no tensors are put back too."""
@@ -102,7 +102,3 @@ class _Module:
 
 def _parts(container: Any) -> list[Any]:
     return list(container.values() if isinstance(container, dict) else container)
-
-
-def _hooks(module: nn.Module) -> tuple[list[int], list[int]]:
-    return list(module._forward_hooks), list(module._forward_pre_hooks)
