@@ -105,7 +105,7 @@ class FastModel:
         start: Start = OUTPUT,
     ) -> None:
         self._source = model
-        self._versions = self._current_versions()
+        self._parts, self._versions = self._parts_and_versions()
         self._channels_last = options.channels_last
         self._notes: dict[str, str] = {}
         self._units: list[_Unit] = []
@@ -135,7 +135,11 @@ class FastModel:
         Parameters, buffers and modules that were exchanged or written to, hooks and forwards that
         were set; not what is written through ``.data``.
         """
-        return self._versions != self._current_versions()
+        parts, versions = self._parts_and_versions()
+        same = len(parts) == len(self._parts) and all(
+            now is then for now, then in zip(parts, self._parts, strict=True)
+        )
+        return not same or versions != self._versions
 
     def prepared(self, inputs: Inputs) -> Inputs:
         """The inputs in the copy's memory format."""
@@ -145,15 +149,18 @@ class FastModel:
         """By part of the network: what was done, or why not."""
         return {**self._notes, **{unit.name: unit.state for unit in self._units}}
 
-    def _current_versions(self) -> list[Any]:
-        found: list[Any] = []
+    def _parts_and_versions(self) -> tuple[list[Any], list[Any]]:
+        """What the network is made of, and how often and by which hooks that was changed."""
+        parts: list[Any] = []
+        versions: list[Any] = []
         for module in self._source.modules():
-            hooks = tuple(hooks_of(module))
-            found.append((id(module), hooks, id(vars(module).get("forward"))))
+            parts += module, vars(module).get("forward")
+            versions.append(tuple(hooks_of(module)))
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None and not tensor.is_inference():
-                    found.append((id(tensor), tensor.data_ptr(), tensor._version))
-        return found
+                    parts.append(tensor)
+                    versions += tensor.data_ptr(), tensor._version
+        return parts, versions
 
     def _build(
         self, model: nn.Module, inputs: Inputs, layers: Sequence[str], options: Options
