@@ -27,7 +27,6 @@ import fastcam
 
 MAP_METHODS = ["gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcam-elementwise"]
 CLASSES = torch.tensor([1, 4, 2])
-TOKENS = {"vit_b_16", "swin_t", "timm/vit_tiny_patch16_224"}
 SMALL = {"resnet18", "r3d_18", "signal"}
 
 
@@ -48,8 +47,6 @@ def near(value: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 def test_maps_of_a_full_backward(name: str, device: torch.device) -> None:
     model, images = network(name)
     model, images = copy.deepcopy(model).to(device), images.to(device)
-    if name in TOKENS:  # sums of normed tokens are near 0: Grad-CAM++ divides by rounding errors
-        model, images = model.double(), images.double()
     kept = full_backward(model, images, ARCHITECTURES[name], CLASSES.to(device))
     activations, gradients = (as_positions(name, tensor) for tensor in kept)
 

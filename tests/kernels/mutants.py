@@ -174,6 +174,8 @@ MUTANTS = [
     ("interpolate.h", "j / 2 == in - 1 ? out", "j / 2 == in ? out"),
     ("interpolate.h", "range == 0 ? F(0)", "false ? F(0)"),
     ("methods.h", "value < 0 ? F(0)", "value <= 0 || value != value ? F(0)"),
+    ("methods.h", "a < floor ? floor : a", "a < floor || a != a ? floor : a"),
+    ("methods.h", "F floor = 0", "F floor = 1"),
     ("methods.h", "sum / F(positions)", "sum / F(positions + 1)"),
     ("methods.h", "if (eps != 0) denominator", "if (eps == 0) denominator"),
     ("methods.h", "g <= 0 ||", "g < -1 ||"),
