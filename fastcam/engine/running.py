@@ -157,14 +157,20 @@ class Loan:
             self.give_back()
 
 
+def ours(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a hook that is not the user's: see :func:`hooks_of`."""
+    hook.of_a_run = True  # type: ignore[attr-defined]
+    return hook
+
+
 def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """The hook, silent in other threads."""
     thread = threading.get_ident()
 
+    @ours
     def called(*args: Any) -> Any:
         return hook(*args) if threading.get_ident() == thread else None
 
-    called.of_a_run = True  # type: ignore[attr-defined]
     return called
 
 

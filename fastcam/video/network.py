@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from fastcam import ops
 from fastcam.cores import single_threaded, threads_abreast
+from fastcam.engine.running import ours
 from fastcam.errors import FastcamError, first_line
 from fastcam.explainer import Explainer
 from fastcam.targets import ClassChoice
@@ -152,6 +153,7 @@ class Network:
     def _twins(self, count: int, closed: threading.Event) -> list[Explainer]:
         """Explainers for as many threads, whose networks stop where it is ``closed``; or none."""
 
+        @ours
         def check(*_: object) -> None:
             if closed.is_set():
                 raise _Closed
