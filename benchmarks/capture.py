@@ -1,13 +1,18 @@
-"""What an explanation takes beside plain inference, in time and memory: resnet50, batch 8."""
+"""What an explanation takes beside plain inference, in time and memory, batch 8.
+
+Of several networks with the layer that is found, and of whole stages that are named.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +22,8 @@ from benchmarks.harness import Result
 from benchmarks.implementations import Call, Network
 
 BATCH = 8
+NETWORKS = ("densenet121", "efficientnet_b0", "mobilenet_v3_small", "vit_b_16")
+STAGES = {"densenet121": "features", "efficientnet_b0": "features", "resnet50": "layer3"}
 
 
 def _every_class(net: Network, method: str) -> Call:
@@ -37,23 +44,47 @@ def _all_classes(method: str, net: Network) -> dict[str, Call]:
     }
 
 
-# case -> its method and the implementations
-CASES: dict[str, tuple[str, Callable[[str, Network], dict[str, Call]]]] = {
-    "gradcam": ("gradcam", _one_class),
-    "gradcam of 1000 classes": ("gradcam", _all_classes),
-    "gradcam++ of 1000 classes": ("gradcam++", _all_classes),
+def _itself(method: str, net: Network) -> dict[str, Call]:
+    return {
+        "inference": implementations.inference(net, method),
+        "fastcam": implementations.fastcam_maps(net, method),
+    }
+
+
+class Case(NamedTuple):
+    method: str
+    calls: Callable[[str, Network], dict[str, Call]]
+    network: str = "resnet50"
+    stage: str | None = None
+    """The layer; None for the one that is found."""
+
+
+CASES = {
+    "gradcam": Case("gradcam", _one_class),
+    "gradcam of 1000 classes": Case("gradcam", _all_classes),
+    "gradcam++ of 1000 classes": Case("gradcam++", _all_classes),
+    **{f"gradcam, {name}": Case("gradcam", _itself, name) for name in NETWORKS},
+    **{
+        f"gradcam at {stage}, {name}": Case("gradcam", _itself, name, stage)
+        for name, stage in STAGES.items()
+    },
 }
 
 
+def _network(case: str, device: torch.device) -> Network:
+    net = implementations.network(CASES[case].network, BATCH, device)
+    stage = CASES[case].stage
+    return net if stage is None else dataclasses.replace(net, layer=stage)
+
+
 def _calls(case: str, net: Network) -> dict[str, Call]:
-    method, make = CASES[case]
-    return make(method, net)
+    return CASES[case].calls(CASES[case].method, net)
 
 
 def _check(case: str, net: Network, calls: dict[str, Call]) -> None:
     """The same maps from all; of all classes, that of the top class."""
-    method, make = CASES[case]
-    if make is _one_class:
+    method, make = CASES[case][:2]
+    if make is not _all_classes:
         implementations.check(net, method, calls)
         return
     cam = fastcam.METHODS[method](net.model, net.layer)
@@ -73,7 +104,7 @@ def _peak(case: str, name: str, device: torch.device) -> int:
 
 
 def measure(case: str, device: torch.device) -> list[Result]:
-    net = implementations.network("resnet50", BATCH, device)
+    net = _network(case, device)
     calls = _calls(case, net)
     _check(case, net, calls)
     peaks = {
@@ -94,5 +125,4 @@ def cases(device: torch.device, full: bool) -> dict[str, Callable[[], list[Resul
 
 if __name__ == "__main__":  # one implementation's peak memory, for _peak
     _case, _name, _device = sys.argv[1], sys.argv[2], torch.device(sys.argv[3])
-    _network = implementations.network("resnet50", BATCH, _device)
-    print(harness.peak_memory(_calls(_case, _network)[_name], _device))
+    print(harness.peak_memory(_calls(_case, _network(_case, _device))[_name], _device))
