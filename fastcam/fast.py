@@ -8,7 +8,6 @@ the copy computes as the network itself does. A part that does not allow a step 
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from fastcam.engine.inputs import (
     Inputs,
 )
 from fastcam.engine.recording import OUTPUT, Start
-from fastcam.engine.running import hooks_of, run
+from fastcam.engine.running import copied, hooks_of, run
 from fastcam.engine.trials import trial
 from fastcam.engine.values import (
     agree,
@@ -543,15 +542,20 @@ def _why_not_copied(model: nn.Module, inputs: Inputs) -> str:
     for module in model.modules():
         if any(isinstance(hook, FunctionType) for hook in hooks_of(module).values()):
             return "its hooks are functions, which a copy shares with it"
-    copied = _copied(model)
-    before = [{key: id(value) for key, value in vars(each).items()} for each in model.modules()]
+    made = _copied(model)
+    before = _identities(model)
     given = inputs, _changed(inputs)
-    answers = [run(copied, each) for each in given]
-    if before != [{k: id(v) for k, v in vars(each).items()} for each in model.modules()]:
+    answers = [run(made, each) for each in given]
+    if before != _identities(model):
         return "a copy of it writes to its attributes"
     if not _agree([trial(model, each) for each in given], answers):
         return "a copy of it gives another answer"
     return ""
+
+
+def _identities(model: nn.Module) -> list[dict[str, int]]:
+    """Of all attributes of all modules."""
+    return [{key: id(value) for key, value in list(vars(m).items())} for m in model.modules()]
 
 
 def _changed(inputs: Inputs) -> Inputs:
@@ -561,13 +565,13 @@ def _changed(inputs: Inputs) -> Inputs:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        copied = copy.deepcopy(model)
+        made = copied(model)
     except Exception as error:  # whatever a user's class raises
         raise ValueError(
             f"model: the fast mode works on a copy, and this one cannot be copied "
             f"({first_line(error)}); explain it without compile()"
         ) from error
-    return copied.eval().requires_grad_(False)
+    return made.eval().requires_grad_(False)
 
 
 def _unfoldable(model: nn.Module, trace: _Trace, norm: str, layers: Sequence[str]) -> str | None:

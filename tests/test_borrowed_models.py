@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -112,6 +113,50 @@ def test_threads_that_share_a_network(training: bool) -> None:
         future.result()
     assert not errors, set(errors)
     assert state(model) == before and torch.is_grad_enabled()
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    "method",
+    [
+        fastcam.GradCAMPlusPlus,
+        fastcam.EigenCAM,
+        fastcam.ScoreCAM,
+        fastcam.AblationCAM,
+        fastcam.SmoothGradCAMPlusPlus,
+        fastcam.GuidedGradCAM,
+    ],
+)
+def test_first_calls_side_by_side(method: type, shared: bool, eager_switches: None) -> None:
+    model = net().eval()
+    images = [torch.randn(1, 3, 6, 6) for _ in range(10)]
+    expected = [method(model, "body")(image, 1) for image in images]
+    before = state(model)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(4):
+            own = [method(model, "body") for _ in images]
+            cams = [own[0]] * len(images) if shared else own
+            found = pool.map(lambda cam, image: cam(image, 1), cams, images)
+            for one, other in zip(found, expected, strict=True):
+                assert torch.equal(one, other)
+    assert state(model) == before
+
+
+def test_a_method_is_copied_with_its_model() -> None:
+    cam, image = fastcam.GradCAM(net().eval(), "body"), torch.randn(1, 3, 6, 6)
+    expected = cam(image, 1)
+    for other in (copy.deepcopy(cam), pickle.loads(pickle.dumps(cam))):
+        assert torch.equal(other(image, 1), expected)
+        assert not set(map(id, other.model.modules())) & set(map(id, cam.model.modules()))
 
 
 def test_a_service_that_hands_calls_to_threads() -> None:

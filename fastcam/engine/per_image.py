@@ -101,8 +101,9 @@ class PerImage:
         if self._independent is None:
             one = self.first(model, inputs, output)
             images = images_of(one)
-            self._independent = images is None or len(images) != 1
-            if images is not None and len(images) == 1:
+            if images is None or len(images) != 1:
+                self._independent = True
+            else:
                 both = select_rows(one, self.of(model, one, output), 1, torch.tensor([0, 0]))
                 both = with_images(both, _beside_another(images))
                 alone = logits_of(trial(model, one), output, 1).detach()

@@ -361,18 +361,23 @@ def _held(module: nn.Module) -> list[Tensor]:
     """The parameters, buffers and attributes of a module itself."""
     found: list[Tensor] = []
     for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-        values = value.values() if isinstance(value, dict) else value
-        many = isinstance(value, (list, tuple, dict))
-        found += [v for v in (values if many else (value,)) if isinstance(v, Tensor)]
+        if isinstance(value, dict):
+            value = list(value.values())  # at once: other threads hang hooks on and off
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        found += [v for v in values if isinstance(v, Tensor)]
     return found
 
 
-def let_go(started: Iterable[ReferenceType[Tensor]]) -> None:
-    """Takes the graph from tensors that the model, its hooks or its user may have kept."""
-    for reference in started:
-        tensor = reference()
+def let_go(started: list[ReferenceType[Tensor]]) -> None:
+    """Takes the graph from tensors that the model, its hooks or its user may have kept.
+
+    Empties the list as it goes, so that what an interrupt leaves is the next call's to do.
+    """
+    while started:
+        tensor = started[-1]()
         if tensor is not None and not tensor._is_view():
             tensor.detach_()
+        started.pop()
 
 
 def held_with_graph(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
@@ -380,7 +385,7 @@ def held_with_graph(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]
     found = []
     for module in model.modules():
         attributes = vars(module)
-        for name, value in attributes.items():
+        for name, value in list(attributes.items()):
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 found.append((attributes, name, value))
     return found

@@ -6,6 +6,7 @@ act in the thread that set them, and evaluation mode ends with the last run that
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 from collections import OrderedDict
@@ -128,20 +129,22 @@ class Loan:
                 _eager.enter(self)
         if self._before or functions:
             _plain_checkpoints.enter(self)
-        for module, hook in self._before:
-            module.register_forward_pre_hook(hook, with_kwargs=True)
-        for module, hook in self._hooks:
-            module.register_forward_hook(hook)
+        with _hanging:
+            for module, hook in self._before:
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+            for module, hook in self._hooks:
+                module.register_forward_hook(hook)
 
     def give_back(self) -> None:
         """Everything as it was found; once is enough, and more do no harm."""
-        for module, hook in self._hooks:
-            for key in _keys(module._forward_hooks, hook):
-                del module._forward_hooks[key]
-        for module, hook in self._before:
-            for key in _keys(module._forward_pre_hooks, hook):
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-                del module._forward_pre_hooks[key]
+        with _hanging:
+            for module, hook in self._hooks:
+                for key in _keys(module._forward_hooks, hook):
+                    del module._forward_hooks[key]
+            for module, hook in self._before:
+                for key in _keys(module._forward_pre_hooks, hook):
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
+                    del module._forward_pre_hooks[key]
         _plain_checkpoints.leave(self)
         _eager.leave(self)
         _evaluation.leave(self)
@@ -174,10 +177,29 @@ def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+_hanging = threading.RLock()  # held while hooks are hung on or off
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, without the hooks of runs in other threads."""
+    with _hanging:
+        made = copy.deepcopy(model)
+    for module in made.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                del hooks[key]
+    return made
+
+
 def hooks_of(module: nn.Module) -> dict[int, Any]:
     """A module's forward hooks and pre-hooks, without those of runs, in other threads too."""
     found = [*list(module._forward_hooks.items()), *list(module._forward_pre_hooks.items())]
-    return {key: hook for key, hook in found if not getattr(hook, "of_a_run", False)}
+    return {key: hook for key, hook in found if not _is_ours(hook)}
+
+
+def _is_ours(hook: Any) -> bool:
+    return getattr(hook, "of_a_run", False)
 
 
 def _behind_others(hook: Callable[..., Any], after: Sequence[Any]) -> Callable[..., Any]:

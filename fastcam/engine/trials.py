@@ -61,7 +61,7 @@ class _Module:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._hooks = hooks_of(module).keys()
-        attributes = {k: v for k, v in vars(module).items() if k not in _OF_EVERY_MODULE}
+        attributes = {k: v for k, v in list(vars(module).items()) if k not in _OF_EVERY_MODULE}
         self._parts = [(module._buffers, dict(module._buffers)), (vars(module), attributes)]
         values = [value for _, part in self._parts for value in part.values()]
         self._contents = [(v, v.copy()) for v in values if isinstance(v, _CONTAINERS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -128,6 +129,7 @@ class Method:
         self._checked = False  # what the first call says of the outputs and the layers
         self._start: Start | None = None  # of the graph, found by the first call
         self._started: list[ReferenceType[Tensor]] = []
+        self._turn = threading.RLock()
         self._keeps: bool | None = None  # whether the model keeps tensors; None: not known yet
         self._layouts: dict[Any, Layouts] = {}  # by the shapes of what goes in, None for all
 
@@ -216,19 +218,24 @@ class Method:
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
-        """Around a call: nothing is recorded unasked, and no graph stays in the model."""
-        try:
-            with torch.inference_mode(False), torch.no_grad():
+        """Around a call: one at a time, recording nothing unasked, leaving no graph behind."""
+        with self._turn, torch.inference_mode(False), torch.no_grad():
+            try:
                 yield
-        finally:
-            if self._keeps is not False:
-                held = [each for model in self.networks for each in held_with_graph(model)]
-                for attributes, name, tensor in held:
-                    attributes[name] = tensor.detach()
-                if self._checked:
-                    self._keeps = self._keeps or bool(held)
-            let_go(self._started)
-            self._started = []
+            finally:
+                if self._keeps is not False:
+                    held = [each for model in self.networks for each in held_with_graph(model)]
+                    for attributes, name, tensor in held:
+                        attributes[name] = tensor.detach()
+                    if self._checked:
+                        self._keeps = self._keeps or bool(held)
+                let_go(self._started)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _turn=threading.RLock())  # a lock cannot be copied
 
     def _find_start(self, inputs: Inputs) -> None:
         if self.graph == "layers" and self._start is None:
