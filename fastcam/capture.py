@@ -8,7 +8,7 @@ it was found: hooks and modes are put back on every way out; fastcam never write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -62,6 +62,22 @@ class PooledHead:
 
 
 @dataclass(frozen=True)
+class LayerReading:
+    """Turns what a layer returned, or the gradient, in the runs that count into (N, C, *S)."""
+
+    of_run: Reshape
+    """Turns that of one run into (N, C, *S)."""
+    axis: int | None
+    """The axis of (N, C, *S) that the runs are along; None if only one counts."""
+
+    def __call__(self, runs: Sequence[Tensor]) -> Tensor:
+        if self.axis is None:
+            (only,) = runs
+            return self.of_run(only)
+        return torch.stack([self.of_run(each) for each in runs], self.axis)
+
+
+@dataclass(frozen=True)
 class Capture:
     """What one run of a network left behind. It holds the recorded graph: drop it when done."""
 
@@ -79,15 +95,15 @@ class Capture:
     """The images' axes that are positions."""
     images: Tensor | None
     """The first input with positions; the graph's leaf where it starts at the images."""
-    points: tuple[Point, ...]
-    """What the layers returned, and where it stands in the graph."""
-    readings: tuple[Reshape, ...]
+    points: tuple[tuple[Point, ...], ...]
+    """What the layers returned in the runs that count, and where it stands in the graph."""
+    readings: tuple[LayerReading, ...]
     """What turns that, and its gradient, into (N, C, *S)."""
 
     runs: tuple[int, ...]
     """How often each layer ran."""
     counted: tuple[int, ...]
-    """Which run of each layer counts, from 0."""
+    """Which run of each layer counts, from 0; the last one if all do."""
 
     started: list[ReferenceType[Tensor]]
     """The model's tensors that a graph was started in."""
@@ -115,7 +131,7 @@ class Capture:
             ValueError: if a score does not depend on a layer.
         """
         found = self._raw_gradients(scores, retain)
-        return [read(gradient) for read, gradient in zip(self.readings, found, strict=True)]
+        return [read(each) for read, each in zip(self.readings, found, strict=True)]
 
     def hessian_products(
         self, scores: Tensor, *, retain: bool = True
@@ -129,34 +145,48 @@ class Capture:
         products = []
         with torch.enable_grad():
             found = self._raw_gradients(scores, True, create_graph=True)
-        for i, (gradient, point, read) in enumerate(
+        for i, (gradients, points, read) in enumerate(
             zip(found, self.points, self.readings, strict=True), start=1
         ):
             kept = retain or i < len(found)
-            product = None
-            if gradient.requires_grad:
-                assert point.edge is not None
-                (product,) = torch.autograd.grad(
-                    gradient, [point.edge], point.value, retain_graph=kept, allow_unused=True
-                )
+            # sum over the runs of <dS/dA, A>, A constant: its gradient is the Hessian times A
+            with torch.enable_grad():
+                slope = torch.stack(
+                    [
+                        (gradient * point.value).sum()
+                        for gradient, point in zip(gradients, points, strict=True)
+                    ]
+                ).sum()
             # a network that is linear from the layer up has no second derivative
-            product = torch.zeros_like(gradient) if product is None else point.read(product)
-            products.append((read(gradient.detach()), read(product)))
+            second = [
+                torch.zeros_like(gradient) if product is None else product
+                for gradient, product in zip(
+                    gradients, gradients_at(points, slope, retain=kept), strict=True
+                )
+            ]
+            products.append((read([each.detach() for each in gradients]), read(second)))
         return products
 
     def _raw_gradients(
         self, scores: Tensor, retain: bool, create_graph: bool = False
-    ) -> list[Tensor]:
-        """dS/dA as the layers returned A."""
-        found = gradients_at(self.points, scores, retain=retain, create_graph=create_graph)
+    ) -> list[list[Tensor]]:
+        """By layer, dS/dA as it returned A, of each run that counts."""
+        every = [point for points in self.points for point in points]
+        found = iter(gradients_at(every, scores, retain=retain, create_graph=create_graph))
         gradients = []
-        for name, gradient in zip(self.layers, found, strict=True):
-            if gradient is None:
+        for name, points in zip(self.layers, self.points, strict=True):
+            each = [next(found) for _ in points]
+            if all(gradient is None for gradient in each):
                 raise ValueError(
                     f"target_layers: the score does not depend on what '{name}' returned (a branch "
                     "that is not used, or torch.no_grad() or detach() behind it in the model)"
                 )
-            gradients.append(gradient)
+            gradients.append(
+                [
+                    torch.zeros_like(point.value) if gradient is None else gradient
+                    for point, gradient in zip(points, each, strict=True)
+                ]
+            )
         return gradients
 
     def image_gradients(self, scores: Tensor, *, retain: bool = True) -> Tensor:
@@ -182,6 +212,19 @@ class Capture:
     def module(self, layer: int) -> nn.Module:
         """The layer itself."""
         return self._model.get_submodule(self.layers[layer])
+
+    def reading_of_one_run(self, layer: int) -> Reshape:
+        """What turns the output of the layer's run that counts into (N, C, *S).
+
+        Raises:
+            ValueError: if every run counts.
+        """
+        if self.readings[layer].axis is not None:
+            raise ValueError(
+                f"target_layers: '{self.layers[layer]}' runs once for each picture of a clip, but "
+                "this method needs one run; name a layer behind the loop, or choose a run by run="
+            )
+        return self.readings[layer].of_run
 
     def autocast(self) -> torch.autocast:
         """The precision that the run had, for others like it."""
@@ -311,9 +354,9 @@ class Recording:
 
     outputs: Any
     """What the model returned, with its graph."""
-    points: dict[str, Point]
+    points: dict[str, tuple[Point, ...]]
     """By layer, in the order in which they ran: the first tensor with positions that it returned,
-    and where it stands in the graph."""
+    and where it stands in the graph, for each run that counts."""
     returned: dict[str, Any]
     """By layer, all that its caller received: an operation in place behind it shows here."""
     shapes: dict[str, list[torch.Size]]
@@ -344,12 +387,15 @@ def record(
     start: Start | None = None,
     hooks: Hooks = (),
     repeats: Repeats | None = None,
+    stepwise: Mapping[str, int] | None = None,
 ) -> Recording:
     """Runs the model once in evaluation mode, with a graph from the first of the layers up.
 
     Args:
         model, inputs, layers, graph, start, repeats: as for :func:`capture`.
         hooks: further forward hooks, for this run.
+        stepwise: the layers that run for each step of a loop, and how often: the last of each
+            step counts.
 
     Raises:
         ValueError: for images without floating point, where the graph is to start there; for a
@@ -377,7 +423,7 @@ def record(
         elif start.place == "layer":  # the user's own tensors do not count what happens here
             inputs = rebuild(inputs, lambda tensor: tensor.data)
     modules = {name: model.get_submodule(name) for name in layers}
-    recorder = Recorder(modules, start, run=repeats.chosen)
+    recorder = Recorder(modules, start, run=repeats.chosen, stepwise=stepwise)
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def remember(module: nn.Linear, args: tuple[Tensor, ...], returned: Tensor) -> None:
@@ -404,10 +450,9 @@ def record(
     recorder.check()
     shapes = {name: recorder.shapes[name] for name in layers}
     counted = {name: repeats.index(name, shapes[name]) for name in layers if shapes[name]}
-    points = {name: point for name, (point,) in recorder.points.items()}
     return Recording(
         outputs,
-        points,
+        recorder.points,
         recorder.returned,
         shapes,
         counted,
@@ -462,29 +507,44 @@ def capture(
             returned no logits.
     """
     per_image, repeats = per_image or PerImage(), repeats or Repeats()
-    if graph == "layers" and start is None:
-        one = per_image.first(model, inputs, output)
-        start = find_start(model, one, layers, output, repeats.chosen)
     if layouts is None and not layers:
         layouts = Layouts(None, {})
     elif layouts is None:
         layouts = find_layouts(model, per_image.pair(model, inputs, output), layers, output)
+    stepwise = layouts.stepwise if repeats.chosen is None else {}
+    if graph == "layers" and start is None:
+        one = per_image.first(model, inputs, output)
+        start = find_start(model, one, layers, output, repeats.chosen, stepwise)
     before = State(model) if reruns else None
-    recorded = record(model, inputs, layers, graph=graph, start=start, hooks=hooks, repeats=repeats)
+    recorded = record(
+        model,
+        inputs,
+        layers,
+        graph=graph,
+        start=start,
+        hooks=hooks,
+        repeats=repeats,
+        stepwise=stepwise,
+    )
     points, images = recorded.points, recorded.images
     places = layouts.places or (() if images is None else tuple(range(2, images.dim())))
     extents = None if images is None else tuple(images.shape[axis] for axis in places)
-    several = {name: shapes for name, shapes in recorded.shapes.items() if len(shapes) > 1}
-    if images is not None and images.dim() == 5:
+    several = {
+        name: shapes
+        for name, shapes in recorded.shapes.items()
+        if len(shapes) > stepwise.get(name, 1)
+    }
+    if images is not None and images.dim() == 5 and repeats.chosen is None:
         for name, shapes in several.items():
-            if len(shapes) in layouts.steps:
+            if len(shapes) in layouts.loops and name not in stepwise:
                 raise ValueError(
-                    f"target_layers: '{name}' ran {len(shapes)} times, once for each picture of "
-                    "the clip; name a layer behind the loop, or let the model fold time into the "
-                    "batch, (B * T, C, H, W)"
+                    f"target_layers: '{name}' ran {len(shapes)} times, as often as the clip has "
+                    "pictures, but not once for each in their order; choose one by run=, or name "
+                    "a layer behind the loop"
                 )
     if repeats.needs_check(several):
-        repeats.check(model, per_image.first(model, recorded.inputs, output), several)
+        one = per_image.first(model, recorded.inputs, output)
+        repeats.check(model, one, several, stepwise)
     with torch.set_grad_enabled(graph is not None):
         logits = logits_of(recorded.outputs, output, rows_of(recorded.inputs))
     if layouts.rows:
@@ -505,10 +565,17 @@ def capture(
                 "positions, (N, C, *S) or (N, tokens, C)" + (f": {reason}" if reason else "")
             )
         found = layouts.layers.get(name)
-        shape = points[name].value.shape
-        readings.append(reshape or reading_of(name, shape, extents, found, rows))
+        shape = points[name][-1].value.shape
+        axis = None
+        positions = extents
+        if name in stepwise:
+            axis = places.index(layouts.steps[name].axis)
+            positions = extents and (*extents[:axis], *extents[axis + 1 :])
+        read = reshape or reading_of(name, shape, positions, found, rows)
+        readings.append(LayerReading(read, None if axis is None else axis + 2))
     activations = tuple(
-        read(points[name].value) for name, read in zip(layers, readings, strict=True)
+        read([point.value for point in points[name]])
+        for name, read in zip(layers, readings, strict=True)
     )
     usual = () if images is None else tuple(range(2, images.dim()))
     if activations and {layer.dim() - 2 for layer in activations} == {len(usual)} != {len(places)}:

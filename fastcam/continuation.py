@@ -39,6 +39,7 @@ class Continuation:
     """
 
     def __init__(self, record: Capture, layer: int, rows: Tensor) -> None:
+        self._read = record.reading_of_one_run(layer)
         self._record, self._layer, self._rows = record, layer, rows
         self._output: _Output | None = None
         self._first: tuple[Tensor, Tensor] | None = None  # changed memory and its logits
@@ -94,7 +95,7 @@ class Continuation:
     def _change(self, memory: Tensor, change: Change) -> None:
         assert self._output is not None
         output = self._output.within(memory)
-        activations = self._record.readings[self._layer](output)
+        activations = self._read(output)
         if activations.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr():
             raise ValueError(
                 "reshape: got a function that copies, expected one that returns a view, for the "

@@ -79,7 +79,8 @@ def find_layer(
 
     - Layers count that depend on the images and whose gradient is not 0 everywhere. If the graph
       does not reach the images (the model ran under its own ``no_grad``), all layers count.
-    - Of modules that return the same tensor the innermost is named, rather one that runs once.
+    - Of modules that return the same tensor the innermost is named, rather one that runs less
+      often.
     - In a network read out at its class token the gradients of all patch tokens behind the last
       attention are exactly 0. There it is the last norm whose patch tokens still have a gradient,
       the last block's first one.
@@ -181,7 +182,7 @@ def _last_norm(norms: list[Returned], seen: Survey, read: _Read) -> str | None:
 
 
 def _of_the_same(group: list[Returned], read: _Read) -> Returned:
-    """The innermost of those that ran once, else the innermost, of what reads as the last one."""
+    """Of what reads as the last one, the innermost of those that ran least often."""
 
     def view(layer: Returned) -> tuple[int, torch.Size, tuple[int, ...]]:
         activations = read(layer, layer.tensor)
@@ -190,7 +191,7 @@ def _of_the_same(group: list[Returned], read: _Read) -> Returned:
 
     last = view(group[-1])
     alike = [each for each in group if view(each) == last]
-    return next((each for each in alike if each.runs == 1), alike[0])
+    return min(alike, key=lambda each: each.runs)
 
 
 def _pools(group: list[Returned]) -> bool:

@@ -561,14 +561,147 @@ def test_two_readings(shape: Any, extents: Any, ambiguous: bool) -> None:
     assert is_ambiguous(torch.Size(shape), extents) == ambiguous
 
 
-def test_a_layer_that_runs_once_for_each_picture_of_a_clip() -> None:
-    model = Net(
-        lambda net, x: net.head(torch.stack([net.conv(y) for y in x.unbind(1)], 1).mean((1, 3, 4))),
-        conv=nn.Conv2d(3, 8, 3),
-        head=head(8),
-    ).double()
-    with pytest.raises(ValueError, match="'conv' ran 5 times, once for each picture"):
-        fastcam.GradCAM(model, "conv")(randn(2, 5, 3, 8, 8))
+def _unbound(net: Any, x: Tensor) -> Tensor:
+    seen = torch.stack([net.conv(y).tanh() for y in x.unbind(1)], 1)  # (B, T, C, H, W)
+    return net.head(seen.square().mean((1, 3, 4)) * seen.mean((1, 3, 4)))
+
+
+def _indexed(net: Any, x: Tensor) -> Tensor:
+    seen = [net.conv(x[:, t]).square().mean((2, 3)) for t in range(x.shape[1])]
+    return net.head(net.rnn(torch.stack(seen, 1))[0][:, -1])
+
+
+def _sliced(net: Any, x: Tensor) -> Tensor:
+    seen = [net.conv(x[:, t : t + 1].squeeze(1)).square() for t in range(x.shape[1])]
+    return net.head(torch.cat([y.unsqueeze(2) for y in seen], 2).mean((2, 3, 4)))
+
+
+def _split(net: Any, x: Tensor) -> Tensor:
+    seen = [net.conv(y.flatten(0, 1)).square().mean((2, 3)) for y in x.split(1, 1)]
+    return net.head(torch.stack(seen).amax(0))
+
+
+def _time_behind_colours(net: Any, x: Tensor) -> Tensor:
+    seen = [net.conv(x[:, :, t]).square().mean((2, 3)) for t in range(x.shape[2])]
+    return net.head(sum(y * (t + 1) for t, y in enumerate(seen)))
+
+
+def _with_a_state(net: Any, x: Tensor) -> Tensor:
+    state: Any = 0.0
+    for t in range(x.shape[1]):
+        state = net.conv(x[:, t] + state).tanh()
+        state = torch.cat([state, state.square()], 1)[:, :3] * 0.5
+    return net.head(state.square().repeat(1, 3, 1, 1)[:, :8].mean((2, 3)))
+
+
+def _ranked(net: Any, x: Tensor) -> Tensor:
+    scores = [net.head(net.conv(y).relu().square().mean((2, 3))) for y in x.transpose(0, 1)]
+    return torch.stack(scores, 1).logsumexp(1)
+
+
+LOOPS = [_unbound, _indexed, _sliced, _split, _time_behind_colours, _with_a_state, _ranked]
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("forward", LOOPS, ids=lambda forward: forward.__name__)
+def test_a_layer_that_runs_once_for_each_picture_of_a_clip(
+    forward: Callable[..., Tensor], steps: int
+) -> None:
+    torch.manual_seed(0)
+    parts: Any = {"conv": nn.Conv2d(3, 8, 3, padding=1), "head": head(8)}
+    if forward is _indexed:
+        parts["rnn"] = nn.LSTM(8, 8, batch_first=True)
+    model = Net(forward, **parts).double().eval()
+    shape = (2, 3, steps, 9, 7) if forward is _time_behind_colours else (2, steps, 3, 9, 7)
+    images, classes = randn(*shape), torch.tensor([[1, 2], [0, 1]])
+    runs: list[Tensor] = []
+    hook = model.conv.register_forward_hook(lambda module, args, output: runs.append(output))
+    logits = model(images)
+    hook.remove()
+    for method in (fastcam.GradCAM, fastcam.LayerCAM, fastcam.EigenCAM, fastcam.ShapleyCAM):
+        cam = method(model, "conv")
+        for k in (0, 1) if method is not fastcam.EigenCAM else ():
+            score = logits.gather(1, classes)[:, k]
+            gradients = torch.autograd.grad(score.sum(), runs, retain_graph=True)
+            activations, slopes = torch.stack(runs, 2), torch.stack(gradients, 2)
+            if method is fastcam.ShapleyCAM:
+                with torch.enable_grad():
+                    slopes = torch.stack(
+                        torch.autograd.grad(score.sum(), runs, create_graph=True), 2
+                    )
+                second = torch.autograd.grad(
+                    (slopes * activations.detach()).sum(),
+                    runs,
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+                second = [torch.zeros_like(runs[0]) if each is None else each for each in second]
+                slopes = slopes.detach() - torch.stack(second, 2) / 2
+            weights = slopes.relu() if method is fastcam.LayerCAM else slopes.mean((2, 3, 4), True)
+            expected = (activations * weights).sum(1).relu()
+            found = cam(images, classes, size="layer", normalize=False)[:, k]
+            torch.testing.assert_close(found, expected.detach())
+        assert cam(images, 1).shape == (2, steps, 9, 7)
+        other = randn(*(each if each != steps or i == 0 else 5 for i, each in enumerate(shape)))
+        assert cam(other, 1).shape == (2, 5, 9, 7)  # a longer clip
+    masked = fastcam.ScoreCAM(model, "conv", batch_size=1)(images, classes)
+    assert masked.shape == (2, 2, steps, 9, 7)
+
+
+def test_an_activation_that_runs_several_times_for_each_picture() -> None:
+    def shared(net: Any, x: Tensor) -> Tensor:
+        seen = [net.act(net.more(net.act(net.conv(y)))) for y in x.unbind(1)]
+        return net.head(torch.stack(seen, 1).square().mean((1, 3, 4)))
+
+    def apart(net: Any, x: Tensor) -> Tensor:
+        seen = [net.act(net.conv(y)) * net.act(net.conv(-y)) for y in x.unbind(1)]
+        return net.head(torch.stack(seen, 1).mean((1, 3, 4)))
+
+    torch.manual_seed(0)
+    parts = {"conv": nn.Conv2d(3, 8, 3), "more": nn.Conv2d(8, 8, 3), "head": head(8)}
+    model = Net(shared, **parts, act=nn.ReLU()).double().eval()
+    images, runs = randn(2, 5, 3, 9, 9), []
+    hook = model.act.register_forward_hook(lambda module, args, output: runs.append(output))
+    score = model(images)[:, 1].sum()
+    hook.remove()
+    gradients = torch.stack(torch.autograd.grad(score, runs[1::2]), 2)
+    expected = (torch.stack(runs[1::2], 2) * gradients).sum(1).relu()
+    cam = fastcam.HiResCAM(model, "act")
+    found = cam(images, 1, size="layer", normalize=False)
+    torch.testing.assert_close(found, expected.detach())
+    with pytest.raises(ValueError, match="'act' runs 10 times"):
+        fastcam.HiResCAM(Net(apart, **parts, act=nn.ReLU()).double(), "act")(images, 1)
+
+
+def test_runs_in_another_order_than_the_pictures() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(torch.stack([net.conv(y) for y in x.flip(1).unbind(1)]).mean((0, 3, 4)))
+
+    def backwards(net: Any, x: Tensor) -> Tensor:
+        seen = [net.conv(x[:, t]) for t in reversed(range(x.shape[1]))]
+        return net.head(torch.stack(seen).mean((0, 3, 4)))
+
+    for each in (forward, backwards):
+        model = Net(each, conv=nn.Conv2d(3, 8, 3), head=head(8)).double()
+        with pytest.raises(ValueError, match=r"'conv'.*run="):
+            fastcam.GradCAM(model, "conv")(randn(2, 5, 3, 8, 8))
+        one = fastcam.GradCAM(model, "conv", run=1)(randn(2, 5, 3, 8, 8), size=(8, 8))
+        assert one.shape == (2, 8, 8)
+
+
+def test_branches_for_the_colours_are_no_clip() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(sum(net.conv(x[:, c : c + 1]) for c in range(3)).mean((2, 3)))
+
+    model = Net(forward, conv=nn.Conv2d(1, 8, 3), head=head(8)).double()
+    with pytest.raises(ValueError, match="'conv' runs 3 times"):
+        fastcam.GradCAM(model, "conv")(randn(2, 3, 8, 8))
+
+
+def test_methods_that_need_one_run_say_so() -> None:
+    model = Net(_ranked, conv=nn.Conv2d(3, 8, 3), head=head(8)).double()
+    with pytest.raises(ValueError, match="'conv' runs once for each picture of a clip"):
+        fastcam.AblationCAM(model, "conv")(randn(1, 4, 3, 8, 8))
 
 
 def test_pictures_seen_one_by_one_and_put_together() -> None:

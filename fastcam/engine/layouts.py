@@ -8,8 +8,8 @@ their extents. Two rows run, for an axis of extent 1 could not be told from othe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,14 @@ class Unreadable:
     reason: str
 
 
+class Steps(NamedTuple):
+    """How a layer runs along an axis of the images."""
+
+    axis: int
+    runs: int
+    """For each step, of which the last one counts."""
+
+
 @dataclass(frozen=True)
 class Layouts:
     """What a run told about the axes of inputs and layers."""
@@ -89,16 +97,24 @@ class Layouts:
     """The axes of the images that are positions; None where that did not show."""
     layers: Mapping[str, Reading | Unreadable]
     """By layer, as far as its axes could be followed."""
-    steps: frozenset[int] = frozenset()
-    """The extents of the images' axes that the model goes through in a loop."""
+    steps: Mapping[str, Steps] = field(default_factory=dict)
+    """The layers that run for each step along an axis of the images, in order."""
+    loops: frozenset[int] = frozenset()
+    """The extents of the axes that the model goes through step by step."""
     rows: int | None = None
     """The axis of the logits that the images are along; None where that did not show."""
+
+    @property
+    def stepwise(self) -> dict[str, int]:
+        """The layers that run for each step of a loop, and how often in each."""
+        return {name: steps.runs for name, steps in self.steps.items()}
 
     @property
     def fits_all_sizes(self) -> bool:
         """Whether images of other sizes are read in the same way."""
         found = self.layers.values()
-        return all(isinstance(each, Reading) and each.fits_all_sizes for each in found)
+        known = all(isinstance(each, Reading) and each.fits_all_sizes for each in found)
+        return known and not self.steps and 1 not in self.loops
 
 
 def find_layouts(
@@ -116,12 +132,12 @@ def find_layouts(
     """
     following = _Following()
     found: dict[str, Reading | Unreadable] = {}
-    axes: dict[str, Axes | None] = {}
+    met: dict[str, list[tuple[Axes | None, frozenset[Step]]]] = {}  # by layer, of each run
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, returned: Any) -> None:
             def look(tensor: Tensor) -> Tensor:
-                axes[name] = following.of(tensor)
+                met.setdefault(name, []).append((following.of(tensor), following.met(tensor)))
                 return tensor
 
             replace_first(returned, look)
@@ -148,12 +164,23 @@ def find_layouts(
     scores = following.of(logits) or ()
     images_along = [i for i, axis in enumerate(scores) if origins(axis) == [(0, 0)]]
     batch = following.batch(outputs)
-    for name, each in axes.items():
-        reading = None if each is None else read(each, batch, following.places)
-        if reading is not None:
-            found[name] = reading
+    stepwise: dict[str, Steps] = {}
+    lone = [axis for axis in following.places or () if images.shape[axis] == 1]
+    single = (
+        lone[0] if lone and images.dim() == 5 else None
+    )  # a clip of one picture: loop or not, it is all the same
+    for name, runs in met.items():
+        readings = [axes and read(axes, batch, following.places) for axes, _ in runs]
+        if readings[-1]:
+            found[name] = readings[-1]
+        steps = following.steps_of([met for _, met in runs])
+        steps = Steps(single, len(runs)) if steps is None and single is not None else steps
+        positions = {len(each.order) - 2 for each in readings if isinstance(each, Reading)}
+        # a layer within it has what is left of (B, T, C, H, W); otherwise the axis is the colours'
+        if steps is not None and len(set(readings)) == 1 and positions == {images.dim() - 3}:
+            stepwise[name] = steps
     first = images_along[0] if images_along else None
-    return Layouts(following.places, found, following.steps, first)
+    return Layouts(following.places, found, stepwise, following.loops, first)
 
 
 def _seen(inputs: Inputs) -> Tensor | None:
@@ -162,6 +189,10 @@ def _seen(inputs: Inputs) -> Tensor | None:
     if images is not None:
         return images
     return next((each for each in tensors_of(inputs) if each.dim() == 2), None)
+
+
+Step = tuple[Origin, int]
+"""An axis of the inputs, and an index there."""
 
 
 class _Following(TorchDispatchMode):
@@ -173,6 +204,7 @@ class _Following(TorchDispatchMode):
         self._axes = WeakTensorKeyDictionary()
         self._images: tuple[int, ...] = ()
         self._picked: dict[int, Source] = {}  # by extent, axes that the model goes through
+        self._met = WeakTensorKeyDictionary()  # by tensor, the steps that it was computed from
 
     def start(self, inputs: Inputs, images: Tensor) -> None:
         """What goes in; axis 0 of what has a row for each image is the batch."""
@@ -188,9 +220,30 @@ class _Following(TorchDispatchMode):
     def of(self, value: Any) -> Axes | None:
         return self._axes.get(value) if isinstance(value, Tensor) else None
 
+    def met(self, tensor: Tensor) -> frozenset[Step]:
+        """The steps of loops that a tensor was computed from."""
+        return self._met.get(tensor, frozenset())
+
     @property
-    def steps(self) -> frozenset[int]:
+    def loops(self) -> frozenset[int]:
         return frozenset(self._picked)
+
+    def steps_of(self, runs: Sequence[frozenset[Step]]) -> Steps | None:
+        """How a layer went through an axis of the images in order, if it did.
+
+        Args:
+            runs: what each run was computed from; later ones may depend on earlier ones.
+        """
+        for extent, source in self._picked.items():
+            times, left = divmod(len(runs), extent)
+            if left or source.origin is None or source.origin[0] != 0:
+                continue
+            indices = [[index for origin, index in met if origin == source.origin] for met in runs]
+            if [max(each, default=-1) for each in indices] == [
+                i // times for i in range(len(runs))
+            ]:
+                return Steps(source.origin[1], times)
+        return None
 
     def batch(self, outputs: Any) -> Origin:
         """Which axis of the inputs the outputs have first: the batch, 0 as a rule."""
@@ -222,12 +275,15 @@ class _Following(TorchDispatchMode):
             return output
         found = propagate(func, args, results, self.of)
         name = func.overloadpacket.__name__
-        if name in ("select", "unbind"):
-            self._pick(args, self.of(args[0]))
-        elif name == "stack":
-            found[0] = self._gathered(args, found[0])
-        for result, axes in zip(results, found, strict=True):
+        met = frozenset[Step]().union(*map(self.met, operands))
+        picked = self._pick(name, args, results)
+        if name in ("stack", "cat"):
+            found[0] = self._gathered(name, args, found[0])
+        for i, (result, axes) in enumerate(zip(results, found, strict=True)):
             self._note(result, axes)
+            steps = met if picked is None else met | {picked[i]}
+            if steps:
+                self._met[result] = steps
         return output
 
     def _note(self, result: Tensor, axes: Axes) -> None:
@@ -235,18 +291,32 @@ class _Following(TorchDispatchMode):
         if self.places is None and any(map(is_channel, axes)):
             self._see(axes)
 
-    def _pick(self, args: tuple[Any, ...], axes: Axes | None) -> None:
-        """The model goes through an axis of the images one by one."""
-        axis = () if axes is None else axes[args[1] if len(args) > 1 else 0]
-        if len(axis) == 1 and axis[0].source.kind == "input" and axis[0].source.origin != (0, 0):
-            self._picked[axis[0].extent] = axis[0].source
+    def _pick(
+        self, name: str, args: tuple[Any, ...], results: Sequence[Tensor]
+    ) -> list[Step] | None:
+        """By result, the step that it is, if the model goes through an axis of the inputs."""
+        if name not in _PICKING:
+            return None
+        dim, first = _PICKING[name](args)
+        axes = self.of(args[0])
+        axis = axes[dim] if axes and -len(axes) <= dim < len(axes) else ()
+        if len(axis) != 1 or axis[0].source.kind != "input" or axis[0].source.origin == (0, 0):
+            return None
+        extent, origin = axis[0].extent, axis[0].source.origin
+        keeps_axis = name not in ("select", "unbind")
+        if origin is None or (keeps_axis and any(each.shape[dim] != 1 for each in results)):
+            return None
+        self._picked[extent] = axis[0].source
+        return [(origin, (first + i) % extent) for i in range(len(results))]
 
-    def _gathered(self, args: tuple[Any, ...], axes: Axes) -> Axes:
-        """A stack with as many parts as there were is that axis again."""
+    def _gathered(self, name: str, args: tuple[Any, ...], axes: Axes) -> Axes:
+        """As many parts as there were steps, one behind the other, are that axis again."""
         source = self._picked.get(len(args[0]))
         if source is None:
             return axes
         dim = (args[1] if len(args) > 1 else 0) % len(axes)
+        if name == "cat" and any(part.shape[dim] != 1 for part in args[0]):
+            return axes
         return (*axes[:dim], whole(replace(source, kind="place")), *axes[dim + 1 :])
 
     def _see(self, axes: Axes) -> None:
@@ -261,6 +331,20 @@ class _Following(TorchDispatchMode):
         if not summed:
             single.discard(1)
         self.places = tuple(sorted(places | single))
+
+
+def _at(args: tuple[Any, ...], index: int, otherwise: Any) -> Any:
+    return args[index] if len(args) > index and args[index] is not None else otherwise
+
+
+# By operator: the dimension that it takes parts of, and the index of the first one.
+_PICKING: Mapping[str, Callable[[tuple[Any, ...]], tuple[int, int]]] = {
+    "select": lambda args: (args[1], args[2]),
+    "slice": lambda args: (_at(args, 1, 0), _at(args, 2, 0)),
+    "unbind": lambda args: (_at(args, 1, 0), 0),
+    "split": lambda args: (_at(args, 2, 0), 0),
+    "split_with_sizes": lambda args: (_at(args, 2, 0), 0),
+}
 
 
 def read(

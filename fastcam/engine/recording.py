@@ -83,6 +83,8 @@ class Recorder:
         start: where the graph starts; None for no graph.
         pick: the tensors to keep of what a layer returns.
         run: which run of a layer counts, from 0 or from -1 backwards; None for the last.
+        stepwise: the layers that run for each step of a loop, and how often: the last of each
+            step counts.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Recorder:
         start: Start | None,
         pick: Callable[[Any], Sequence[Tensor]] | None = None,
         run: int | None = None,
+        stepwise: Mapping[str, int] | None = None,
     ) -> None:
         self.shapes: dict[str, list[torch.Size]] = {name: [] for name in layers}
         """By layer, the shapes of the first tensor to keep that it returned, one a run."""
@@ -101,6 +104,7 @@ class Recorder:
         self._layers = layers
         self._start = start
         self._run = run
+        self._stepwise = stepwise or {}
         self.started: list[ReferenceType[Tensor]] = []
         """The tensors of the model's that a graph was started in."""
         self._kept: dict[str, list[_Kept]] = {}
@@ -110,18 +114,27 @@ class Recorder:
 
     @property
     def points(self) -> dict[str, tuple[Point, ...]]:
-        """By layer, in the order in which they ran: what it returned."""
-        return {name: kept.points for name, kept in self._counted()}
+        """By layer, in the order in which they ran: what it returned, in all runs that count."""
+        return {
+            name: tuple(point for kept in runs for point in kept.points)
+            for name, runs in self._counted()
+        }
 
     @property
     def returned(self) -> dict[str, Any]:
         """By layer, all that its caller received; an operation in place behind it shows here."""
-        return {name: kept.returned for name, kept in self._counted()}
+        return {name: runs[-1].returned for name, runs in self._counted()}
 
-    def _counted(self) -> list[tuple[str, _Kept]]:
+    def _counted(self) -> list[tuple[str, list[_Kept]]]:
         run = -1 if self._run is None else self._run
-        every = self._kept.items()
-        return [(name, kept[run]) for name, kept in every if -len(kept) <= run < len(kept)]
+        found = []
+        for name, kept in self._kept.items():
+            if name in self._stepwise:
+                times = self._stepwise[name]
+                found.append((name, kept[times - 1 :: times]))
+            elif -len(kept) <= run < len(kept):
+                found.append((name, [kept[run]]))
+        return found
 
     @property
     def hooks(self) -> Hooks:
@@ -170,7 +183,8 @@ class Recorder:
             returned = rebuild(returned, lambda tensor: renewed.get(id(tensor), tensor))
             if kept:
                 self.shapes[name].append(kept[0].shape)
-                earlier = [] if self._run is None else self._kept.get(name, [])
+                all_stay = self._run is not None or name in self._stepwise
+                earlier = self._kept.get(name, []) if all_stay else []
                 self._kept.pop(name, None)  # the order is that of the last runs
                 points = tuple(point_of(renewed[id(tensor)]) for tensor in kept)
                 self._kept[name] = [*earlier, _Kept(points, returned)]
@@ -402,6 +416,7 @@ def find_start(
     layers: Sequence[str],
     output: Any = None,
     repeat: int | None = None,
+    stepwise: Mapping[str, int] | None = None,
 ) -> Start:
     """The start closest to the layers from which a graph holds all that reads them.
 
@@ -414,6 +429,7 @@ def find_start(
         one: the inputs for one image.
         output: picks what is explained out of what the model returns; it may read the model too.
         repeat: which run of a layer counts; None for the last.
+        stepwise: as for :class:`Recorder`.
     """
 
     def attempt(recorder: Recorder, whole: bool) -> Any:
@@ -423,7 +439,7 @@ def find_start(
             return outputs if output is None else (outputs, output(outputs))
 
     modules = {name: model.get_submodule(name) for name in layers}
-    return closest_start(attempt, modules, repeat)
+    return closest_start(attempt, modules, repeat, stepwise)
 
 
 def has_hooks(model: nn.Module) -> bool:
@@ -435,6 +451,7 @@ def closest_start(
     attempt: Callable[[Recorder, bool], Any],
     layers: Mapping[str, nn.Module],
     repeat: int | None = None,
+    stepwise: Mapping[str, int] | None = None,
 ) -> Start:
     """The start of a graph for runs that somebody else makes.
 
@@ -447,13 +464,14 @@ def closest_start(
             trace in the network.
         layers: by name.
         repeat: which run of a layer counts; None for the last.
+        stepwise: as for :class:`Recorder`.
 
     Raises:
         ValueError: if a layer returns its input and the model overwrites that later.
     """
 
     def tried(start: Start | None) -> tuple[Recorder, list[Tensor]]:
-        recorder = Recorder(layers, start, run=repeat)
+        recorder = Recorder(layers, start, run=repeat, stepwise=stepwise)
         whole = start is not None and start.place == "model"
         results = tensors_of(attempt(recorder, whole))
         return recorder, [each for each in results if each.is_floating_point()]

@@ -50,7 +50,11 @@ class Repeats:
         return self.chosen is None and not self._checked.issuperset(repeated)
 
     def check(
-        self, model: nn.Module, inputs: Inputs, repeated: Mapping[str, Sequence[torch.Size]]
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        repeated: Mapping[str, Sequence[torch.Size]],
+        stepwise: Mapping[str, int],
     ) -> None:
         """Whether the last run of each of these layers may count without having been named.
 
@@ -58,13 +62,19 @@ class Repeats:
             model: what ran.
             inputs: of one image, for another run.
             repeated: the layers that run several times, and the shapes that they gave.
+            stepwise: those that run for each step of a loop, and how often: there it is the last
+                run of each step.
 
         Raises:
             ValueError: if not, with the layer's runs.
         """
         unknown = [name for name in repeated if name not in self._checked]
         for name, edges in whole_graph(model, inputs, unknown).items():
-            if None in edges:  # the model cuts its graph
+            if name in stepwise:
+                times = stepwise[name]
+                steps = [edges[i : i + times] for i in range(0, len(edges), times)]
+                depends = all(map(is_ancestor_of_last, steps))
+            elif None in edges:  # the model cuts its graph
                 depends = changes_last(model, inputs, name, len(edges))
             else:
                 depends = bool(edges) and is_ancestor_of_last(edges)

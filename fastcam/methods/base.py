@@ -153,8 +153,8 @@ class Method:
     def _run(
         self, inputs: Inputs, targets: Targets, hooks: Hooks = ()
     ) -> tuple[Capture, Selection]:
-        self._find_start(inputs)
         layouts = self._find_layouts(inputs)
+        self._find_start(inputs)
         model, inputs = self._network(inputs)
         record = capture(
             model,
@@ -241,7 +241,8 @@ class Method:
         if self.graph == "layers" and self._start is None:
             first = self._per_image.first(self.model, inputs, self._output)
             chosen = self._repeats.chosen
-            self._start = find_start(self.model, first, self.layers, self._output, chosen)
+            stepwise = self._find_layouts(inputs).stepwise if chosen is None else None
+            self._start = find_start(self.model, first, self.layers, self._output, chosen, stepwise)
 
 
 @dataclass

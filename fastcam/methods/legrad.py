@@ -94,7 +94,8 @@ class LeGrad(Method):
             columns = range(1 if selection.scores.dim() == 1 else selection.scores.shape[1])
             found: list[list[Tensor]] = [[] for _ in columns]
             rows = torch.arange(count, device=record.logits.device)
-            for name, read in zip(record.layers, record.readings, strict=True):
+            for i, name in enumerate(record.layers):
+                read = record.reading_of_one_run(i)
                 tokens = returned[name]
                 if name not in last:
                     raise ValueError(f"target_layers: '{name}' has no attention of its own")

@@ -33,7 +33,9 @@ class Verification:
     """The largest difference of the maps, before they are normalized, relative to the largest
     value."""
     outputs_equal: bool
-    """Whether the model's outputs are those of plain inference, bit for bit."""
+    """Whether the model's outputs are those of plain inference, bit for bit. PyTorch itself rounds
+    some layers in another way if a graph is recorded: :class:`torch.nn.LSTM` on a CPU, and
+    :class:`torch.nn.TransformerEncoder`, which leaves its fast path."""
 
 
 def verify(cam: MapMethod, images: Inputs, targets: Targets) -> Verification:

@@ -247,7 +247,7 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
     if cam.uses_gradients and not all(isinstance(each, Tensor) for each in returned):
         raise NotServed("a target layer returned something else than a tensor")
     reshape = cam.reshape_transform or _as_it_is
-    points = list(recorded.points.values())
+    points = [point for (point,) in recorded.points.values()]
     values = [point.value for point in points]
     # a reference on a CPU, which operations in place write to; a copy elsewhere
     on_cpu = values[0].device.type == "cpu"
