@@ -26,7 +26,7 @@ from fastcam.engine.inputs import (
     select_rows,
     with_images,
 )
-from fastcam.engine.layouts import Layouts, find_layouts, reading_of
+from fastcam.engine.layouts import Layouts, find_layouts, reading_of, seen_of
 from fastcam.engine.opaque import refusals, why_nothing_is_seen
 from fastcam.engine.outputs import Output, logits_of
 from fastcam.engine.per_image import PerImage
@@ -90,7 +90,7 @@ class Capture:
     activations: tuple[Tensor, ...]
     """One a layer, (N, C, *S), without a graph."""
     extents: tuple[int, ...] | None
-    """The extents of the images' positions."""
+    """The extents of the positions of images, signals or words."""
     places: tuple[int, ...]
     """The images' axes that are positions."""
     images: Tensor | None
@@ -408,7 +408,8 @@ def record(
     if graph == "images":
         if images is None or not images.is_floating_point():
             raise ValueError(
-                "images: got none in floating point, but this method derives the score by them"
+                "images: got no floating-point tensor (N, C, *S), but this method derives the "
+                "score by them"
             )
         images = images.detach().requires_grad_()
         with torch.enable_grad():
@@ -527,8 +528,9 @@ def capture(
         stepwise=stepwise,
     )
     points, images = recorded.points, recorded.images
-    places = layouts.places or (() if images is None else tuple(range(2, images.dim())))
-    extents = None if images is None else tuple(images.shape[axis] for axis in places)
+    seen = seen_of(recorded.inputs)
+    places = layouts.places or (() if seen is None else tuple(range(2, seen.dim())))
+    extents = tuple(seen.shape[axis] for axis in places) if seen is not None and places else None
     several = {
         name: shapes
         for name, shapes in recorded.shapes.items()

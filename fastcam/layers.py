@@ -136,6 +136,16 @@ def find_layer(
             "yourself"
         )
     if ran:
+        blank = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and not module.weight.any()
+        ]
+        if blank:
+            raise ValueError(
+                "target_layers: the top score depends on no layer with more than one position: the "
+                f"weights of '{blank[-1]}' are all 0, as before training; load trained ones"
+            )
         raise ValueError(
             "target_layers: the top score depends on no layer with more than one position, or only "
             "on maps of scores; name a layer, or pick other scores by output="

@@ -360,7 +360,9 @@ class _Scorer:
                 unwrap(model), images, (), output=output, graph=None, per_image=per_image
             )
             if self.record.images is None or not self.record.images.is_floating_point():
-                raise ValueError("images: got none in floating point, which a map could mask")
+                raise ValueError(
+                    "images: got no floating-point tensor (N, C, *S) that a map could mask"
+                )
             self.images: Tensor = self.record.images
             self._selection: Selection = select(self.record.logits, targets)
             if self._selection.scores.dim() != 1:

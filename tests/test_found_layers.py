@@ -368,3 +368,9 @@ def test_constant_maps_are_warned_of_once(method: Any, normalize: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cam(images(), normalize=normalize)
+
+
+def test_a_head_of_zeros_is_named() -> None:
+    model = torchvision.models.vit_b_32()  # its head begins with zeros
+    with pytest.raises(ValueError, match=r"weights of 'heads\.head' are all 0"):
+        fastcam.GradCAM(model)(torch.randn(1, 3, 224, 224))

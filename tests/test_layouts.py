@@ -828,3 +828,21 @@ def test_recurrent_layers_in_one_operator(kind: type[nn.RNNBase], dtype: torch.d
     reading = found.layers["rnn"]
     assert isinstance(reading, Reading)
     assert reading(torch.empty(24, 7, 12)).shape == (7, 12, 24)
+
+
+def test_signals_and_words_have_their_extents() -> None:
+    def signal(net: Any, x: Tensor) -> Tensor:
+        return net.head(net.conv(x[:, None]).relu().square().mean(2))
+
+    def words(net: Any, x: Tensor) -> Tensor:
+        return net.head(net.body(net.embedding(x)).square().mean(1))
+
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    heard = Net(signal, conv=nn.Conv1d(1, 8, 9, 4), head=head(8))
+    read = Net(words, embedding=nn.Embedding(30, 8), body=encoder, head=head(8))
+    assert fastcam.GradCAM(heard, "conv")(torch.randn(2, 90), 1).shape == (2, 90)
+    ids = torch.randint(0, 30, (2, 11))
+    assert fastcam.GradCAM(read.eval(), "body")(ids, 1).shape == (2, 11)
+    with pytest.raises(ValueError, match="no floating-point tensor"):
+        fastcam.ScoreCAM(read, "body")(ids, 1)

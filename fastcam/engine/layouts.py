@@ -144,7 +144,7 @@ def find_layouts(
 
         return hook
 
-    images = _seen(rows)
+    images = seen_of(rows)
     if images is None:
         return Layouts(None, {})
     hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
@@ -183,8 +183,8 @@ def find_layouts(
     return Layouts(following.places, found, stepwise, following.loops, first)
 
 
-def _seen(inputs: Inputs) -> Tensor | None:
-    """The images, or a batch of signals (N, L)."""
+def seen_of(inputs: Inputs) -> Tensor | None:
+    """The images; without them a batch of signals or words, (N, L)."""
     images = images_of(inputs)
     if images is not None:
         return images

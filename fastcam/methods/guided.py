@@ -26,8 +26,9 @@ class GuidedBackprop(Method):
     """dS/dx with a ReLU that passes positive gradients at positive inputs only.
 
     Springenberg et al. 2015, arXiv 1412.6806, section 3.4. Acts on ReLU and ReLU6, modules and
-    functions alike, also as hardtanh, threshold or clamp; other activations keep their gradient. A
-    network without ReLU gets a warning, one with ReLUs in TorchScript an error.
+    functions alike, also as hardtanh, threshold or clamp; other activations keep their
+    gradient, and so do ReLUs written out as torch.where, torch.max or a product. A network without
+    ReLU gets a warning, one with ReLUs in TorchScript an error.
     """
 
     name = "guided-backprop"

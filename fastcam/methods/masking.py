@@ -53,7 +53,9 @@ class ScoreCAM(MapMethod):
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         if record.images is None or not record.images.is_floating_point():
-            raise ValueError("images: got none in floating point, but this method masks them")
+            raise ValueError(
+                "images: got no floating-point tensor (N, C, *S), but this method masks them"
+            )
         maps = []
         for activations in record.activations:
             scores = self._masked_scores(record, selection, activations)  # (N, C) or (N, C, K)

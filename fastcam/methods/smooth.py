@@ -52,7 +52,9 @@ class SmoothGradCAMPlusPlus(MapMethod):
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         images = record.images
         if images is None or not images.is_floating_point():
-            raise ValueError("images: got none in floating point, but this method adds noise")
+            raise ValueError(
+                "images: got no floating-point tensor (N, C, *S), but this method adds noise"
+            )
         count = len(images)
         rows = torch.arange(count, device=images.device).repeat(self.samples)
         generator = torch.Generator(images.device).manual_seed(self.seed)
