@@ -262,4 +262,8 @@ def test_an_interrupt_at_any_line_of_a_run(method: type) -> None:
         if not raised:
             break
     assert line > 100  # it was there
+    other = threading.Thread(target=cam, args=(images, 1), daemon=True)
+    other.start()
+    other.join(60)
+    assert not other.is_alive()  # no lock is held
     assert torch.equal(cam(images, 1), method(model, "body")(images, 1))

@@ -23,6 +23,9 @@ from fastcam.engine.inputs import Inputs
 
 Hooks = Sequence[tuple[nn.Module, Callable[..., Any]]]
 
+_lock: Any = threading.RLock()
+"""Held while a loan is taken or given back, and while a network is copied."""
+
 
 def run(
     model: nn.Module,
@@ -129,7 +132,7 @@ class Loan:
                 _eager.enter(self)
         if self._before or functions:
             _plain_checkpoints.enter(self)
-        with _hanging:
+        with _lock:
             for module, hook in self._before:
                 module.register_forward_pre_hook(hook, with_kwargs=True)
             for module, hook in self._hooks:
@@ -137,7 +140,7 @@ class Loan:
 
     def give_back(self) -> None:
         """Everything as it was found; once is enough, and more do no harm."""
-        with _hanging:
+        with _lock:
             for module, hook in self._hooks:
                 for key in _keys(module._forward_hooks, hook):
                     del module._forward_hooks[key]
@@ -148,6 +151,8 @@ class Loan:
         _plain_checkpoints.leave(self)
         _eager.leave(self)
         _evaluation.leave(self)
+        while _lock._is_owned():  # an interrupt on the way out of a with block has left it held
+            _lock.release()
 
     def __enter__(self) -> Loan:
         self.take()
@@ -177,12 +182,9 @@ def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-_hanging = threading.RLock()  # held while hooks are hung on or off
-
-
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, without the hooks of runs in other threads."""
-    with _hanging:
+    with _lock:
         made = copy.deepcopy(model)
     for module in made.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -226,11 +228,10 @@ class _Evaluation:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         self._runs: dict[int, tuple[nn.Module, set[object]]] = {}  # by id of the module
 
     def enter(self, run: object, model: nn.Module) -> None:
-        with self._lock:
+        with _lock:
             for module in model.modules():
                 if id(module) in self._runs:
                     self._runs[id(module)][1].add(run)
@@ -241,7 +242,7 @@ class _Evaluation:
     def leave(self, run: object) -> None:
         if not self._runs:
             return
-        with self._lock:
+        with _lock:
             for key, (module, runs) in list(self._runs.items()):
                 if runs == {run}:
                     module.training = True
@@ -258,13 +259,12 @@ class _Switch:
     """
 
     def __init__(self, on: Callable[[], None], off: Callable[[], None]) -> None:
-        self._lock = threading.RLock()
         self._on, self._off = on, off
         self.runs: dict[object, int] = {}
         """Those that need it, and the threads that they are in."""
 
     def enter(self, run: object) -> None:
-        with self._lock:
+        with _lock:
             self.runs[run] = threading.get_ident()
             if len(self.runs) == 1:
                 self._on()
@@ -272,7 +272,7 @@ class _Switch:
     def leave(self, run: object) -> None:
         if run not in self.runs:
             return
-        with self._lock:
+        with _lock:
             if len(self.runs) == 1:
                 self._off()
             self.runs.pop(run, None)
