@@ -23,7 +23,7 @@ from fastcam.engine.inputs import (
     Inputs,
 )
 from fastcam.engine.recording import OUTPUT, Start
-from fastcam.engine.running import copied, hooks_of, run
+from fastcam.engine.running import FLAGS, copied, hooks_of, run
 from fastcam.engine.trials import trial
 from fastcam.engine.values import (
     agree,
@@ -132,7 +132,8 @@ class FastModel:
         """Whether the network was changed since the copy was made.
 
         Parameters, buffers and modules that were exchanged or written to, hooks and forwards that
-        were set; not what is written through ``.data``.
+        were set. Of writes through ``.data``, which PyTorch does not count, only those on a CPU to
+        a whole tensor.
         """
         parts, versions = self._parts_and_versions()
         same = len(parts) == len(self._parts) and all(
@@ -159,6 +160,10 @@ class FastModel:
                 if tensor is not None and not tensor.is_inference():
                     parts.append(tensor)
                     versions += tensor.data_ptr(), tensor._version
+                    if tensor.device.type == "cpu" and tensor.numel():
+                        # writes through .data count nowhere: one value tells of most of them
+                        middle = tensor[tuple(extent // 2 for extent in tensor.shape)]
+                        versions.append(repr(middle.item()))
         return parts, versions
 
     def _build(
@@ -412,7 +417,9 @@ class _Unit:
     def _batched(self, args: Any, kwargs: Any) -> Any:
         """Compiled where the batch size is worth it, filled up to one that is."""
         given = tensors_of((args, kwargs))
-        if not self._ways or not given or given[0].dim() == 0:
+        # a dispatch mode is there to see every operator, and compiled code has none to show
+        watched = torch._C._len_torch_dispatch_stack() > 0
+        if watched or not self._ways or not given or given[0].dim() == 0:
             return self._forward(*args, **kwargs)
         count = given[0].shape[0]
         rows = [tensor.dim() > 0 and tensor.shape[0] == count for tensor in given]
@@ -554,8 +561,11 @@ def _why_not_copied(model: nn.Module, inputs: Inputs) -> str:
 
 
 def _identities(model: nn.Module) -> list[dict[str, int]]:
-    """Of all attributes of all modules."""
-    return [{key: id(value) for key, value in list(vars(m).items())} for m in model.modules()]
+    """Of the attributes of all modules."""
+    return [
+        {key: id(value) for key, value in list(vars(module).items()) if key not in FLAGS}
+        for module in model.modules()
+    ]
 
 
 def _changed(inputs: Inputs) -> Inputs:

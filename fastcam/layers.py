@@ -84,6 +84,9 @@ def find_layer(
     - In a network read out at its class token the gradients of all patch tokens behind the last
       attention are exactly 0. There it is the last norm whose patch tokens still have a gradient,
       the last block's first one.
+    - Layers with fewer axes of positions than the images (a recurrent layer over a clip's
+      pictures), and sequences that are read out at one position alone, are passed over for those
+      before them.
     - A map of class scores is passed over if the scores are dense, (N, K, *S), or picked out of it.
       For dense scores a layer with fewer positions than those is preferred.
 
@@ -92,7 +95,7 @@ def find_layer(
     """
     per_image = per_image or PerImage()
     seen = survey(model, per_image.first(model, inputs, output), output)
-    read = _reader(model, per_image.pair(model, inputs, output), seen, reshape)
+    read, dims = _reader(model, per_image.pair(model, inputs, output), seen, reshape)
     finest = seen.logits.shape[2:].numel() if seen.logits.dim() > 2 else None
     groups = {_of_the_same(group, read): group for group in seen.groups if not _pools(group)}
     ran = [layer for layer in groups if _positions(layer, seen, read) > 1]
@@ -116,6 +119,8 @@ def find_layer(
             continue
         worse = (
             _is_part_of_attention(model, layer, groups[layer])
+            or gradient.dim() - 2 < dims
+            or (gradient.dim() == 3 and int(gradient.any(1).sum()) == 1)
             or (
                 finest is not None
                 # at the scores' own resolution, or a projection of tokens on the way to it
@@ -151,6 +156,14 @@ def find_layer(
             "on maps of scores; name a layer, or pick other scores by output="
         )
     reason = why_nothing_is_seen(model)
+    if seen.groups and not reason:
+        last = seen.groups[0][-1]
+        raise ValueError(
+            "target_layers: found no layer with more than one position for each of the output's "
+            f"rows; '{last.name}' returned {tuple(last.tensor.shape)} for an output of "
+            f"{tuple(seen.logits.shape)}: name a layer, and give reshape= to turn what it returns "
+            "into (N, C, *S)"
+        )
     raise ValueError(
         "target_layers: no layer of the model has more than one position"
         + (f", as far as can be seen: {reason}" if reason else "")
@@ -161,8 +174,14 @@ _Read = Callable[[Returned, Tensor], Tensor | None]
 """What a layer returned, or its gradient, as (N, C, *S); None if it cannot be read so."""
 
 
-def _reader(model: nn.Module, pair: Inputs, seen: Survey, reshape: Reshape | None) -> _Read:
-    """Reads layers by what happens to their axes in a run on two images."""
+def _reader(
+    model: nn.Module, pair: Inputs, seen: Survey, reshape: Reshape | None
+) -> tuple[_Read, int]:
+    """Reads layers by what happens to their axes in a run on two images.
+
+    Returns:
+        that, and how many axes of positions the images have; 0 if that is not known.
+    """
     names = [layer.name for group in seen.groups for layer in group]
     layouts = Layouts(None, {}) if reshape else find_layouts(model, pair, names)
     extents, rows = seen.extents, seen.logits.shape[0]
@@ -178,9 +197,12 @@ def _reader(model: nn.Module, pair: Inputs, seen: Survey, reshape: Reshape | Non
         except Exception:  # reshape= need not fit the layers before and behind the target
             return None
         fits = activations.dim() > 2 and activations.shape[0] == rows
+        if layer.name in layouts.steps and layouts.places is not None:
+            axis = layouts.places.index(layouts.steps[layer.name].axis)
+            activations = activations.unsqueeze(axis + 2)
         return activations if fits else None
 
-    return read
+    return read, 0 if reshape is not None or extents is None else len(extents)
 
 
 def _last_norm(norms: list[Returned], seen: Survey, read: _Read) -> str | None:

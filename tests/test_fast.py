@@ -422,3 +422,30 @@ def test_a_step_that_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None
     assert graphs.state == "not recorded: operation not permitted when stream is capturing"
     with pytest.raises(RuntimeError, match="cuda_graph: this call is not recorded: operation"):
         CudaGraphs(required=True)(lambda i, _: (i,), images, None, "a")
+
+
+def test_ablation_after_an_exact_call() -> None:
+    """The run that is watched operator by operator is not one of compiled code."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+    second = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU())
+    model = nn.Sequential(first, second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    images, cam = torch.randn(2, 3, 12, 12), fastcam.AblationCAM(model.eval(), "0")
+    exact = cam(images, 1, normalize=False)
+    cam.compile()
+    for _ in range(2):
+        torch.testing.assert_close(cam(images, 1, normalize=False), exact, atol=1e-4, rtol=1e-3)
+
+
+def test_values_written_through_data_are_noticed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    )
+    images, cam = torch.randn(2, 3, 12, 12), fastcam.GradCAM(model.eval(), "0")
+    cam.compile()
+    cam(images, 1)
+    for parameter in model.parameters():
+        parameter.data.mul_(-0.5)
+        cam(images, 1)
+        torch.testing.assert_close(cam.outputs, model(images).detach())

@@ -374,3 +374,67 @@ def test_a_head_of_zeros_is_named() -> None:
     model = torchvision.models.vit_b_32()  # its head begins with zeros
     with pytest.raises(ValueError, match=r"weights of 'heads\.head' are all 0"):
         fastcam.GradCAM(model)(torch.randn(1, 3, 224, 224))
+
+
+class _Pair(nn.Module):
+    """A Siamese network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.head((self.body(a).mean((2, 3)) - self.body(b).mean((2, 3))).abs())
+
+
+def test_a_siamese_network_asks_for_a_run() -> None:
+    pair = torch.randn(2, 3, 9, 9), torch.randn(2, 3, 9, 9)
+    with pytest.raises(ValueError, match=r"'body\.1' runs 2 times.*choose one by run="):
+        fastcam.GradCAM(_Pair())(pair)
+    assert fastcam.GradCAM(_Pair(), run=0)(pair).shape == (2, 9, 9)
+
+
+def test_pictures_of_a_clip_before_what_runs_over_time() -> None:
+    class Clip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
+            self.rnn = nn.GRU(6, 6, batch_first=True)
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen = torch.stack([self.body(y).mean((2, 3)) for y in x.unbind(1)], 1)
+            return self.head(self.rnn(seen)[0][:, -1])
+
+    cam = fastcam.GradCAM(Clip())
+    assert cam(torch.randn(2, 4, 3, 9, 9)).shape == (2, 4, 9, 9)
+    assert cam.layers == ("body.1",)
+
+
+def test_text_read_out_at_one_word() -> None:
+    config = transformers.BertConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        vocab_size=40,
+        num_labels=3,
+    )
+    model = random(lambda: transformers.BertForSequenceClassification(config))
+    cam = fastcam.GradCAM(model)
+    assert cam(torch.randint(0, 40, (2, 9))).shape == (2, 9)
+    assert cam.layers == ("bert.encoder.layer.0.output.LayerNorm",)
+
+
+def test_bags_are_no_networks_without_positions() -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x.squeeze(0)).mean((0, 2, 3))[None])
+
+    with pytest.raises(ValueError, match=r"'body' returned \(5, 6, 7, 7\).*give reshape="):
+        fastcam.GradCAM(Bag())(torch.randn(1, 5, 3, 9, 9))

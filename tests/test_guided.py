@@ -169,7 +169,7 @@ def test_the_map_half_is_the_plain_gradient() -> None:
 
 
 def test_images_must_be_floating_point() -> None:
-    with pytest.raises(ValueError, match="floating point"):
+    with pytest.raises(ValueError, match="floating-point"):
         fastcam.GuidedBackprop(small())((small_images() * 100).to(torch.uint8))
     with pytest.raises(ValueError, match="has none"):
         fastcam.GuidedBackprop(small(), "features")

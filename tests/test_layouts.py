@@ -846,3 +846,123 @@ def test_signals_and_words_have_their_extents() -> None:
     assert fastcam.GradCAM(read.eval(), "body")(ids, 1).shape == (2, 11)
     with pytest.raises(ValueError, match="no floating-point tensor"):
         fastcam.ScoreCAM(read, "body")(ids, 1)
+
+
+def _sorted_by_brightness(net: Any, x: Tensor) -> Tensor:
+    order = x.mean((1, 2, 3)).argsort()
+    return net.head(net.conv(x[order]).relu().mean((2, 3)))[order.argsort()]
+
+
+def _backwards(net: Any, x: Tensor) -> Tensor:
+    return net.head(net.conv(x.flip(0)).relu().mean((2, 3))).flip(0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("forward", [_sorted_by_brightness, _backwards])
+def test_rows_in_another_order_are_refused(forward: Callable[..., Tensor], count: int) -> None:
+    torch.manual_seed(0)
+    model = Net(forward, conv=nn.Conv2d(3, 8, 3), head=head(8)).double()
+    for images in (randn(count, 3, 9, 9), randn(count, 3, 9, 9).flip(0)):
+        with pytest.raises(ValueError, match="rows are not the images in their order"):
+            fastcam.GradCAM(model, "conv")(images, 1)
+
+
+def test_images_one_by_one_are_no_clip() -> None:
+    def looped(net: Any, x: Tensor) -> Tensor:
+        return net.head(torch.stack([net.conv(x[i]).mean((2, 3)).mean(0) for i in range(len(x))]))
+
+    def chunked(net: Any, x: Tensor) -> Tensor:
+        steps = x.shape[1]
+        seen = [net.conv(part).mean((2, 3)) for part in x.flatten(0, 1).split(steps)]
+        return net.head(torch.cat(seen).unflatten(0, (-1, steps)).mean(1))
+
+    for forward in (looped, chunked):
+        model = Net(forward, conv=nn.Conv2d(3, 8, 3), head=head(8)).double()
+        for count in (2, 3):  # as many images as pictures, too
+            with pytest.raises(ValueError, match="give one image at a time"):
+                fastcam.GradCAM(model, "conv")(randn(count, 3, 3, 8, 8), 1)
+
+
+def _spectrogram(net: Any, x: Tensor) -> Tensor:
+    """(N, T, F), which the model turns."""
+    return net.head(net.conv(x.transpose(1, 2).unsqueeze(1)).square().mean((2, 3)))
+
+
+def test_a_call_that_fails_leaves_nothing_behind() -> None:
+    torch.manual_seed(0)
+    model = Net(_spectrogram, conv=nn.Conv2d(1, 8, 3, padding=1), head=head(8)).double()
+    images = randn(2, 12, 7)
+    expected = fastcam.HiResCAM(model, "conv")(images, 1)
+    assert expected.shape == (2, 12, 7)
+    for wrong in (images.float(), images[:, :, None], images[0, 0], (images, images), images.int()):
+        for layer in ("conv", None):
+            cam = fastcam.HiResCAM(model, layer)
+            with pytest.raises((ValueError, TypeError, RuntimeError, IndexError)):
+                cam(wrong, 1)
+            assert torch.equal(cam(images, 1), expected)
+            with pytest.raises((ValueError, TypeError, RuntimeError, IndexError)):
+                cam(wrong, 1)
+            assert torch.equal(cam(images, 1), expected)
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_out_of_memory_in_any_forward_is_told(call: int) -> None:
+    runs = 0
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        if runs == call:
+            raise torch.OutOfMemoryError("out of memory")
+        return _spectrogram(net, x)
+
+    torch.manual_seed(0)
+    model = Net(forward, conv=nn.Conv2d(1, 8, 3, padding=1), head=head(8)).double()
+    images, cam = randn(2, 12, 7), fastcam.HiResCAM(model, "conv")
+    try:
+        first = cam(images, 1)
+    except torch.OutOfMemoryError:
+        first = None
+    assert first is None or runs < call
+    runs = 100
+    fresh = fastcam.HiResCAM(Net(_spectrogram, conv=model.conv, head=model.head), "conv")
+    assert torch.equal(cam(images, 1), fresh(images, 1))
+
+
+def test_layers_under_vmap_are_refused() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(torch.func.vmap(net.conv)(x).mean((2, 3)))
+
+    model = Net(forward, conv=nn.Conv2d(3, 8, 3), head=head(8)).double()
+    with pytest.raises(ValueError, match=r"^target_layers: 'conv' runs within torch\.func"):
+        fastcam.GradCAM(model, "conv")(randn(2, 3, 8, 8), 1)
+
+
+def test_an_encoder_with_padding() -> None:
+    """Without a graph PyTorch packs the words into a nested tensor, which has no shape."""
+
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.embedding, self.head = nn.Embedding(30, 8), head(8)
+            self.body = nn.TransformerEncoder(layer, 2)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            seen = self.body(self.embedding(x), src_key_padding_mask=padding)
+            return self.head(seen.masked_fill(padding[..., None], 0).square().mean(1))
+
+    torch.manual_seed(0)
+    model = Text().eval()
+    body = model.body
+    words, padding = torch.randint(0, 30, (3, 11)), torch.zeros(3, 11, dtype=torch.bool)
+    padding[0, -4:] = True
+    seen: list[Tensor] = []
+    hook = body.layers[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    score = model(words, padding)[:, 1].sum()
+    hook.remove()
+    (gradient,) = torch.autograd.grad(score, seen)
+    expected = (seen[0] * gradient).sum(2).relu().detach()
+    found = fastcam.HiResCAM(model, "body.layers.0")((words, padding), 1, normalize=False)
+    torch.testing.assert_close(found, expected)
+    assert body.use_nested_tensor and fastcam.EigenCAM(model)((words, padding)).shape == (3, 11)

@@ -27,11 +27,11 @@ from fastcam.engine.axes import (
     origins,
     whole,
 )
-from fastcam.engine.inputs import Inputs, images_of
+from fastcam.engine.inputs import Inputs, images_of, with_images
 from fastcam.engine.outputs import Output
 from fastcam.engine.propagation import channels, propagate
-from fastcam.engine.trials import trial
-from fastcam.engine.values import replace_first, tensors_of
+from fastcam.engine.trials import raise_out_of_memory, trial
+from fastcam.engine.values import rebuild, replace_first, tensors_of
 from fastcam.layout import Reshape, is_ambiguous, reading, token_grid
 
 
@@ -131,6 +131,7 @@ def find_layouts(
         output: picks the logits out of what the model returns.
     """
     following = _Following()
+    again = rebuild(rows, Tensor.clone)
     found: dict[str, Reading | Unreadable] = {}
     met: dict[str, list[tuple[Axes | None, frozenset[Step]]]] = {}  # by layer, of each run
 
@@ -159,7 +160,8 @@ def find_layouts(
             outputs = trial(model, rows, hooks)
             logits = None if output is None and not isinstance(outputs, Tensor) else outputs
             logits = logits if output is None else output(outputs)
-    except Exception:
+    except Exception as error:
+        raise_out_of_memory(error)
         return Layouts(None, {})
     scores = following.of(logits) or ()
     images_along = [i for i, axis in enumerate(scores) if origins(axis) == [(0, 0)]]
@@ -179,8 +181,52 @@ def find_layouts(
         # a layer within it has what is left of (B, T, C, H, W); otherwise the axis is the colours'
         if steps is not None and len(set(readings)) == 1 and positions == {images.dim() - 3}:
             stepwise[name] = steps
+    for name in _in_another_order(model, again, [name for name in met if name not in found]):
+        found[name] = Unreadable("whose rows are not the images in their order")
     first = images_along[0] if images_along else None
     return Layouts(following.places, found, stepwise, following.loops, first)
+
+
+def _in_another_order(model: nn.Module, pair: Inputs, layers: Sequence[str]) -> list[str]:
+    """Those of the layers whose first row depends on the second image rather than their second row.
+
+    Both orders of two images are tried, for a model may sort them by what they hold.
+    """
+    images = images_of(pair)
+    if not layers or images is None or not images.is_floating_point() or len(images) != 2:
+        return []
+
+    def rows_of_layers(given: Tensor) -> dict[str, Tensor]:
+        rows: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, returned: Any) -> None:
+                tensor = next(iter(tensors_of(returned)), None)
+                if tensor is not None and tensor.dim() and tensor.shape[0] == 2:
+                    rows[name] = tensor.flatten(1).clone()
+
+            return hook
+
+        inputs = rebuild(with_images(pair, given), Tensor.clone)
+        trial(model, inputs, [(model.get_submodule(name), keep(name)) for name in layers])
+        return rows
+
+    other = images[1:].flip(-1) * 0.5
+    first = images[:1]
+    second = images[1:] if not torch.equal(first, images[1:]) else other * 0.5
+    found = []
+    try:
+        for one, two in ((first, second), (second, first)):
+            before = rows_of_layers(torch.cat([one, two]))
+            after = rows_of_layers(torch.cat([one, other]))
+            for name in before.keys() & after.keys():
+                if before[name].shape == after[name].shape:
+                    moved = (before[name] - after[name]).abs().amax(1).tolist()
+                    if moved[0] > moved[1]:
+                        found.append(name)
+    except Exception as error:  # what is wrong, the run that explains says
+        raise_out_of_memory(error)
+    return found
 
 
 def seen_of(inputs: Inputs) -> Tensor | None:
@@ -446,7 +492,8 @@ def reading_of(
     read = reading(shape, extents)
     if read is None:
         raise ValueError(f"{came}which is no grid of patches of a {extents} image{way}")
-    if shape[0] == rows and is_ambiguous(shape, extents):
+    others = extents is not None and len(shape) > 3 and len(extents) != len(shape) - 2
+    if shape[0] == rows and (others or is_ambiguous(shape, extents)):
         raise ValueError(
             f"{came}whose axes could not be followed, and which can be read in two ways; if its "
             "rows are the images in their order, give reshape= to turn it into (N, C, *S)"

@@ -20,7 +20,7 @@ from fastcam.engine.inputs import (
     with_images,
 )
 from fastcam.engine.outputs import Output, logits_of
-from fastcam.engine.trials import trial
+from fastcam.engine.trials import raise_out_of_memory, trial
 from fastcam.engine.values import agree, rebuild
 
 _MOST_SUBSETS_OF = 4  # arguments: 16 runs of one image at most
@@ -40,6 +40,11 @@ class PerImage:
         self._named = None if named is None else frozenset(named)
         self._found: dict[Argument, bool] = {}
         self._independent: bool | None = None
+
+    def forget(self) -> None:
+        """What has been found out is found anew."""
+        self._found.clear()
+        self._independent = None
 
     def of(
         self,
@@ -91,7 +96,7 @@ class PerImage:
         return rebuild(inputs, Tensor.clone)
 
     def check_rows(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> None:
-        """Whether images may run together; found by one run of an image alone and one beside it.
+        """Whether images may run together; found by runs of an image beside itself and another.
 
         Raises:
             ValueError: if an image's logits depend on the others in its batch.
@@ -104,11 +109,11 @@ class PerImage:
             if images is None or len(images) != 1:
                 self._independent = True
             else:
-                both = select_rows(one, self.of(model, one, output), 1, torch.tensor([0, 0]))
-                both = with_images(both, _beside_another(images))
-                alone = logits_of(trial(model, one), output, 1).detach()
-                beside = logits_of(trial(model, both), output, 2).detach()
-                self._independent = agree(beside[:1], alone, None)
+                twice = select_rows(one, self.of(model, one, output), 1, torch.tensor([0, 0]))
+                other = with_images(rebuild(twice, Tensor.clone), _beside_another(images))
+                beside_itself = logits_of(trial(model, twice), output, 2).detach()
+                beside = logits_of(trial(model, other), output, 2).detach()
+                self._independent = agree(beside[:1], beside_itself[:1], None)
         if not self._independent:
             raise ValueError(
                 "images: the model's output for an image depends on the others in its batch (as "
@@ -156,7 +161,8 @@ class PerImage:
                         same = agree(
                             answer(given, len(sample)), expected[rows.to(expected.device)], limit
                         )
-                    except Exception:  # whatever a model raises that gets shapes that do not fit
+                    except Exception as error:  # a model's that gets shapes that do not fit
+                        raise_out_of_memory(error)
                         same = False
                     if not same:
                         break

@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import Hooks, hooks_of
-from fastcam.engine.trials import trial
+from fastcam.engine.trials import raise_out_of_memory, trial
 from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of
 
 Place = Literal["output", "layer", "model"]
@@ -159,6 +159,11 @@ class Recorder:
     def _enter(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
             arguments = given = args, kwargs
+            if any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors_of(given))):
+                raise ValueError(
+                    f"target_layers: '{name}' runs within torch.func (vmap or grad), whose tensors "
+                    "have no place in a graph; name a layer outside of it"
+                )
             if self._start is not None and name in self._start.copying:
                 given = rebuild(given, copied)
             if self._start is not None and self._start.place == "layer":
@@ -487,7 +492,8 @@ def closest_start(
             copying = frozenset(whole[0].passing_on)
             whole = tried(Start("model", copying))
         expected = readers(*whole)
-    except Exception:  # what the model does cannot be recorded as a whole
+    except Exception as error:  # what the model does cannot be recorded as a whole
+        raise_out_of_memory(error)
         return Start("layer", copying)
     places: tuple[Place, ...] = ("output", "layer")
     if any(m._backward_hooks or m._backward_pre_hooks for m in layers.values()):
@@ -496,7 +502,8 @@ def closest_start(
         try:
             recorder, results = tried(Start(place, copying))
             found = readers(recorder, results)
-        except Exception:  # torch's, if memory is written to with a graph and read without
+        except Exception as error:  # torch's, if memory is written to with a graph, read without
+            raise_out_of_memory(error)
             continue
         if copying and not all(map(close, results, plain)):
             raise ValueError(_overwritten(", ".join(copying)))

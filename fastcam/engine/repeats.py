@@ -45,6 +45,10 @@ class Repeats:
             )
         return chosen % count
 
+    def forget(self) -> None:
+        """What has been found out is found anew."""
+        self._checked.clear()
+
     def needs_check(self, repeated: Collection[str]) -> bool:
         """Whether it is still to be found out of one of these layers that run several times."""
         return self.chosen is None and not self._checked.issuperset(repeated)
@@ -70,6 +74,12 @@ class Repeats:
         """
         unknown = [name for name in repeated if name not in self._checked]
         for name, edges in whole_graph(model, inputs, unknown).items():
+            if len(edges) != len(repeated[name]) and name not in stepwise:
+                raise ValueError(
+                    f"target_layers: '{name}' ran {len(repeated[name])} times for these images, "
+                    f"but {len(edges)} for one of them alone: it goes through its images one "
+                    "by one; give one image at a time"
+                )
             if name in stepwise:
                 times = stepwise[name]
                 steps = [edges[i : i + times] for i in range(0, len(edges), times)]

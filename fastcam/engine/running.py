@@ -221,23 +221,29 @@ def _keys(hooks: Mapping[int, Any], hook: Any) -> list[int]:
     return [key for key, each in list(hooks.items()) if each is hook]
 
 
-class _Evaluation:
-    """Modules in evaluation mode, and the runs that need them there.
+FLAGS = ("training", "use_nested_tensor")
+"""What runs switch off in modules: training mode, and the nested tensors of nn.TransformerEncoder,
+which have no shape."""
 
-    The flags are set one by one: a user's own train() is not called.
+
+class _Evaluation:
+    """Flags of modules that are off, and the runs that need them so.
+
+    They are set one by one: a user's own train() is not called.
     """
 
     def __init__(self) -> None:
-        self._runs: dict[int, tuple[nn.Module, set[object]]] = {}  # by id of the module
+        self._runs: dict[tuple[int, str], tuple[nn.Module, set[object]]] = {}  # by module's id
 
     def enter(self, run: object, model: nn.Module) -> None:
         with _lock:
             for module in model.modules():
-                if id(module) in self._runs:
-                    self._runs[id(module)][1].add(run)
-                elif module.training:
-                    self._runs[id(module)] = module, {run}
-                    module.training = False
+                for flag in FLAGS:
+                    if (id(module), flag) in self._runs:
+                        self._runs[id(module), flag][1].add(run)
+                    elif vars(module).get(flag) is True:
+                        self._runs[id(module), flag] = module, {run}
+                        setattr(module, flag, False)
 
     def leave(self, run: object) -> None:
         if not self._runs:
@@ -245,7 +251,7 @@ class _Evaluation:
         with _lock:
             for key, (module, runs) in list(self._runs.items()):
                 if runs == {run}:
-                    module.training = True
+                    setattr(module, key[1], True)
                     del self._runs[key]
                 else:
                     runs.discard(run)

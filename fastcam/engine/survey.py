@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ _AT_ONCE = 16  # gradients a backward; the layer is one of the last as a rule
 
 @dataclass(frozen=True, eq=False)
 class Returned:
-    """The first tensor with positions of a module's last run."""
+    """The first tensor with positions of a module's last run on which the score depends."""
 
     name: str
     module: nn.Module
@@ -105,7 +105,7 @@ def survey(model: nn.Module, inputs: Inputs, output: Output | None) -> Survey:
             inputs = with_images(inputs, copied)
         else:
             inputs = rebuild(inputs, lambda tensor: copied if tensor is given else tensor)
-    last: dict[str, Returned] = {}
+    every: list[Returned] = []
     runs: Counter[str] = Counter()
 
     def watch(name: str) -> Callable[..., None]:
@@ -119,8 +119,7 @@ def survey(model: nn.Module, inputs: Inputs, output: Output | None) -> Survey:
             if recorded:
                 order = -1 if edge is None or tensor.is_leaf else edge.node._sequence_nr()
             # the tensor is kept, so that its memory is no later one's
-            last.pop(name, None)
-            last[name] = Returned(name, module, runs[name], tensor, tensor._version, edge, order)
+            every.append(Returned(name, module, runs[name], tensor, tensor._version, edge, order))
 
         return hook
 
@@ -134,7 +133,9 @@ def survey(model: nn.Module, inputs: Inputs, output: Output | None) -> Survey:
         logits = logits_of(outputs, output, rows_of(inputs))
         score, class_id = _top(logits)
     nodes = _nodes(score, leaf)
-    seen = [each for each in last.values() if not nodes or (each.edge and each.edge.node in nodes)]
+    bears = [each for each in every if not nodes or (each.edge and each.edge.node in nodes)]
+    last = {each.name: i for i, each in enumerate(bears)}  # of a layer's runs
+    seen = [replace(bears[i], runs=runs[bears[i].name]) for i in sorted(last.values())]
     if nodes:
         seen.sort(key=lambda each: each.order)  # keeps the order of what is the same tensor
     same: dict[tuple[int, int], list[Returned]] = defaultdict(list)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.engine.inputs import Inputs
-from fastcam.engine.running import Hooks, hooks_of, run
+from fastcam.engine.running import FLAGS, Hooks, hooks_of, run
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | set(FLAGS)
 _CONTAINERS = (list, dict, set, deque)
 
 
@@ -28,6 +28,13 @@ def trial(
     """As :func:`fastcam.engine.running.run`, without a trace in the model or the random numbers."""
     with untouched(model):
         return run(model, inputs, hooks, before=before, from_images=from_images)
+
+
+def raise_out_of_memory(error: Exception) -> None:
+    """Raises it again if it tells of the machine, and nothing of the network."""
+    exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if exhausted or "can't allocate memory" in str(error):
+        raise error
 
 
 @contextmanager
@@ -62,8 +69,11 @@ class _Module:
         self._module = module
         self._hooks = hooks_of(module).keys()
         attributes = {k: v for k, v in list(vars(module).items()) if k not in _OF_EVERY_MODULE}
-        self._parts = [(module._buffers, dict(module._buffers)), (vars(module), attributes)]
-        values = [value for _, part in self._parts for value in part.values()]
+        buffers = dict(module._buffers.items())
+        self._parts = [(vars(module), attributes)]
+        if not isinstance(module, torch.jit.ScriptModule):  # its buffers have fixed places
+            self._parts.append((module._buffers, buffers))
+        values = [*buffers.values(), *attributes.values()]
         self._contents = [(v, v.copy()) for v in values if isinstance(v, _CONTAINERS)]
         for _, content in self._contents:
             values += content.values() if isinstance(content, dict) else content

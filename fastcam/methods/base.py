@@ -220,8 +220,12 @@ class Method:
     def _calling(self) -> Iterator[None]:
         """Around a call: one at a time, recording nothing unasked, leaving no graph behind."""
         with self._turn, torch.inference_mode(False), torch.no_grad():
+            given, sizes = self.layers, set(self._layouts)
             try:
                 yield
+            except BaseException:
+                self._forget(given, sizes)
+                raise
             finally:
                 if self._keeps is not False:
                     held = [each for model in self.networks for each in held_with_graph(model)]
@@ -230,6 +234,16 @@ class Method:
                     if self._checked:
                         self._keeps = self._keeps or bool(held)
                 let_go(self._started)
+
+    def _forget(self, layers: tuple[str, ...], sizes: Collection[Any]) -> None:
+        """What a call has found out that failed may be wrong."""
+        if self._checked:
+            self._layouts = {key: self._layouts[key] for key in sizes}
+            return
+        self.layers, self._start, self._keeps = layers, None, None
+        self._layouts.clear()
+        self._per_image.forget()
+        self._repeats.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_turn"}
@@ -306,8 +320,9 @@ class MapMethod(Method):
         Below the first target layer BatchNorm is folded into convolutions and the network compiled
         by torch.compile, for each shape, which takes from seconds to a minute; batches of one size
         are best, and a shorter last one is filled up to it. From the layer up, gradients included,
-        the copy computes as the model does. The model itself stays as it is; where its parameters
-        are written to, the next call makes a new copy. :attr:`compiled` tells what was done.
+        the copy computes as the model does. The model itself stays as it is; if its parameters are
+        written to, the next call makes a new copy. PyTorch does not count what is written through
+        ``.data``: on a GPU, call this again after it. :attr:`compiled` tells what was done.
 
         Args:
             dtype: the precision below the layer, float32, bfloat16 or float16; None for the
