@@ -80,9 +80,12 @@ def counted(name: str) -> Iterator[Current]:
     token = _current.set(current)
     try:
         yield current
+    except BaseException as error:
+        current.why = f"raised {type(error).__name__}"
+        raise
     finally:
         _current.reset(token)
-    note(current.name, current.served_by, current.why)
+        note(current.name, current.served_by, current.why)
 
 
 def report() -> Report:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import threading
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,7 @@ LIBRARIES = {
 """Each library, and the module with whose import it is taken over."""
 
 _installed: dict[str, Takeover] = {}
+_lock = threading.RLock()
 
 
 class Installed:
@@ -72,37 +74,48 @@ def install(*libraries: str, fix: bool = False, fast: bool = False) -> Installed
                 f"libraries: {name} is not installed, so there is nothing to take over; "
                 "fastcam.compat.pytorch_grad_cam has pytorch_grad_cam's names without it"
             )
-    before = replace(settings)
-    settings.fix, settings.fast = fix, fast
-    chosen = libraries or tuple(LIBRARIES)
-    new = tuple(name for name in chosen if name not in _installed)
-    for name in new:
-        _installed[name] = takeover = Takeover()
-        when_imported(LIBRARIES[name], functools.partial(_take, name, takeover))
-    return Installed(new, before)
+    with _lock:
+        before = replace(settings)
+        settings.fix, settings.fast = fix, fast
+        chosen = libraries or tuple(LIBRARIES)
+        new = tuple(name for name in chosen if name not in _installed)
+        for name in new:
+            _installed[name] = takeover = Takeover(name)
+            try:
+                when_imported(LIBRARIES[name], functools.partial(_take, name, takeover))
+            except BaseException:
+                uninstall(name)
+                raise
+        return Installed(new, before)
 
 
 def _take(name: str, takeover: Takeover) -> None:
-    try:
-        importlib.import_module(f"fastcam.dropin.{name}").take_over(takeover)
-    except Exception as error:  # another release of the library may have other names
-        takeover.undo()
-        warnings.warn(
-            f"fastcam.dropin: {name} stays as it is, for it is not the release that fastcam knows "
-            f"({first_line(error)})",
-            stacklevel=2,
-        )
+    with _lock:
+        try:
+            importlib.import_module(f"fastcam.dropin.{name}").take_over(takeover)
+            takeover.finish()
+        except Exception as error:  # another release of the library may have other names
+            takeover.undo()
+            warnings.warn(
+                f"fastcam.dropin: {name} stays as it is, for it is not a release that fastcam "
+                f"knows ({first_line(error)})",
+                stacklevel=2,
+            )
+        except BaseException:
+            takeover.undo()
+            raise
 
 
 def uninstall(*libraries: str) -> None:
     """Puts libraries back as they were; all where none is named."""
-    for name in libraries or tuple(_installed):
-        takeover = _installed.pop(name, None)
-        if takeover is not None:
-            no_longer(LIBRARIES[name])
-            takeover.undo()
-    if not _installed:
-        settings.fix = settings.fast = False
+    with _lock:
+        for name in libraries or tuple(_installed):
+            if name in _installed:
+                no_longer(LIBRARIES[name])
+                _installed[name].undo()
+                del _installed[name]
+        if not _installed:
+            settings.fix = settings.fast = False
 
 
 def load_ipython_extension(ipython: Any) -> None:

@@ -43,12 +43,14 @@ from fastcam.guided import GuidedReLU
 def take_over(takeover: Takeover) -> None:
     """Replaces what fastcam has."""
     attr: Any = importlib.import_module("captum.attr")
-    takeover.method(attr.LayerGradCam, "attribute", _layer_grad_cam)
+    run = ("captum._utils.common", "captum._utils.gradient")
+    parts = (attr.LayerGradCam.__module__, attr.GuidedBackprop.__module__)
+    takeover.method(attr.LayerGradCam, "attribute", _layer_grad_cam, *run)
     takeover.method(attr.LayerAttribution, "interpolate", _interpolate)
     for owner in (attr.GuidedBackprop, attr.Deconvolution):
-        takeover.method(owner, "attribute", _guided)
-        takeover.method(owner, "_register_hooks", _register_hooks)
-    takeover.method(attr.GuidedGradCam, "attribute", _guided_grad_cam)
+        takeover.method(owner, "attribute", _guided, *run)
+        takeover.method(owner, "_register_hooks", _register_hooks, *run)
+    takeover.method(attr.GuidedGradCam, "attribute", _guided_grad_cam, *run, *parts)
 
 
 def _common() -> Any:

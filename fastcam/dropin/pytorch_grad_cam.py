@@ -12,7 +12,7 @@ from fastcam.compat.pytorch_grad_cam.ablation_cam import ablation_weights
 from fastcam.compat.pytorch_grad_cam.finer_cam import finer_map, finer_targets
 from fastcam.compat.pytorch_grad_cam.fullgrad_cam import full_gradient
 from fastcam.compat.pytorch_grad_cam.guided_backprop import guided_gradient
-from fastcam.compat.pytorch_grad_cam.run import KERNELS, explain, top_classes
+from fastcam.compat.pytorch_grad_cam.run import FORMULAS, RUNNERS, Formula, explain, top_classes
 from fastcam.dropin.takeover import Replacement, Takeover
 
 _FUSED = (
@@ -24,6 +24,12 @@ _FUSED = (
     "LayerCAM",
     "ShapleyCAM",
 )
+
+_RUN = tuple(
+    f"pytorch_grad_cam.{name}"
+    for name in ("activations_and_gradients", "base_cam", "utils.image", "utils.model_targets")
+)
+"""Where that lies which a run with its maps stands for."""
 
 _FUNCTIONS = {
     "utils.image": (
@@ -151,14 +157,27 @@ def take_over(takeover: Takeover) -> None:
             takeover.method(there, "__call__", functools.partial(_lent, path, f"{owner}.__call__"))
     for name in _FUSED:
         there = getattr(peer, name)
-        KERNELS[there] = KERNELS[getattr(ours, name)]
-        takeover.on_undo(functools.partial(KERNELS.pop, there))
-    for name in ("activations", "gradients"):
-        lent = vars(ours.ActivationsAndGradients)[name]
-        takeover.attribute(peer.ActivationsAndGradients, name, lent)
-    takeover.method(base.BaseCAM, "forward", forward)
-    takeover.method(peer.FullGrad, "forward", full_gradient_forward)
-    takeover.method(peer.FinerCAM, "forward", finer_forward)
-    takeover.method(peer.AblationCAM, "get_cam_weights", ablation)
-    takeover.method(peer.GuidedBackpropReLUModel, "__call__", guided)
+        guard = takeover.guard(name, there.__module__, *_RUN)
+        if guard is not None:
+            kernel = FORMULAS[getattr(ours, name)].kernel
+            takeover.on_undo(functools.partial(FORMULAS.pop, there, None))
+            FORMULAS[there] = Formula(kernel, guard.changed)
+    if takeover.guard("ActivationsAndGradients", *_RUN):
+        takeover.on_undo(lambda: RUNNERS.discard(peer.ActivationsAndGradients))
+        RUNNERS.add(peer.ActivationsAndGradients)
+        for name in ("activations", "gradients"):
+            lent = vars(ours.ActivationsAndGradients)[name]
+            takeover.attribute(peer.ActivationsAndGradients, name, lent)
+    find_layers = "pytorch_grad_cam.utils.find_layers"
+    takeover.method(base.BaseCAM, "forward", forward, *_RUN)
+    takeover.method(peer.FullGrad, "forward", full_gradient_forward, *_RUN)
+    takeover.method(peer.FinerCAM, "forward", finer_forward, *_RUN)
+    takeover.method(
+        peer.AblationCAM,
+        "get_cam_weights",
+        ablation,
+        "pytorch_grad_cam.ablation_layer",
+        find_layers,
+    )
+    takeover.method(peer.GuidedBackpropReLUModel, "__call__", guided, find_layers)
     takeover.method(peer.ScoreCAM, "get_cam_weights", lambda present: ours.ScoreCAM.get_cam_weights)

@@ -1,85 +1,186 @@
 """Another library's functions and methods, replaced in place and put back.
 
 Classes and functions stay the very objects that they are: what was imported, subclassed, pickled or
-instantiated before keeps working, and takes the new code too.
+instantiated before keeps working, and takes the new code too. What a take-over stands for has to be
+a known release's, and at each call still as it was; otherwise the library's own code runs.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.metadata
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any
+
+from fastcam.compat.calls import counted
+from fastcam.dropin.known import Guard, fingerprint, known
 
 Replacement = Callable[..., Any]
 
 
 class Takeover:
-    """What was replaced in one library; :meth:`undo` puts all of it back."""
+    """What was replaced in one library; :meth:`undo` puts all of it back.
 
-    def __init__(self) -> None:
-        self._undo = ExitStack()
+    Args:
+        library: the name of its package.
+    """
 
-    def method(self, owner: type, name: str, make: Callable[[Replacement], Replacement]) -> None:
+    def __init__(self, library: str) -> None:
+        self.library = library
+        self._undo: list[Callable[[], object]] = []
+        self._fingerprints: dict[str, str] = {}
+        self._guards: dict[frozenset[str], Guard] = {}
+        self._unknown: dict[str, list[str]] = {}  # by module, what stays the library's own
+
+    def method(
+        self, owner: type, name: str, make: Callable[[Replacement], Replacement], *modules: str
+    ) -> None:
         """Replaces a method of a class by what ``make`` makes of the present one.
 
         Args:
-            owner: the class; where it inherits the method, it gets one of its own.
+            owner: the class; if it inherits the method, it gets one of its own.
             make: gets the present function, to call where fastcam does not serve, and gives the new
                 one, which takes ``self`` first. Signature and documentation stay the present one's.
+            modules: of the library, beside that of the class: all that the new function stands for.
         """
+        guard = self.guard(f"{owner.__name__}.{name}", owner.__module__, *modules)
+        if guard is None:
+            return
         present = getattr(owner, name)
-        made = make(present)
 
-        @functools.wraps(present)
-        def replacement(*args: Any, **kwargs: Any) -> Any:
-            return made(*args, **kwargs)
+        def shown(args: tuple[Any, ...]) -> str:
+            of_object = args and isinstance(args[0], owner)
+            return type(args[0]).__name__ if of_object else f"{owner.__name__}.{name}"
 
+        made = self._guarded(make(present), present, guard, shown)
+        replacement = functools.wraps(present)(made)
         static = isinstance(vars(owner).get(name), staticmethod)
         self.attribute(owner, name, staticmethod(replacement) if static else replacement)
 
-    def attribute(self, owner: type, name: str, value: object) -> None:
-        """Sets an attribute of a class."""
-        if name in vars(owner):
-            self._undo.callback(setattr, owner, name, vars(owner)[name])
-        else:
-            self._undo.callback(delattr, owner, name)
-        setattr(owner, name, value)
-
-    def function(self, function: Any, make: Callable[[Replacement], Replacement]) -> None:
+    def function(
+        self, function: Any, make: Callable[[Replacement], Replacement], *modules: str
+    ) -> None:
         """Replaces what a module's function does; the function object stays.
 
         Args:
             function: one without a closure.
             make: as for :meth:`method`, without ``self``.
+            modules: of the library, beside that of the function.
         """
+        guard = self.guard(function.__name__, function.__module__, *modules)
+        if guard is None:
+            return
         present = FunctionType(
             function.__code__, function.__globals__, function.__name__, function.__defaults__
         )
         present.__kwdefaults__ = function.__kwdefaults__
         signature = inspect.signature(function)
-        function.__code__ = _call_replacement.__code__.replace(co_name=function.__code__.co_name)
-        function.__defaults__ = None
-        function.__kwdefaults__ = {"_replacement": make(present)}
-        function.__signature__ = signature
 
         def put_back() -> None:
             function.__code__ = present.__code__
             function.__defaults__ = present.__defaults__
             function.__kwdefaults__ = present.__kwdefaults__
-            del function.__signature__
+            vars(function).pop("__signature__", None)
 
-        self._undo.callback(put_back)
+        self.on_undo(put_back)
+        name = function.__name__
+        made = self._guarded(make(present), present, guard, lambda args: name)
+        function.__kwdefaults__ = {"_replacement": made}
+        function.__defaults__ = None
+        function.__signature__ = signature
+        function.__code__ = _call_replacement.__code__.replace(co_name=function.__code__.co_name)
+
+    def attribute(self, owner: type, name: str, value: object) -> None:
+        """Sets an attribute of a class."""
+        if name in vars(owner):
+            self.on_undo(functools.partial(setattr, owner, name, vars(owner)[name]))
+        else:
+            self.on_undo(functools.partial(_remove, owner, name))
+        setattr(owner, name, value)
+
+    def guard(self, what: str, *modules: str) -> Guard | None:
+        """What watches modules of the library; None if one of them is no known release's.
+
+        Args:
+            what: is to be taken over, for the warning.
+            modules: by their full names.
+        """
+        for name in modules:
+            if name not in self._fingerprints:
+                self._fingerprints[name] = fingerprint(importlib.import_module(name))
+            if self._fingerprints[name] not in known().get(name, {}):
+                self._unknown.setdefault(name, []).append(what)
+                return None
+        key = frozenset(modules)
+        return self._guards.setdefault(key, Guard(sorted(key)))
 
     def on_undo(self, action: Callable[[], object]) -> None:
-        """What :meth:`undo` has to do besides."""
-        self._undo.callback(action)
+        """What :meth:`undo` has to do besides; it may be called twice after an interrupt."""
+        self._undo.append(action)
+
+    def finish(self) -> None:
+        """From here on every change is the user's; one warning names what stays the library's.
+
+        Warns:
+            UserWarning: a module is no known release's.
+        """
+        for guard in self._guards.values():
+            guard.arm()
+        if not self._unknown:
+            return
+        releases = {each for name in known() for each in _releases(name, self.library)}
+        stay = [f"{', '.join(whats)} ({name})" for name, whats in self._unknown.items()]
+        warnings.warn(
+            f"fastcam.dropin: {self.library}{_version(self.library)} is not one of the releases "
+            f"that fastcam knows ({', '.join(sorted(releases))}), or has been changed; these stay "
+            f"its own: {'; '.join(stay)}",
+            stacklevel=2,
+        )
+        self._unknown = {}
 
     def undo(self) -> None:
         """Puts everything back, the last replacement first."""
-        self._undo.close()
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+
+    def _guarded(
+        self,
+        made: Replacement,
+        present: Replacement,
+        guard: Guard,
+        shown: Callable[[tuple[Any, ...]], str],
+    ) -> Replacement:
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            changed = guard.changed()
+            if changed is None:
+                return made(*args, **kwargs)
+            with counted(f"{self.library}.{shown(args)}") as call:
+                call.leave_to(self.library, changed)
+                return present(*args, **kwargs)
+
+        return replacement
+
+
+def _remove(owner: type, name: str) -> None:
+    if name in vars(owner):
+        delattr(owner, name)
+
+
+def _releases(module: str, library: str) -> Iterable[str]:
+    if module.partition(".")[0] != library:
+        return ()
+    return (release for each in known()[module].values() for release in each)
+
+
+def _version(library: str) -> str:
+    """The installed release, with a space in front; empty if no package says so."""
+    names = importlib.metadata.packages_distributions().get(library, [])
+    return f" {importlib.metadata.version(names[0])}" if names else ""
 
 
 def _call_replacement(*args: Any, _replacement: Replacement, **kwargs: Any) -> Any:

@@ -67,6 +67,7 @@ def take_over(takeover: Takeover) -> None:
 def _take_late(name: str, take: Callable[[Takeover], None], takeover: Takeover) -> None:
     try:
         take(takeover)
+        takeover.finish()
     except Exception as error:  # another release, found in the middle of the user's import
         warnings.warn(f"fastcam.dropin: {name} stays as it is ({first_line(error)})", stacklevel=2)
 
@@ -88,24 +89,27 @@ def _take_methods(takeover: Takeover) -> None:
     for name in ("core", "activation", "gradient"):
         setattr(_Peer, name, importlib.import_module(f"torchcam.methods.{name}"))
     core, activation, gradient = _Peer.core, _Peer.activation, _Peer.gradient
-    takeover.method(gradient._GradCAM, "__init__", _init)
-    takeover.method(gradient.LeGrad, "__init__", _init)
-    takeover.function(core._CAM._hook_a, _hook_a)
-    takeover.function(gradient.LeGrad._prepare_attention, _prepare_attention)
+    run = (core.__name__, gradient.__name__)
+    takeover.method(gradient._GradCAM, "__init__", _init, *run)
+    takeover.method(gradient.LeGrad, "__init__", _init, *run)
+    takeover.function(core._CAM._hook_a, _hook_a, *run)
+    takeover.function(gradient.LeGrad._prepare_attention, _prepare_attention, *run)
     takeover.method(core._CAM, "compute_cams", _compute_cams)
     takeover.method(core._CAM, "_normalize", _normalize)
     takeover.method(core._CAM, "_fuse_cams", _fuse_cams)
     takeover.method(gradient.RefineCAM, "fuse_cams", _refine)
     takeover.method(gradient.LeGrad, "compute_cams", _compute_legrad)
-    takeover.method(gradient.SmoothGradCAMpp, "_compute_smoothgrad_weights", _smooth)
+    takeover.method(gradient.SmoothGradCAMpp, "_compute_smoothgrad_weights", _smooth, *run)
     for method, variations in (("ScoreCAM", _once), ("SSCAM", None), ("ISCAM", _growing)):
         owner = getattr(activation, method)
         make = functools.partial(_score_weights, variations=variations)
-        takeover.method(owner, "_get_score_weights", make)
+        takeover.method(owner, "_get_score_weights", make, core.__name__)
     for owner in (gradient.RefineCAM, gradient.FinerCAM):
         for name in ("__call__", "compute_cams"):
             takeover.method(owner, name, _as_one_call)
     _FORMULAS.clear()
+    if takeover.guard("the formulas", *run) is None:
+        return
     for method, formula in (
         ("GradCAM", _Formula(_grad_cam, _grad_cam_weights)),
         ("GradCAMpp", _Formula(_grad_cam_pp, _grad_cam_pp_weights, takes_eps=True)),
@@ -462,7 +466,8 @@ def _compute_cams(present: Replacement) -> Replacement:
                 return present(self, class_idx, scores, normalized, targets=targets, **kwargs)
             if targets is not None:
                 kwargs["targets"] = targets
-            formula = _FORMULAS.get(type(self)._get_weights)
+            own = "_get_weights" in vars(self) or "_backprop" in vars(self)
+            formula = None if own else _FORMULAS.get(type(self)._get_weights)
             if formula is None:
                 weights = self._get_weights(class_idx, scores, **kwargs)
                 with torch.no_grad():
@@ -628,8 +633,9 @@ def _why_not_together(extractor: Any, class_idx: Any) -> str:
     """Why samples should run one by one, as in torchcam; empty where they need not."""
     if not extractor._hooks_enabled:
         return "its hooks are disabled"
-    if type(extractor)._backprop is not _Peer.gradient._GradCAM._backprop:
-        return "a subclass derives the score itself"
+    own = "_backprop" in vars(extractor)
+    if own or type(extractor)._backprop is not _Peer.gradient._GradCAM._backprop:
+        return "it derives the score itself"
     if class_idx is None:
         return "the targets are functions"
     for module in extractor.model.modules():
@@ -752,6 +758,8 @@ def _score_weights(present: Replacement, variations: _Variations | None) -> Repl
 def _why_not_masked(extractor: Any, activations: Sequence[Tensor]) -> str:
     score_cam = _Peer.activation.ScoreCAM
     for name in _RUNS:
+        if name in vars(extractor):
+            return f"the object has a {name} of its own"
         if getattr(type(extractor), name) is not getattr(score_cam, name):
             return f"a subclass has its own {name}"
     dims = extractor._input.dim() - 2

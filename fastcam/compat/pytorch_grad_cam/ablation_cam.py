@@ -203,7 +203,10 @@ def _by_replays(
     activations: Array,
 ) -> Array:
     stand_in = cam.ablation_layer
-    reading = _READINGS.get(type(stand_in).__name__)
+    kind = type(stand_in)
+    as_known = kind.__module__.endswith("pytorch_grad_cam.ablation_layer")
+    as_known = as_known and not vars(stand_in).keys() & dir(AblationLayer)
+    reading = _READINGS.get(kind.__name__) if as_known else None
     if reading is None or (cam.reshape_transform is not None) != (reading is _tokens):
         raise NotServed(f"channels are ablated by a {type(stand_in).__name__}")
     if len(targets) != len(activations):

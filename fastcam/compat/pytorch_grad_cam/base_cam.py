@@ -10,9 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.compat.pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
-from fastcam.compat.pytorch_grad_cam.run import Array, TargetFunctions, explain, top_classes
+from fastcam.compat.pytorch_grad_cam.run import (
+    RUNNERS,
+    Array,
+    TargetFunctions,
+    explain,
+    top_classes,
+)
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from fastcam.compat.pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
+
+RUNNERS.add(ActivationsAndGradients)
 
 
 class BaseCAM:

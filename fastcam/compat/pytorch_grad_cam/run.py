@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -114,15 +114,24 @@ def weighing(method: str, eps: float = 0.0) -> Kernel:
     return kernel
 
 
-KERNELS: dict[type, Kernel] = {}
-"""What gives the maps of a class, in the place of its own formula."""
+class Formula(NamedTuple):
+    """What gives the maps of a class, in the place of its own methods."""
+
+    kernel: Kernel
+    changed: Callable[[], str | None] = lambda: None
+    """What makes these methods others than those that the kernel stands for; None if nothing."""
+
+
+FORMULAS: dict[type, Formula] = {}
+RUNNERS: set[type] = set()
+"""The classes of ``activations_and_grads`` that run a model just so."""
 
 
 def maps_by(kernel: Kernel) -> Callable[[type[T]], type[T]]:
     """Decorates a class whose maps a kernel gives."""
 
     def decorate(owner: type[T]) -> type[T]:
-        KERNELS[owner] = kernel
+        FORMULAS[owner] = Formula(kernel)
         return owner
 
     return decorate
@@ -193,8 +202,9 @@ def kernel_of(cam: Any) -> Kernel | None:
     if OVERRIDABLE & vars(cam).keys():
         return None
     for each in type(cam).__mro__:
-        if each in KERNELS:
-            return KERNELS[each]
+        if each in FORMULAS:
+            formula = FORMULAS[each]
+            return None if formula.changed() else formula.kernel
         if OVERRIDABLE & vars(each).keys():
             return None
     return None
@@ -217,6 +227,7 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
     """
     if not isinstance(input_tensor, Tensor):
         raise NotServed(f"the input is a {type(input_tensor).__name__}, no tensor")
+    _check_runner(cam)
     if cam.model.training or any(module.training for module in cam.model.modules()):
         raise NotServed("the model is in training mode")
     if not second_order and (cam.compute_input_gradient or not cam.detach):
@@ -254,6 +265,19 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
     kept = returned if on_cpu and not settings.fix else values
     activations = [reshape(_detached(each)) for each in kept]
     return Run(images, recorded.outputs, activations, points, returned, reshape)
+
+
+def _check_runner(cam: Any) -> None:
+    """Raises NotServed if the object runs its model in a way of its own."""
+    runner = cam.activations_and_grads
+    if type(runner) not in RUNNERS:
+        raise NotServed("it has activations_and_grads of another class")
+    own = sorted(vars(runner).keys() & vars(type(runner)).keys() - {"activations", "gradients"})
+    if own:
+        raise NotServed(f"its activations_and_grads have {own[0]} of their own")
+    for name in ("model", "reshape_transform", "detach"):
+        if getattr(runner, name) is not getattr(cam, name):
+            raise NotServed(f"its activations_and_grads have another {name}")
 
 
 _starts: WeakKeyDictionary[Any, tuple[Sequence[str], Start]] = WeakKeyDictionary()
