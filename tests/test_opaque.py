@@ -180,3 +180,15 @@ def test_dynamically_quantized_heads(engine: None) -> None:
     assert fastcam.EigenCAM(model, "features")(images).equal(expected)
     assert fastcam.ScoreCAM(model, "features")(images, CLASSES).any()
     assert isinstance(model, Small)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripted_parts_run_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    inside = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+    layers = torch.jit.script(inside), nn.Conv2d(6, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model, images = nn.Sequential(*layers, nn.Linear(6, 4)).train(), torch.randn(2, 3, 9, 9)
+    before = model[0][1].running_mean.clone()
+    maps = fastcam.GradCAM(model, "1")(images, 1)
+    assert torch.equal(model[0][1].running_mean, before) and model[0].training
+    assert torch.equal(maps, fastcam.GradCAM(model.eval(), "1")(images, 1))

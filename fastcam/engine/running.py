@@ -241,7 +241,7 @@ class _Evaluation:
                 for flag in FLAGS:
                     if (id(module), flag) in self._runs:
                         self._runs[id(module), flag][1].add(run)
-                    elif vars(module).get(flag) is True:
+                    elif getattr(module, flag, False) is True:
                         self._runs[id(module), flag] = module, {run}
                         setattr(module, flag, False)
 
