@@ -229,8 +229,8 @@ def test_constant_channels_share_one_run(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = []
     model.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     near(raw("scorecam", model, images), summed(a, scores.softmax(1)))
-    # two for the layer's axes, the images, an image alone and beside another, the masked ones
-    assert rows == [2, 3, 1, 2, 3 * (7 - 4 + 1)]
+    # two for the layer's axes, the images, an image beside itself and another, the masked ones
+    assert rows == [2, 3, 2, 2, 3 * (7 - 4 + 1)]
 
 
 def ablated(model: Net, images: Tensor) -> Tensor:

@@ -294,7 +294,7 @@ def test_who_leaves_need_not_wait_for_a_long_batch(cores: Callable[[int], None])
     before = len(runs)
     frames.close()
     assert one > 20
-    assert len(runs) < before + 5
+    assert len(runs) < before + one // 2  # a batch takes as many as the first frame did
 
 
 def test_threads_abreast_keep_the_order_and_raise_in_it() -> None:
