@@ -133,7 +133,7 @@ def _peer_loop(
                 break
             rgb = np.float32(frame[..., ::-1]) / 255
             inputs = preprocess_image(cv2.resize(rgb, (224, 224)), mean, std).to(device)
-            heat = cv2.resize(cam(inputs)[0], size)
+            heat = cv2.resize(cam(inputs, None)[0], size)
             shown = show_cam_on_image(rgb, heat, use_rgb=True)
             writer.write(np.ascontiguousarray(shown[..., ::-1]))
     capture.release()

@@ -38,6 +38,7 @@ MODULES = {
         "metrics.perturbation_confidence",
         "metrics.road",
         "random_cam",
+        "refine_cam",
         "score_cam",
         "shapley_cam",
         "utils.find_layers",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
 from typing import Any
 
@@ -32,6 +34,10 @@ PAIRS = (
     (cam_mult_image, peer_mult),
     (road, peer_road),
 )
+peer_arcc: Any = None
+with contextlib.suppress(ModuleNotFoundError):  # 1.5.5 has none
+    peer_arcc = importlib.import_module("pytorch_grad_cam.metrics.arcc")
+    PAIRS = (*PAIRS, (arcc, peer_arcc))
 
 
 class Network(nn.Module):
@@ -298,3 +304,9 @@ def test_arcc(model: Network) -> None:
     found, _ = seeded(arcc.ARCC(method), images, maps, targets, model)
     assert found.max() > 0.01
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    if peer_arcc is not None:
+        same(arcc.Complexity()(maps), peer_arcc.Complexity()(maps))
+        arguments = (images, maps, targets, model, method)
+        same(arcc.Coherency()(*arguments), peer_arcc.Coherency()(*arguments))
+        want, _ = seeded(peer_arcc.ARCC(method), images, maps, targets, model)
+        same(found, want)

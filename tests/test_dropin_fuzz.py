@@ -25,7 +25,7 @@ MEAN = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 CLASSES = 6
 
 GRAD_CAM = ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "GradCAMElementWise", "LayerCAM")
-FLAT_ONLY = ("GradCAMPlusPlus", "XGradCAM")
+FLAT_ONLY = () if hasattr(pgc, "SESS") else ("GradCAMPlusPlus", "XGradCAM")  # until 1.5.5
 TORCHCAM = ("GradCAM", "XGradCAM", "LayerCAM")
 
 

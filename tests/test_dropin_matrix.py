@@ -21,7 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pairwise import pairwise
-from side_by_side import assert_same, assert_same_error, by_fastcam, installed
+from side_by_side import assert_same, assert_same_error, by_fastcam, installed, raised
 from torch import Tensor, nn
 
 from fastcam import dropin
@@ -205,7 +205,9 @@ CHEAP = [
 ]
 COSTLY = ["ScoreCAM", "AblationCAM", "FullGrad", "KPCA_CAM", "ShapleyCAM"]
 WRAPPERS = ["FinerCAM", "RefineCAM"]
-FLAT_ONLY = {"GradCAMPlusPlus", "XGradCAM", "ScoreCAM", "AblationCAM", "FullGrad"}
+NEWEST = hasattr(pgc, "SESS")
+"""Whether the release is 1.5.7; otherwise it is 1.5.5."""
+FLAT_ONLY = set() if NEWEST else {"GradCAMPlusPlus", "XGradCAM"}
 OPTIONS: dict[str, list[Any]] = {
     "layers": ["one", "two"],
     "batch": [1, 3],
@@ -325,6 +327,91 @@ def test_finer_cam(case: Mapping[str, Any]) -> None:
         )
 
     assert_served(assert_same("pytorch_grad_cam", script, net.model, net.inputs[: case["batch"]]))
+
+
+@pytest.mark.parametrize("target_idx", [None, 0])
+@pytest.mark.parametrize("compared", ["default", None, [1, 2, 3], [1, 7], [-1], (2,)], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_finer_cam_of_few_classes(count: int, compared: Any, target_idx: int | None) -> None:
+    """Releases differ in what they make of classes that there are not."""
+    net = network("tiny")
+    model = nn.Sequential(*net.model[:-1], nn.Linear(8, count)).eval()
+    nn.init.normal_(model[-1].weight)
+    options = {} if compared == "default" else {"comparison_categories": compared}
+
+    def script(model: nn.Module, inputs: Tensor) -> Any:
+        return pgc.FinerCAM(model, [model[6]])(inputs, target_idx=target_idx, **options)
+
+    error = raised(script, model, net.inputs)
+    model.zero_grad()
+    if error is None:
+        assert_served(assert_same("pytorch_grad_cam", script, model, net.inputs))
+    else:
+        assert_same_error("pytorch_grad_cam", script, model, net.inputs)
+
+
+class Noisy(nn.Module):
+    """Draws for each run, in training mode."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.dropout(self.inner(images), 0.5, self.training)
+
+
+def test_finer_cam_in_training_mode() -> None:
+    """One run, and not one to choose the classes and another for the map."""
+    net = network("tiny")
+
+    def script(model: nn.Module, inputs: Tensor) -> Any:
+        cam = pgc.FinerCAM(model, [model.inner[6]])
+        model.training = True
+        maps = cam(inputs)
+        model.training = False
+        return maps, torch.rand(3)
+
+    assert_same("pytorch_grad_cam", script, Noisy(net.model).eval(), net.inputs)
+
+
+@pytest.mark.skipif(not NEWEST, reason="FinerCAM of 1.5.5 is no context manager")
+def test_finer_cam_in_a_block() -> None:
+    net = network("tiny")
+
+    def script(model: nn.Module, inputs: Tensor) -> Any:
+        with pgc.FinerCAM(model, [model[6]]) as cam:
+            maps = cam(inputs)
+        return maps, torch.tensor(len(model[6]._forward_hooks))
+
+    assert_served(assert_same("pytorch_grad_cam", script, net.model, net.inputs))
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("GradCAM", "tiny"),
+        ("GradCAM", "vit_b_16"),
+        ("EigenCAM", "tiny"),
+        ("EigenGradCAM", "vit_b_16"),
+    ],
+)
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_what_is_kept_before_and_after_the_end_of_a_block(method: str, name: str) -> None:
+    """1.5.7 forgets it with its end, and empties the very lists that a script may hold."""
+    net = network(name)
+
+    def script(model: nn.Module, inputs: Tensor) -> Any:
+        with getattr(pgc, method)(model, modules(model, net.layers["one"]), net.reshape) as cam:
+            maps = cam(inputs, grad_cam_targets("mixed", 3))
+            kept = cam.activations_and_grads
+            lists = [kept.activations, kept.gradients, kept.handles]
+            before = [each.detach() for each in (*kept.activations, *kept.gradients)]
+        lists += [kept.activations, kept.gradients, kept.handles]
+        cam.activations_and_grads.release()
+        return maps, before, torch.tensor([len(each) for each in lists])
+
+    assert_served(assert_same("pytorch_grad_cam", script, net.model, net.inputs))
 
 
 @pytest.mark.parametrize("seed", range(3))

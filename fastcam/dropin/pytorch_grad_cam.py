@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from typing import Any
 
 from fastcam.compat import pytorch_grad_cam as ours
 from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.ablation_cam import ablation_weights
-from fastcam.compat.pytorch_grad_cam.finer_cam import finer_map, finer_targets
+from fastcam.compat.pytorch_grad_cam.finer_cam import finer_map, finer_targets, ranks_there
 from fastcam.compat.pytorch_grad_cam.fullgrad_cam import full_gradient
 from fastcam.compat.pytorch_grad_cam.guided_backprop import guided_gradient
 from fastcam.compat.pytorch_grad_cam.run import FORMULAS, RUNNERS, Formula, explain, top_classes
@@ -39,7 +40,11 @@ _FUNCTIONS = {
         "show_cam_on_image",
         "show_factorization_on_image",
     ),
-    "utils.svd_on_activations": ("get_2d_projection", "get_2d_projection_kernel"),
+    "utils.svd_on_activations": (
+        "get_2d_projection",
+        "get_2d_projection_kernel",
+        "get_2d_projection_with_sign_correction",
+    ),
 }
 _METHODS = {
     "metrics.perturbation_confidence": (
@@ -104,25 +109,38 @@ def take_over(takeover: Takeover) -> None:
         return replacement
 
     def finer_forward(present: Replacement) -> Replacement:
+        default = inspect.signature(present).parameters["comparison_categories"].default
+
         def replacement(
             cam: Any,
             input_tensor: Any,
             targets: Any = None,
             eigen_smooth: bool = False,
             alpha: float = 1,
-            comparison_categories: Any = (1, 2, 3),
+            comparison_categories: Any = default,
             target_idx: int | None = None,
         ) -> Any:
-            target = model_targets.FinerWeightedTarget
-            return finer_map(
-                cam,
-                input_tensor,
-                targets,
-                eigen_smooth,
-                lambda outputs: finer_targets(
-                    outputs, alpha, comparison_categories, target_idx, target
-                ),
-            )
+            def choose(outputs: Any) -> Any:
+                if targets is not None:
+                    return targets
+                ranks = comparison_categories
+                if default is None:  # a release that leaves out what there is not
+                    ranks = ranks_there(ranks, outputs)
+                target = model_targets.FinerWeightedTarget
+                return finer_targets(outputs, alpha, ranks, target_idx, target)
+
+            def otherwise() -> Any:
+                return present(
+                    cam,
+                    input_tensor,
+                    targets,
+                    eigen_smooth,
+                    alpha,
+                    comparison_categories,
+                    target_idx,
+                )
+
+            return finer_map(cam, input_tensor, choose, eigen_smooth, otherwise)
 
         return replacement
 
@@ -147,10 +165,20 @@ def take_over(takeover: Takeover) -> None:
 
         return replacement
 
+    def clear(present: Replacement) -> Replacement:
+        def replacement(kept: Any) -> None:
+            """Without bringing tensors to the CPU to forget them."""
+            own = type(kept) in RUNNERS
+            (ours.ActivationsAndGradients.clear if own else present)(kept)
+
+        return replacement
+
     for path, names in _FUNCTIONS.items():
+        module = importlib.import_module(f"pytorch_grad_cam.{path}")
         for name in names:
-            there = getattr(importlib.import_module(f"pytorch_grad_cam.{path}"), name)
-            takeover.function(there, functools.partial(_lent, path, name))
+            if hasattr(module, name):  # not in every release
+                function = getattr(module, name)
+                takeover.function(function, functools.partial(_lent, path, name))
     for path, owners in _METHODS.items():
         for owner in owners:
             there = getattr(importlib.import_module(f"pytorch_grad_cam.{path}"), owner)
@@ -168,6 +196,8 @@ def take_over(takeover: Takeover) -> None:
         for name in ("activations", "gradients"):
             lent = vars(ours.ActivationsAndGradients)[name]
             takeover.attribute(peer.ActivationsAndGradients, name, lent)
+    if hasattr(peer.ActivationsAndGradients, "clear"):  # not in every release
+        takeover.method(peer.ActivationsAndGradients, "clear", clear)
     find_layers = "pytorch_grad_cam.utils.find_layers"
     takeover.method(base.BaseCAM, "forward", forward, *_RUN)
     takeover.method(peer.FullGrad, "forward", full_gradient_forward, *_RUN)
@@ -180,4 +210,6 @@ def take_over(takeover: Takeover) -> None:
         find_layers,
     )
     takeover.method(peer.GuidedBackpropReLUModel, "__call__", guided, find_layers)
+    if hasattr(peer, "RefineCAM"):  # not in every release
+        takeover.method(peer.RefineCAM, "forward", lambda present: ours.RefineCAM.forward, *_RUN)
     takeover.method(peer.ScoreCAM, "get_cam_weights", lambda present: ours.ScoreCAM.get_cam_weights)

@@ -2,7 +2,8 @@
 
     import fastcam.compat.pytorch_grad_cam as pytorch_grad_cam
 
-The same signatures, numpy arrays in the same form and the same values, computed by fastcam.
+The same signatures, numpy arrays in the same form and the same values as in release 1.5.7, computed
+by fastcam.
 """
 
 from fastcam.compat.pytorch_grad_cam import metrics, utils
@@ -36,11 +37,13 @@ from fastcam.compat.pytorch_grad_cam.fullgrad_cam import FullGrad
 from fastcam.compat.pytorch_grad_cam.guided_backprop import GuidedBackpropReLUModel
 from fastcam.compat.pytorch_grad_cam.refine_cam import RefineCAM
 from fastcam.compat.pytorch_grad_cam.score_cam import ScoreCAM
+from fastcam.compat.pytorch_grad_cam.sess import SESS
 from fastcam.compat.pytorch_grad_cam.shapley_cam import ShapleyCAM
 
 __all__ = [
     "FEM",
     "KPCA_CAM",
+    "SESS",
     "AblationCAM",
     "AblationLayer",
     "AblationLayerFasterRCNN",

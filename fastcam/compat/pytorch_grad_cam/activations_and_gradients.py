@@ -75,7 +75,17 @@ class ActivationsAndGradients:
         self.activations = []
         return self.model(x)
 
+    def clear(self) -> None:
+        """Forgets both; what was kept with a graph is taken off it."""
+        for kept in (vars(self)["activations"], vars(self)["gradients"]):
+            for tensor in kept:
+                if isinstance(tensor, Tensor) and tensor.requires_grad:
+                    tensor.detach_()
+            kept.clear()
+
     def release(self) -> None:
-        """Takes the hooks off."""
+        """Takes the hooks off, and forgets what they kept."""
+        self.clear()
         for handle in self.handles:
             handle.remove()
+        self.handles.clear()

@@ -37,13 +37,19 @@ class FinerCAM:
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         return self.forward(*args, **kwargs)
 
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        return self.base_cam.__exit__(*exception)
+
     def forward(
         self,
         input_tensor: Any,
         targets: TargetFunctions | None = None,
         eigen_smooth: bool = False,
         alpha: float = 1,
-        comparison_categories: Sequence[int] = (1, 2, 3),
+        comparison_categories: Sequence[int] | None = None,
         target_idx: int | None = None,
     ) -> Array:
         """Maps (N, *S) as those of the base method.
@@ -51,45 +57,40 @@ class FinerCAM:
         Args:
             targets: as for the base method; None for the finer ones.
             alpha: how much the other classes count.
-            comparison_categories: which they are: 1 for the class with the score nearest to S_c.
+            comparison_categories: which they are: 1 for the class with the score nearest to S_c;
+                None for 1, 2 and 3. Those that there are not are left out.
             target_idx: c, for all images; None for each image's top class.
         """
-        return finer_map(
-            self,
-            input_tensor,
-            targets,
-            eigen_smooth,
-            lambda outputs: finer_targets(
-                outputs, alpha, comparison_categories, target_idx, FinerWeightedTarget
-            ),
-        )
+
+        def choose(outputs: Tensor) -> TargetFunctions:
+            if targets is not None:
+                return targets
+            ranks = ranks_there(comparison_categories, outputs)
+            return finer_targets(outputs, alpha, ranks, target_idx, FinerWeightedTarget)
+
+        def otherwise() -> Array:
+            outputs = self.base_cam.activations_and_grads(input_tensor.to(self.base_cam.device))
+            return self.base_cam.forward(input_tensor, choose(outputs), eigen_smooth)
+
+        return finer_map(self, input_tensor, choose, eigen_smooth, otherwise)
 
 
 def finer_map(
     finer: Any,
     input_tensor: Any,
-    targets: TargetFunctions | None,
-    eigen_smooth: bool,
     choose: Choose,
+    eigen_smooth: bool,
+    otherwise: Callable[[], Array],
 ) -> Array:
-    """The maps of a FinerCAM object, with the targets of ``choose`` where there are none."""
-    base = finer.base_cam
-
-    def otherwise() -> Array:
-        outputs = base.activations_and_grads(input_tensor.to(base.device))
-        chosen = choose(outputs) if targets is None else targets
-        maps: Array = base.forward(input_tensor, chosen, eigen_smooth)
-        return maps
-
-    maps: Array = explain(
-        base,
-        input_tensor,
-        choose if targets is None else lambda outputs: targets,
-        eigen_smooth,
-        otherwise,
-        f"pytorch_grad_cam.{type(finer).__name__}",
-    )
+    """The maps of a FinerCAM object; arguments as for :func:`explain`."""
+    name = f"pytorch_grad_cam.{type(finer).__name__}"
+    maps: Array = explain(finer.base_cam, input_tensor, choose, eigen_smooth, otherwise, name)
     return maps
+
+
+def ranks_there(ranks: Sequence[int] | None, outputs: Tensor) -> list[int]:
+    """Those ranks that the outputs have a class for; by default of 1, 2 and 3."""
+    return [rank for rank in ((1, 2, 3) if ranks is None else ranks) if rank < outputs.shape[-1]]
 
 
 def finer_targets(

@@ -21,12 +21,16 @@ class GuidedBackpropReLUModel:
 
     Args:
         model: the network; it is put into evaluation mode.
-        device: not used, the model's own is.
+        device: where the model is moved to; None for where it is.
     """
 
     def __init__(self, model: nn.Module, device: Any = None) -> None:
         self.model = model.eval()
-        self.device = next(self.model.parameters()).device
+        if device is None:
+            self.device = next(self.model.parameters()).device
+        else:
+            self.device = torch.device(device)
+            self.model = self.model.to(self.device)
 
     def forward(self, input_img: Tensor) -> Any:
         """What the model returns."""

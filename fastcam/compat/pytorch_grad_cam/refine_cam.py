@@ -12,6 +12,7 @@ from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from fastcam.compat.pytorch_grad_cam.cams import GradCAMPlusPlus
 from fastcam.compat.pytorch_grad_cam.run import Array, TargetFunctions
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
+from fastcam.compat.settings import settings
 
 
 class RefineCAM:
@@ -30,7 +31,7 @@ class RefineCAM:
         base_method: type[BaseCAM] = GradCAMPlusPlus,
         **kwargs: Any,
     ) -> None:
-        self.base_cams = [
+        self.base_cam_per_layer = [
             base_method(model, [layer], reshape_transform, **kwargs) for layer in target_layers
         ]
 
@@ -43,6 +44,11 @@ class RefineCAM:
         targets: TargetFunctions | None = None,
         eigen_smooth: bool = False,
     ) -> Array:
-        """Maps (N, *S) in [0, 1], float32."""
-        maps = [cam(input_tensor, targets, eigen_smooth=eigen_smooth) for cam in self.base_cams]
+        """Maps (N, *S) in [0, 1], float32.
+
+        As pytorch-grad-cam does, ``eigen_smooth`` is handed on as the base method's ``aug_smooth``;
+        with :attr:`Settings.fix` as what it is.
+        """
+        smooth = (False, eigen_smooth) if settings.fix else (eigen_smooth,)
+        maps = [cam(input_tensor, targets, *smooth) for cam in self.base_cam_per_layer]
         return scale_cam_image(np.prod(maps, axis=0))

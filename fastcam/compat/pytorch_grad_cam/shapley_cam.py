@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from fastcam import ops
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
-from fastcam.compat.pytorch_grad_cam.run import Run, TargetFunctions, maps_by
+from fastcam.compat.pytorch_grad_cam.run import Run, TargetFunctions, keep, maps_by
 
 
 def _maps(cam: Any, run: Run, targets: TargetFunctions) -> list[Tensor]:
     """One map a layer."""
     products = run.hessian_products(targets)
+    keep(cam, run.activations, [])  # a run with hooks keeps those of both derivatives
     maps = []
     for a, (gradient, product) in zip(run.handed_on, products, strict=True):
         weights = ops.gap(gradient) - ops.gap(product) / 2

@@ -32,18 +32,15 @@ class ClassifierOutputSoftmaxTarget:
 
 
 class ClassifierOutputReST:
-    """The class's logit less its cross-entropy, for Shapley-CAM (arXiv 2501.06261).
-
-    Of several rows the mean cross-entropy is taken from each row's logit.
-    """
+    """The class's logit less its cross-entropy, for Shapley-CAM (arXiv 2501.06261)."""
 
     def __init__(self, category: int) -> None:
         self.category = category
 
     def __call__(self, model_output: Tensor) -> Tensor:
-        rows = model_output.reshape(-1, model_output.shape[-1])
-        target = torch.full((len(rows),), self.category, device=model_output.device)
-        return _of_category(model_output, self.category) - F.cross_entropy(rows, target)
+        target = torch.full(model_output.shape[:-1], self.category, device=model_output.device)
+        entropy = F.cross_entropy(model_output, target, reduction="none")
+        return _of_category(model_output, self.category) - entropy
 
 
 class BinaryClassifierOutputTarget:
@@ -107,11 +104,11 @@ class FasterRCNNBoxScoreTarget:
         from torchvision.ops import box_iou
 
         found, scores = model_outputs["boxes"], model_outputs["scores"]
-        output = torch.zeros(1, device=found.device)
+        output = torch.zeros(1, device=found.device, dtype=found.dtype)
         if len(found) == 0:
             return output
         for box, label in zip(self.bounding_boxes, self.labels, strict=False):
-            wanted = torch.tensor(box[None], dtype=torch.float32, device=found.device)
+            wanted = torch.as_tensor(box[None], dtype=found.dtype, device=found.device)
             overlaps = box_iou(wanted, found)[0]
             index = overlaps.argmax()
             if overlaps[index] > self.iou_threshold and model_outputs["labels"][index] == label:

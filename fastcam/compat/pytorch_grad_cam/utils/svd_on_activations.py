@@ -99,14 +99,22 @@ def _first_component(x: Array) -> Array:
 
     Its sign is what LAPACK's gesdd happens to give. For a matrix that is 11/6 times as long as wide
     that begins with a QR factorization, for one as much wider than long with an LQ factorization:
-    then the triangle is all it takes. Else the thin factorization has the same sign.
+    then the triangle is all it takes. Else, and where the rank is not full so that the sign comes
+    from what was rounded, the thin factorization has the same sign.
     """
     rows, columns = x.shape
     if rows >= columns * 11 // 6:
-        _, _, right = np.linalg.svd(np.linalg.qr(x, mode="r"))
-        return x @ right[0]
-    if columns >= rows * 11 // 6:
+        _, values, right = np.linalg.svd(np.linalg.qr(x, mode="r"))
+        if _clear(values[-1:], values[0]):
+            return x @ right[0]
+    elif columns >= rows * 11 // 6:
         left, values, _ = np.linalg.svd(np.transpose(np.linalg.qr(x.T, mode="r")))
-        return left[:, 0] * values[0]
+        if _clear(values[-2:-1], values[0]):  # the last one is 0, for x is centered
+            return left[:, 0] * values[0]
     _, _, right = np.linalg.svd(x, full_matrices=False)
     return x @ right[0]
+
+
+def _clear(least: Array, largest: Any) -> bool:
+    """Whether a singular value lies far above what rounding leaves of 0."""
+    return bool((least > 1000 * np.finfo(least.dtype).eps * largest).all())

@@ -1,0 +1,251 @@
+"""The classes of pytorch-grad-cam's names beside the originals."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from side_by_side import differences
+from torch import Tensor, nn
+
+import fastcam.compat.pytorch_grad_cam as compat
+from fastcam import dropin
+
+peer = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is missing")
+from pytorch_grad_cam.utils.model_targets import (  # noqa: E402
+    ClassifierOutputSoftmaxTarget,
+    ClassifierOutputTarget,
+)
+
+NEWEST = hasattr(peer, "SESS")
+"""Whether the release is 1.5.7, whose answers these are; otherwise it is 1.5.5."""
+TARGETS = [ClassifierOutputTarget(1), ClassifierOutputTarget(3)]
+
+newest_only = pytest.mark.skipif(not NEWEST, reason="1.5.5 has no such class")
+
+
+def network(classes: int = 5) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3, 2), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(72, classes)),
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+def images(height: int = 20, width: int = 26) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(script: Callable[[Any], Any]) -> None:
+    """The script, given the one library and the other, ends with the same."""
+    expected, found = script(peer), script(compat)
+    assert max(differences(expected, found)) < 1e-4
+    for each, other in zip(expected, found, strict=True):
+        assert type(each) is type(other) and each.dtype == other.dtype
+
+
+def raised(script: Callable[[Any], Any], library: Any) -> type[Exception] | None:
+    try:
+        script(library)
+    except Exception as error:
+        return type(error)
+    return None
+
+
+CLASSES = [
+    name
+    for name in compat.__all__
+    if isinstance(getattr(peer, name, None), type) and not name.startswith("AblationLayer")
+]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_signatures(name: str) -> None:
+    """Of constructors and calls; targets have a default here, as in 1.5.5."""
+    mine, theirs = getattr(compat, name), getattr(peer, name)
+    for method in ("__init__", "__call__", "forward", "release", "clear"):
+        if not hasattr(theirs, method):
+            continue
+        here, there = (inspect.signature(getattr(c, method)).parameters for c in (mine, theirs))
+        assert list(here) == list(there), method
+        for parameter, original in there.items():
+            if parameter in ("targets", "ablation_layer", "comparison_categories"):
+                continue
+            default = here[parameter].default
+            if isinstance(default, type) and default.__module__.startswith("fastcam"):
+                assert default.__name__ == original.default.__name__
+            elif (name, method, parameter) != ("GuidedBackpropReLUModel", "__init__", "device"):
+                assert default == original.default, parameter
+
+
+@pytest.mark.parametrize("eigen_smooth", [False, True])
+@pytest.mark.parametrize("aug_smooth", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "GradCAMElementWise", "LayerCAM"),
+        *("EigenCAM", "EigenGradCAM", "SegEigenCAM", "KPCA_CAM", "FEM", "RandomCAM", "ScoreCAM"),
+        *("AblationCAM", "ShapleyCAM", "FullGrad"),
+    ],
+)
+def test_maps(name: str, aug_smooth: bool, eigen_smooth: bool) -> None:
+    if not hasattr(peer, name):
+        pytest.skip(f"the installed release has no {name}")
+    if name == "ShapleyCAM" and eigen_smooth:
+        pytest.skip("fastcam.compat has no principal component of it, and says so")
+
+    def script(library: Any) -> Any:
+        model = network()
+        np.random.seed(0)
+        layers = [] if name == "FullGrad" else [model[3]]
+        with getattr(library, name)(model, layers) as cam:
+            return [cam(images(), targets, aug_smooth, eigen_smooth) for targets in (None, TARGETS)]
+
+    assert_same(script)
+
+
+@pytest.mark.parametrize("name", ["GradCAM", "EigenCAM"])
+@newest_only
+def test_what_is_kept_ends_with_the_block(name: str) -> None:
+    def script(library: Any) -> Any:
+        model = network()
+        with getattr(library, name)(model, [model[3]]) as cam:
+            cam(images(), TARGETS)
+            kept = cam.activations_and_grads
+            before = [each.detach().numpy() for each in (*kept.activations, *kept.gradients)]
+            lists = [kept.activations, kept.gradients, kept.handles]
+        cam.activations_and_grads.release()
+        assert not any(lists) and not model[3]._forward_hooks
+        return before
+
+    assert_same(script)
+
+
+@pytest.mark.parametrize("compared", ["default", [1, 2, 3], [1, 7], [-1]], ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 3, 5])
+@newest_only
+def test_finer_cam(classes: int, compared: Any) -> None:
+    options = {} if compared == "default" else {"comparison_categories": compared}
+
+    def script(library: Any) -> Any:
+        model = network(classes)
+        maps = []
+        for target_idx in (None, 0):
+            with library.FinerCAM(model, [model[3]]) as cam:
+                maps.append(cam(images(), alpha=0.7, target_idx=target_idx, **options))
+            assert not model[3]._forward_hooks
+        return maps
+
+    if (error := raised(script, peer)) is None:
+        assert_same(script)
+    else:  # AttributeError there, of a sum of nothing
+        assert classes == 1 and error is AttributeError and raised(script, compat) is not None
+
+
+@pytest.mark.parametrize("method", ["GradCAMPlusPlus", "LayerCAM", "EigenGradCAM"])
+@newest_only
+def test_refine_cam(method: str) -> None:
+    """Its eigen_smooth is the base method's aug_smooth there, and put right on request."""
+
+    def script(library: Any, *smooth: bool) -> Any:
+        model = network()
+        layers = [model[1], model[3]]
+        cam = library.RefineCAM(model, layers, base_method=getattr(library, method))
+        assert len(cam.base_cam_per_layer) == 2
+        return [cam(images(), targets, *smooth) for targets in (None, TARGETS)]
+
+    def of_eigen(library: Any) -> Any:
+        return script(library, True)
+
+    assert_same(script)
+    assert_same(of_eigen)
+    model = network()
+    factors = []
+    for layer in (model[1], model[3]):
+        with getattr(peer, method)(model, [layer]) as cam:
+            factors.append(cam(images(), TARGETS, eigen_smooth=True))
+    right = peer.utils.image.scale_cam_image(np.prod(factors, axis=0))
+    wrong = of_eigen(peer)[1]
+    assert np.abs(wrong - right).max() > 0.01
+    with dropin.install("pytorch_grad_cam", fix=True):
+        for library in (peer, compat):
+            assert max(differences(right, of_eigen(library)[1])) < 1e-4
+
+
+SESS_OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {"num_scales": 4},
+    "max": {"num_scales": 3, "pool": "max", "smooth": False},
+    "scores": {"num_scales": 3, "use_softmax_scores": False, "step_size": 7, "batch_size": 5},
+    "windows": {"window_size": 15, "scales": [15, 21, 37], "theta": 0.2, "smooth": False},
+    "filtered": {"num_scales": 4, "pre_filter_ratio": 0.4, "batch_size": 3},
+}
+
+
+@pytest.mark.parametrize("options", SESS_OPTIONS)
+@pytest.mark.parametrize("method", ["GradCAM", "LayerCAM", "EigenCAM", "ShapleyCAM"])
+@pytest.mark.parametrize("size", [(20, 26), (29, 20), (24, 24)])
+@newest_only
+def test_sess(size: tuple[int, int], method: str, options: str) -> None:
+    """In fastcam.compat, and the library's own under the drop-in."""
+
+    def script(library: Any) -> Any:
+        model = network()
+        base, layer = getattr(library, method), model[3]
+        with library.SESS(model, [layer], base_method=base, **SESS_OPTIONS[options]) as cam:
+            maps = [cam(images(*size), targets) for targets in (None, TARGETS)]
+            kept = len(cam.base_cam.activations_and_grads.activations)
+        return [*maps, np.array([kept, len(layer._forward_hooks)])]
+
+    assert_same(script)
+    expected = script(peer)
+    dropin.forget()
+    with dropin.install("pytorch_grad_cam"):
+        found = script(peer)
+        calls = dropin.report().calls
+    assert max(differences(expected, found)) < 1e-4
+    assert all(call.served_by == "fastcam" for call in calls)
+
+
+@pytest.mark.parametrize(
+    "options", [{"pool": "sum"}, {"pre_filter_ratio": 1.0}, {"num_scales": 0}, {"scales": [3]}]
+)
+@newest_only
+def test_sess_refuses(options: dict[str, Any]) -> None:
+    model = network()
+    for library in (peer, compat):
+        with pytest.raises(ValueError, match=r"pool|pre_filter_ratio|num_scales|scale"):
+            library.SESS(model, [model[3]], **options)(images())
+
+
+@newest_only
+def test_sess_of_too_few_targets() -> None:
+    model = network()
+    for library in (peer, compat):
+        with pytest.raises(ValueError, match="target"):
+            library.SESS(model, [model[3]])(images(), TARGETS[:1])
+
+
+@newest_only
+def test_guided_backpropagation_goes_to_a_device() -> None:
+    for device in (None, "cpu", torch.device("cpu")):
+        guided = compat.GuidedBackpropReLUModel(network(), device)
+        theirs = peer.GuidedBackpropReLUModel(network(), device)
+        assert guided.device == theirs.device
+        assert max(differences(theirs(images(), 2), guided(images(), 2))) < 1e-4
+    assert compat.GuidedBackpropReLUModel(network(), "meta").device.type == "meta"
+
+
+def test_softmax_targets() -> None:
+    def script(library: Any) -> Any:
+        model = network()
+        with library.GradCAM(model, [model[3]]) as cam:
+            return [cam(images(), [ClassifierOutputSoftmaxTarget(2)] * 2)]
+
+    assert_same(script)
