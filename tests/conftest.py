@@ -24,5 +24,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def own_libraries() -> Iterator[None]:
     """No library stays taken over: other tests compare with the libraries themselves."""
+    dropin.forget()
     yield
     dropin.uninstall()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -82,14 +82,6 @@ def made(kind: Callable[[], nn.Module]) -> Any:
 
 def images(count: int = 3) -> Tensor:
     return torch.randn(count, 3, 14, 17, generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture(autouse=True)
-def _uninstalled() -> Iterator[None]:
-    dropin.uninstall()
-    dropin.forget()
-    yield
-    dropin.uninstall()
 
 
 def compare(script: Script, *, by: str | None = "fastcam", atol: float = 1e-5) -> Any:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -54,15 +54,6 @@ def network(two: bool = False) -> Net:
 
 def images() -> Tensor:
     return torch.randn(2, 3, 14, 12, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(autouse=True)
-def _uninstalled() -> Iterator[None]:
-    dropin.uninstall()
-    dropin.forget()
-    yield
-    dropin.uninstall()
-    dropin.forget()
 
 
 def same(expected: Any, found: Any) -> bool:

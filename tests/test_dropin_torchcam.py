@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,14 +60,6 @@ def net(dims: int = 2) -> nn.Module:
 def images(count: int = 3, dims: int = 2) -> Tensor:
     extents = (14, 17) if dims == 2 else (6, 12, 14)
     return torch.randn(count, 3, *extents, generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture(autouse=True)
-def _uninstalled() -> Iterator[None]:
-    dropin.uninstall()
-    dropin.forget()
-    yield
-    dropin.uninstall()
 
 
 def served() -> set[tuple[str, str]]:

@@ -97,8 +97,8 @@ def _take(name: str, takeover: Takeover) -> None:
         except Exception as error:  # another release of the library may have other names
             takeover.undo()
             warnings.warn(
-                f"fastcam.dropin: {name} stays as it is, for it is not a release that fastcam "
-                f"knows ({first_line(error)})",
+                f"fastcam.dropin: {name} stays as it is: fastcam does not know this release "
+                f"({first_line(error)})",
                 stacklevel=2,
             )
         except BaseException:

@@ -168,9 +168,8 @@ def find_layouts(
     batch = following.batch(outputs)
     stepwise: dict[str, Steps] = {}
     lone = [axis for axis in following.places or () if images.shape[axis] == 1]
-    single = (
-        lone[0] if lone and images.dim() == 5 else None
-    )  # a clip of one picture: loop or not, it is all the same
+    # a clip of one picture: in a loop or not, it is all the same
+    single = lone[0] if lone and images.dim() == 5 else None
     for name, runs in met.items():
         readings = [axes and read(axes, batch, following.places) for axes, _ in runs]
         if readings[-1]:

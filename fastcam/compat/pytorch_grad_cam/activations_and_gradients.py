@@ -76,7 +76,7 @@ class ActivationsAndGradients:
         return self.model(x)
 
     def clear(self) -> None:
-        """Forgets both; what was kept with a graph is taken off it."""
+        """Empties both lists, and detaches the tensors that were in them."""
         for kept in (vars(self)["activations"], vars(self)["gradients"]):
             for tensor in kept:
                 if isinstance(tensor, Tensor) and tensor.requires_grad:

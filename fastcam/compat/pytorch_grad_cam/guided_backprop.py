@@ -21,7 +21,7 @@ class GuidedBackpropReLUModel:
 
     Args:
         model: the network; it is put into evaluation mode.
-        device: where the model is moved to; None for where it is.
+        device: moves the model there; None leaves it where it is.
     """
 
     def __init__(self, model: nn.Module, device: Any = None) -> None:

@@ -46,8 +46,8 @@ class RefineCAM:
     ) -> Array:
         """Maps (N, *S) in [0, 1], float32.
 
-        As pytorch-grad-cam does, ``eigen_smooth`` is handed on as the base method's ``aug_smooth``;
-        with :attr:`Settings.fix` as what it is.
+        ``eigen_smooth`` is passed on as the base method's ``aug_smooth``, as pytorch-grad-cam does;
+        with :attr:`Settings.fix`, as ``eigen_smooth``.
         """
         smooth = (False, eigen_smooth) if settings.fix else (eigen_smooth,)
         maps = [cam(input_tensor, targets, *smooth) for cam in self.base_cam_per_layer]
