@@ -40,7 +40,7 @@ from fastcam.engine.recording import (
     start_at_inputs,
 )
 from fastcam.engine.repeats import Repeats
-from fastcam.engine.running import Hooks, run
+from fastcam.engine.running import Hooks, modules_of, run
 from fastcam.engine.trials import State
 from fastcam.engine.values import close, rebuild
 from fastcam.layout import Reshape
@@ -431,7 +431,7 @@ def record(
         if args and args[0].dim() == 2:
             linear[:] = [(module, args[0].detach(), returned.detach())]
 
-    heads = [(module, remember) for module in model.modules() if isinstance(module, nn.Linear)]
+    heads = [(module, remember) for module in modules_of(model) if isinstance(module, nn.Linear)]
     ends = refusals(model) if graph is not None else ()
     try:
         outputs = run(

@@ -19,10 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fastcam.capture import (
-    Capture,
-)
-from fastcam.engine.recording import Given, copied
+from fastcam.capture import Capture
+from fastcam.engine.recording import Given
 from fastcam.engine.values import close, rebuild, replace_first, storage, tensors_of
 
 Change = Callable[[Tensor], None]
@@ -65,7 +63,7 @@ class Continuation:
         recording, memory = self._recorded
         if not recording.sound:
             return self._whole(change, [])
-        memory = memory.clone()
+        memory = _cloned(memory)
         self._change(memory, change)
         return recording.replay(memory)
 
@@ -78,14 +76,14 @@ class Continuation:
         found: list[_Output] = []
 
         def returned(output: Tensor, given: Given) -> Tensor:
-            offset = int(output.storage_offset())
             number = operators.last.get(storage(output))
+            argument = None
             if number is None:
                 for i, tensor in enumerate(tensors_of(given.arguments)):
                     if storage(tensor) == storage(output) and given.unwritten(output):
-                        offset -= int(tensor.storage_offset())
-                        found[:] = [_Output(None, i, output.size(), output.stride(), offset)]
-            found[:] = found or [_Output(number, None, output.size(), output.stride(), offset)]
+                        argument = i
+            place = output.size(), output.stride(), int(output.storage_offset())
+            found[:] = [_Output(number, argument, *place)]
             return output
 
         with operators:
@@ -106,7 +104,7 @@ class Continuation:
     def _whole(self, change: Change, changed: list[Tensor]) -> Tensor:
         def put(memory: Tensor) -> None:
             self._change(memory, change)
-            changed[:] = [memory.clone()]  # the network may write into it
+            changed[:] = [_cloned(memory)]  # the network may write into it
 
         return self._at_output(put)
 
@@ -115,7 +113,7 @@ class Continuation:
         kept: list[Tensor] = []
 
         def put(memory: Tensor) -> None:
-            kept[:] = [memory.clone()]
+            kept[:] = [_cloned(memory)]
             recording.start(memory)
 
         with recording:
@@ -136,7 +134,7 @@ class Continuation:
         def entered(number: int, tensor: Tensor) -> Tensor:
             if number != self._output_argument:
                 return tensor
-            tensor = copied(tensor)
+            tensor = _cloned(tensor)
             put(tensor)
             return tensor
 
@@ -188,7 +186,7 @@ class Continuation:
 
 
 class _Output(NamedTuple):
-    """Where a layer's output is made, and how it lies in that memory."""
+    """Where a layer's output is made, and how it lies in its storage."""
 
     operator: int | None
     """The number of the operator within the layer that writes it last."""
@@ -199,8 +197,17 @@ class _Output(NamedTuple):
     offset: int
 
     def within(self, memory: Tensor) -> Tensor:
-        """The output, as a view."""
-        return memory.as_strided(self.size, self.stride, self.offset + memory.storage_offset())
+        """The output, as a view; the memory may be another view of the same storage."""
+        return memory.as_strided(self.size, self.stride, self.offset)
+
+
+def _cloned(tensor: Tensor) -> Tensor:
+    """A copy that lies in a copy of its whole storage as the tensor does in its own."""
+    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if elements == tensor.numel():
+        return tensor.clone()
+    whole = tensor.as_strided((elements,), (1,), 0).clone()
+    return whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
 
 class _Operators(TorchDispatchMode):
@@ -305,7 +312,7 @@ class _Recording(TorchDispatchMode):
 
     def replay(self, tensor: Tensor) -> Tensor:
         """The result for another tensor of the same shape."""
-        values: dict[int, Any] = {0: tensor.clone()}  # it may be written to
+        values: dict[int, Any] = {0: _cloned(tensor)}  # it may be written to
         for i, call in enumerate(self._calls):
             inputs = [values[x.number] if isinstance(x, _Slot) else x for x in call.inputs]
             args, kwargs = tree_unflatten(inputs, call.form)

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from fastcam.engine.outputs import (
-    logits_of,
-)
+from fastcam.engine.outputs import logits_of
+from fastcam.engine.running import CopiedResults
 from fastcam.errors import FastcamError, UsageError, first_line, near
 from fastcam.fast import preferred_dtype
 from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM
@@ -109,7 +107,7 @@ class Explainer:
             for network in self.networks
             for tensor in (*network.parameters(), *network.buffers())
         )
-        with _KeptResults():
+        with CopiedResults():
             return copy.deepcopy(self, {id(tensor): tensor for tensor in weights})
 
     @property
@@ -179,17 +177,6 @@ class Explainer:
             raise FastcamError(
                 f"the model fails on an input of {width}x{height} pixels: {first_line(error)}"
             ) from error
-
-
-class _KeptResults(TorchFunctionMode):
-    """While entered, copies share what a network has kept of a call, which cannot be copied."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function is Tensor.__deepcopy__ and not args[0].is_leaf:
-            return args[0]
-        return function(*args, **(kwargs or {}))
 
 
 def _as_usage_error(call: Callable[[], Any]) -> Any:

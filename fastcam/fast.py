@@ -598,6 +598,8 @@ def _unfoldable(model: nn.Module, trace: _Trace, norm: str, layers: Sequence[str
         return "no running statistics"
     if type(module).forward is not _BatchNorm.forward and not _is_timm(module):
         return f"{type(module).__name__} has a forward of its own"
+    if "weight" not in model.get_submodule(convolution)._parameters:  # normed, parametrized, pruned
+        return "the convolution's weight is computed"
     return None
 
 

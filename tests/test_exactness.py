@@ -13,6 +13,16 @@ from fuzz.spec import draw, parse
 
 CASES = 300
 
+FOUND = [
+    '{"seed": 1193, "view": "window", "hooks": ["inplace"], "head": "attention"}',
+    '{"seed": 1650, "layer": "weight norm", "above": ["bn"]}',
+    '{"seed": 3946, "layer": "parametrized", "above": ["bn"]}',
+    '{"seed": 5818, "below": ["conv relu"], "layer": "conv relu_", "view": "window", '
+    '"hooks": ["replace"]}',
+    '{"seed": 6187, "view": "chunk", "head": "unread", "grad": "enable_grad body"}',
+]
+"""What ``make fuzz`` has found beyond the first ones, shrunk."""
+
 
 @pytest.mark.parametrize("seed", range(CASES))
 def test_a_random_network_is_explained_exactly(seed: int) -> None:
@@ -24,6 +34,11 @@ def test_a_random_network_is_explained_exactly(seed: int) -> None:
     if wrong is not None:
         least = shrunk(spec, wrong.kind)
         pytest.fail(f"{wrong}\n{spec}\nalone: python -m tests.fuzz --spec '{least}'", pytrace=False)
+
+
+@pytest.mark.parametrize("spec", FOUND)
+def test_what_was_wrong_once_is_right(spec: str) -> None:
+    check(parse(spec))
 
 
 @pytest.mark.parametrize("seed", range(0, CASES, 6))

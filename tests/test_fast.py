@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from networks import ARCHITECTURES, network
 from test_methods import near
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import fastcam
 from fastcam import cuda_graphs, demo
@@ -139,6 +141,29 @@ def test_what_is_read_elsewhere_is_not_folded() -> None:
     cam = fast(model, "third_norm")
     near(cam(images), fastcam.GradCAM(model, "third_norm")(images))
     assert "gave another answer" in cam.compiled["BatchNorm"]
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    "compute",
+    [
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.spectral_norm,
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+    ],
+    ids=["weight norm", "parametrized", "spectral norm", "pruned"],
+)
+def test_a_weight_that_is_computed_is_not_folded_into(
+    compute: Callable[[nn.Module], nn.Module],
+) -> None:
+    model, images = block(), torch.randn(2, 3, 9, 9)
+    compute(model.get_submodule("second"))
+    cam = fast(model, "third_norm")
+    near(cam(images), fastcam.GradCAM(model, "third_norm")(images))
+    assert cam.compiled["BatchNorm"] == (
+        "1 folded, 1 not: the convolution's weight is computed, 1 not: a target layer"
+    )
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -286,9 +311,17 @@ def test_exact_mode_again() -> None:
     assert fastcam.GradCAM(model, "third_norm").compiled == {}
 
 
+@pytest.mark.usefixtures("uncompiled")
+def test_a_model_that_keeps_a_result_with_its_graph() -> None:
+    model, images = block(), torch.randn(2, 3, 9, 9)
+    model.kept = kept = torch.ones(2, requires_grad=True) * 2
+    near(fast(model, "third_norm")(images), fastcam.GradCAM(model, "third_norm")(images))
+    assert model.kept is kept
+
+
 def test_a_model_that_cannot_be_copied() -> None:
     model = block()
-    model.cache = torch.ones(2, requires_grad=True) * 2
+    model.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"model: .* cannot be copied \(.*without compile\(\)"):
         fast(model, "third_norm")(torch.randn(2, 3, 9, 9))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit._script import RecursiveScriptModule
 
-from fastcam.engine.running import Hooks
+from fastcam.engine.running import Hooks, modules_of
 from fastcam.engine.values import tensors_of
 
 _RELUS = ("aten::relu", "aten::relu_", "aten::relu6", "aten::relu6_")  # in TorchScript
@@ -40,7 +40,7 @@ def why_hidden(model: nn.Module, name: str) -> str | None:
 
 def why_nothing_is_seen(model: nn.Module) -> str | None:
     """Why hooks and autograd may have met nothing in a network; None for one that is open."""
-    modules = list(model.modules())
+    modules = modules_of(model)
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         return _SCRIPTED
     if any(map(is_quantized, modules)):
@@ -77,8 +77,10 @@ def refusals(model: nn.Module) -> Hooks:
 
         return hook
 
-    modules = model.named_modules()
-    return [(module, refuse(name)) for name, module in modules if is_quantized(module)]
+    if not any(map(is_quantized, modules_of(model))):
+        return []
+    named = model.named_modules()
+    return [(module, refuse(name)) for name, module in named if is_quantized(module)]
 
 
 def scripted_relus(model: nn.Module) -> str | None:

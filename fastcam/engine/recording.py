@@ -256,7 +256,12 @@ class Given:
 
 def has_graph(tensor: Tensor) -> bool:
     """Whether gradients reach it: not so a view that was taken under no_grad."""
-    return tensor.requires_grad and not (tensor._is_view() and tensor.grad_fn is None)
+    if not tensor.requires_grad:
+        return False
+    try:
+        return not tensor._is_view() or tensor.grad_fn is not None
+    except RuntimeError:  # such a view that has been written to has no answer
+        return False
 
 
 def started(
@@ -336,24 +341,32 @@ def gradients_at(
         retain: whether the graph stays for further calls.
         create_graph: whether the gradients have a graph themselves.
     """
-    edges = [point.edge for point in points if point.edge is not None]
+    edges = {edge for point in points for edge in (point.edge, point.own) if edge is not None}
     if not edges or not scores.requires_grad:
         return [None] * len(points)
-    found = iter(
-        torch.autograd.grad(
-            scores,
-            edges,
-            torch.ones_like(scores),
-            retain_graph=retain,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
+    asked = tuple(edges)
+    found = torch.autograd.grad(
+        scores,
+        asked,
+        torch.ones_like(scores),
+        retain_graph=retain,
+        create_graph=create_graph,
+        allow_unused=True,
     )
-    gradients = [None if point.edge is None else next(found) for point in points]
-    return [
-        None if gradient is None else point.read(gradient)
-        for point, gradient in zip(points, gradients, strict=True)
-    ]
+    by_edge = dict(zip(asked, found, strict=True))
+    return [_gradient_at(point, by_edge) for point in points]
+
+
+def _gradient_at(point: Point, by_edge: Mapping[GradientEdge, Tensor | None]) -> Tensor | None:
+    if point.edge is None or point.own is None:
+        return None
+    gradient = by_edge[point.edge]
+    if gradient is None:
+        return None
+    gradient = point.read(gradient)
+    if by_edge[point.own] is None and not gradient.any():
+        return None  # what is read is another part of the tensor that this is a view of
+    return gradient
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -10,13 +10,13 @@ import copy
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastcam.engine.inputs import Inputs
@@ -49,8 +49,9 @@ def run(
     try:
         try:
             torch.set_grad_enabled(from_images)
-            loan.take(model, functions=from_images)
-            with _recurrent_backward(model):
+            modules = modules_of(model)
+            loan.take(modules, functions=from_images)
+            with _recurrent_backward(modules):
                 if isinstance(inputs, Mapping):
                     return model(**inputs)
                 return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
@@ -62,9 +63,21 @@ def run(
         torch.set_grad_enabled(grad_mode)
 
 
-def _recurrent_backward(model: nn.Module) -> AbstractContextManager[Any]:
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """What ``model.modules()`` gives, in its order and in less time."""
+    found: dict[nn.Module, None] = {}
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and module not in found:
+            found[module] = None
+            waiting.extend(reversed(module._modules.values()))
+    return list(found)
+
+
+def _recurrent_backward(modules: Iterable[nn.Module]) -> AbstractContextManager[Any]:
     """For networks with recurrent modules on a GPU, a mode in which these have a backward."""
-    recurrent = (module for module in model.modules() if isinstance(module, nn.RNNBase))
+    recurrent = (module for module in modules if isinstance(module, nn.RNNBase))
     on_gpu = any(weight.is_cuda for module in recurrent for weight in module.parameters())
     return RecurrentBackward() if on_gpu else nullcontext()
 
@@ -115,21 +128,18 @@ class Loan:
             for module, hook in before
         ]
 
-    def take(self, model: nn.Module | None = None, *, functions: bool = False) -> None:
+    def take(self, modules: Sequence[nn.Module] = (), *, functions: bool = False) -> None:
         """Hangs the hooks on; a model is brought into evaluation mode.
 
         Args:
-            model: what is about to run.
+            modules: those of the model that is about to run.
             functions: whether compiled functions have to run as they were written.
         """
-        if model is not None:
-            _evaluation.enter(self, model)
-            # compiled code would not see the hooks, nor a function mode; a compiled function
-            # cannot be told from outside, but without torch._dynamo there is none
-            if any(map(is_compiled, model.modules())) or (
-                functions and "torch._dynamo" in sys.modules
-            ):
-                _eager.enter(self)
+        _evaluation.enter(self, modules)
+        # compiled code would not see the hooks, nor a function mode; a compiled function cannot be
+        # told from outside, but without torch._dynamo there is none
+        if "torch._dynamo" in sys.modules and (functions or any(map(is_compiled, modules))):
+            _eager.enter(self)
         if self._before or functions:
             _plain_checkpoints.enter(self)
         with _lock:
@@ -182,9 +192,21 @@ def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+class CopiedResults(TorchFunctionMode):
+    """While entered, deep copies get the values of tensors with a graph, which PyTorch refuses.
+
+    A network holds such a tensor if it has kept one from a call, or has a weight that is computed.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, without the hooks of runs in other threads."""
-    with _lock:
+    with _lock, CopiedResults():
         made = copy.deepcopy(model)
     for module in made.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -235,12 +257,12 @@ class _Evaluation:
     def __init__(self) -> None:
         self._runs: dict[tuple[int, str], tuple[nn.Module, set[object]]] = {}  # by module's id
 
-    def enter(self, run: object, model: nn.Module) -> None:
+    def enter(self, run: object, modules: Iterable[nn.Module]) -> None:
         with _lock:
-            for module in model.modules():
+            for module in modules:
                 # a look for an attribute that is not there takes long
                 for flag in FLAGS if isinstance(module, nn.TransformerEncoder) else FLAGS[:1]:
-                    if (id(module), flag) in self._runs:
+                    if self._runs and (id(module), flag) in self._runs:
                         self._runs[id(module), flag][1].add(run)
                     elif getattr(module, flag, False) is True:
                         self._runs[id(module), flag] = module, {run}
@@ -357,9 +379,11 @@ _plain_checkpoints = _Switch(_call_plainly, _checkpoint_again)
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether torch.compile stands before or in a module."""
-    if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
+    own = vars(module)
+    if "_orig_mod" in module._modules or own.get("_compiled_call_impl") is not None:
         return True
-    return hasattr(getattr(module, "forward", None), "_torchdynamo_orig_callable")
+    forward = own.get("forward") or type(module).forward
+    return hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

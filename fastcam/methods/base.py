@@ -221,6 +221,7 @@ class Method:
         """Around a call: one at a time, recording nothing unasked, leaving no graph behind."""
         with self._turn, torch.inference_mode(False), torch.no_grad():
             given, sizes = self.layers, set(self._layouts)
+            before = self._held() if self._keeps is not False else []
             try:
                 yield
             except BaseException:
@@ -228,12 +229,17 @@ class Method:
                 raise
             finally:
                 if self._keeps is not False:
-                    held = [each for model in self.networks for each in held_with_graph(model)]
+                    user = {id(tensor) for _, _, tensor in before}
+                    held = [each for each in self._held() if id(each[2]) not in user]
                     for attributes, name, tensor in held:
                         attributes[name] = tensor.detach()
                     if self._checked:
                         self._keeps = self._keeps or bool(held)
                 let_go(self._started)
+
+    def _held(self) -> list[tuple[dict[str, Any], str, Tensor]]:
+        """The attributes of modules that have a graph."""
+        return [each for model in self.networks for each in held_with_graph(model)]
 
     def _forget(self, layers: tuple[str, ...], sizes: Collection[Any]) -> None:
         """What a call has found out that failed may be wrong."""

@@ -300,7 +300,9 @@ def scorecam(spec: Spec, images: Tensor, found: Answer) -> np.ndarray:
     a = found.activations
     enlarged = F.interpolate(a, images.shape[2:], mode="bilinear", align_corners=False)
     low, high = enlarged.amin((2, 3), keepdim=True), enlarged.amax((2, 3), keepdim=True)
-    masks = torch.where(high > low, (enlarged - low) / (high - low), 0.0)
+    # enlarging a constant rounds: whether it is one is told before
+    varies = a.amax((2, 3), keepdim=True) > a.amin((2, 3), keepdim=True)
+    masks = torch.where(varies & (high > low), (enlarged - low) / (high - low), 0.0)
     model = build(spec).eval()
     rows = []
     with torch.no_grad():
