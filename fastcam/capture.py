@@ -114,6 +114,7 @@ class Capture:
 
     _model: nn.Module
     _inputs: Inputs
+    _picture: int
     _output: Output | None
     _per_image: PerImage
     _autocast: tuple[str, bool, torch.dtype]  # device type, on or off, precision
@@ -178,8 +179,9 @@ class Capture:
             each = [next(found) for _ in points]
             if all(gradient is None for gradient in each):
                 raise ValueError(
-                    f"target_layers: the score does not depend on what '{name}' returned (a branch "
-                    "that is not used, or torch.no_grad() or detach() behind it in the model)"
+                    f"target_layers: the score does not depend on what '{name}' returned: it is a "
+                    "branch that is not used, or the model cuts the graph there, by detach(), "
+                    "torch.no_grad() or torch.inference_mode()"
                 )
             gradients.append(
                 [
@@ -253,7 +255,7 @@ class Capture:
                 self._per_image.check_rows(self._model, self._inputs, self._output)
             names = self._per_image.of(self._model, self._inputs, self._output, self.logits)
         found = select_rows(self._inputs, names, count, rows)
-        return found if images is None else with_images(found, images)
+        return found if images is None else with_images(found, images, self._picture)
 
     def again(
         self,
@@ -388,6 +390,7 @@ def record(
     hooks: Hooks = (),
     repeats: Repeats | None = None,
     stepwise: Mapping[str, int] | None = None,
+    picture: int = 0,
 ) -> Recording:
     """Runs the model once in evaluation mode, with a graph from the first of the layers up.
 
@@ -396,6 +399,7 @@ def record(
         hooks: further forward hooks, for this run.
         stepwise: the layers that run for each step of a loop, and how often: the last of each
             step counts.
+        picture: which of the tensors with positions are the images.
 
     Raises:
         ValueError: for images without floating point, where the graph is to start there; for a
@@ -403,7 +407,7 @@ def record(
     """
     repeats = repeats or Repeats()
     inputs = rebuild(inputs, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
-    images = images_of(inputs)
+    images = images_of(inputs, picture)
     given = inputs
     if graph == "images":
         if images is None or not images.is_floating_point():
@@ -413,7 +417,7 @@ def record(
             )
         images = images.detach().requires_grad_()
         with torch.enable_grad():
-            inputs = with_images(inputs, images.clone())  # the model may write into it
+            inputs = with_images(inputs, images.clone(), picture)  # it may write there
         start = Start("model")
     elif graph is None:
         start = None
@@ -511,7 +515,8 @@ def capture(
     if layouts is None and not layers:
         layouts = Layouts(None, {})
     elif layouts is None:
-        layouts = find_layouts(model, per_image.pair(model, inputs, output), layers, output)
+        pair = per_image.pair(model, inputs, output)
+        layouts = find_layouts(model, pair, layers, output, repeats.chosen)
     stepwise = layouts.stepwise if repeats.chosen is None else {}
     if graph == "layers" and start is None:
         one = per_image.first(model, inputs, output)
@@ -526,9 +531,10 @@ def capture(
         hooks=hooks,
         repeats=repeats,
         stepwise=stepwise,
+        picture=layouts.picture,
     )
     points, images = recorded.points, recorded.images
-    seen = seen_of(recorded.inputs)
+    seen = seen_of(recorded.inputs, layouts.picture)
     places = layouts.places or (() if seen is None else tuple(range(2, seen.dim())))
     extents = tuple(seen.shape[axis] for axis in places) if seen is not None and places else None
     several = {
@@ -607,6 +613,7 @@ def capture(
         before=before,
         _model=model,
         _inputs=recorded.inputs,
+        _picture=layouts.picture,
         _output=output,
         _per_image=per_image,
         _autocast=_autocast(logits.device.type),

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastcam.capture import Capture
 from fastcam.engine.recording import Given
-from fastcam.engine.values import close, rebuild, replace_first, storage, tensors_of
+from fastcam.engine.values import close, rebuild, replace_first, storage, tensors_of, version
 
 Change = Callable[[Tensor], None]
 """Writes to a layer's activations (R, C, *S)."""
@@ -298,7 +298,7 @@ class _Recording(TorchDispatchMode):
         """The recording is complete; this is what a replay gives."""
         slots, self._slots = self._slots, None
         self._result = None if slots is None else slots.get(result)
-        unchanged = all(_version(tensor) == version for tensor, version in self._constants)
+        unchanged = all(version(tensor) == before for tensor, before in self._constants)
         self.sound = self.sound and self._result is not None and unchanged
         self._constants.clear()
         last: dict[int, int] = {}
@@ -341,9 +341,9 @@ class _Recording(TorchDispatchMode):
         if not any(isinstance(x, _Slot) for x in inputs):
             return func(*args, **kwargs)
         constants = [x for x in inputs if isinstance(x, Tensor)]
-        versions = [_version(constant) for constant in constants]
+        versions = [version(constant) for constant in constants]
         output = func(*args, **kwargs)
-        if [_version(constant) for constant in constants] != versions:
+        if [version(constant) for constant in constants] != versions:
             self.sound = False  # memory of the part below was written to
         self._constants += zip(constants, versions, strict=True)
         outputs: list[int | None] = []
@@ -358,8 +358,3 @@ class _Recording(TorchDispatchMode):
             outputs.append(slots[result])
         self._calls.append(_Call(func, inputs, form, outputs))
         return output
-
-
-def _version(tensor: Tensor) -> int:
-    """How often it was written to; tensors made in inference mode do not count that."""
-    return 0 if tensor.is_inference() else tensor._version

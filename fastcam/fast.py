@@ -19,17 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastcam.engine.inputs import (
-    Inputs,
-)
+from fastcam.engine.inputs import Inputs
 from fastcam.engine.recording import OUTPUT, Start
-from fastcam.engine.running import FLAGS, copied, hooks_of, run
-from fastcam.engine.trials import trial
-from fastcam.engine.values import (
-    agree,
-    rebuild,
-    tensors_of,
-)
+from fastcam.engine.running import FLAGS, copied, hooks_of, modules_of, run
+from fastcam.engine.trials import OF_EVERY_MODULE, trial
+from fastcam.engine.values import agree, rebuild, tensors_of, version
 from fastcam.errors import first_line
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -105,11 +99,13 @@ class FastModel:
     ) -> None:
         self._source = model
         self._parts, self._versions = self._parts_and_versions()
+        self._settings = _settings(model)
+        self._written: set[_Place] | None = None  # the attributes that runs write to
         self._channels_last = options.channels_last
         self._notes: dict[str, str] = {}
         self._units: list[_Unit] = []
         self._start = start
-        one = self.prepared(inputs)
+        self._one = one = self.prepared(inputs)
         reason = _why_not_copied(model, one)
         if reason:
             self._notes["model"] = f"the model itself runs: {reason}"
@@ -131,15 +127,22 @@ class FastModel:
     def is_stale(self) -> bool:
         """Whether the network was changed since the copy was made.
 
-        Parameters, buffers and modules that were exchanged or written to, hooks and forwards that
-        were set. Of writes through ``.data``, which PyTorch does not count, only those on a CPU to
-        a whole tensor.
+        Parameters, buffers, modules and other attributes that were exchanged or written to, but for
+        those that the network writes itself; hooks and forwards that were set. Of writes through
+        ``.data``, which PyTorch does not count, only those on a CPU to a whole tensor.
         """
         parts, versions = self._parts_and_versions()
         same = len(parts) == len(self._parts) and all(
             now is then for now, then in zip(parts, self._parts, strict=True)
         )
-        return not same or versions != self._versions
+        if not same or versions != self._versions:
+            return True
+        if self.model is self._source:
+            return False
+        changed = _differences(self._settings, _settings(self._source))
+        if changed and self._written is None:
+            self._written = _written(self._source, self._one)
+        return not changed <= (self._written or set())
 
     def prepared(self, inputs: Inputs) -> Inputs:
         """The inputs in the copy's memory format."""
@@ -153,17 +156,13 @@ class FastModel:
         """What the network is made of, and how often and by which hooks that was changed."""
         parts: list[Any] = []
         versions: list[Any] = []
-        for module in self._source.modules():
+        for module in modules_of(self._source):
             parts += module, vars(module).get("forward")
             versions.append(tuple(hooks_of(module)))
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None and not tensor.is_inference():
                     parts.append(tensor)
-                    versions += tensor.data_ptr(), tensor._version
-                    if tensor.device.type == "cpu" and tensor.numel():
-                        # writes through .data count nowhere: one value tells of most of them
-                        middle = tensor[tuple(extent // 2 for extent in tensor.shape)]
-                        versions.append(repr(middle.item()))
+                    versions += _state_of(tensor)
         return parts, versions
 
     def _build(
@@ -558,6 +557,72 @@ def _why_not_copied(model: nn.Module, inputs: Inputs) -> str:
     if not _agree([trial(model, each) for each in given], answers):
         return "a copy of it gives another answer"
     return ""
+
+
+_PLAIN = {type(None), bool, int, float, str}
+_Place = tuple[int, str]
+"""The number of a module, and the name of an attribute."""
+
+
+def _settings(model: nn.Module) -> dict[_Place, Any]:
+    """The attributes of all modules that are no module's own, to be compared with later ones."""
+    met: set[int] = set()
+    return {
+        (number, name): value if type(value) in _PLAIN else _comparable(value, met)
+        for number, module in enumerate(modules_of(model))
+        for name, value in list(vars(module).items())
+        if name not in OF_EVERY_MODULE
+    }
+
+
+def _comparable(value: Any, met: set[int], inside: bool = False) -> Any:
+    """What is equal as long as nobody has written to it or to what it holds.
+
+    Args:
+        met: the objects that have been looked into already.
+        inside: whether this is held by another object, of which only values and containers count.
+    """
+    if type(value) in _PLAIN or (type(value) is tuple and {*map(type, value)} <= _PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return tuple(value.shape), *_state_of(value)
+    parts: Any = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, (tuple, list)):
+        parts = enumerate(value)
+    elif not inside and not callable(value):
+        parts = vars(value).items() if hasattr(value, "__dict__") else ()
+    if id(value) in met:
+        return id(value)
+    met.add(id(value))
+    return id(value), *((key, _comparable(part, met, True)) for key, part in list(parts))
+
+
+def _state_of(tensor: Tensor) -> tuple[int, int, str]:
+    """Its memory, how often it was written to, and a value."""
+    value = ""
+    if tensor.device.type == "cpu" and tensor.numel():
+        # writes through .data count nowhere: one value tells of most of them
+        value = repr(tensor[tuple(extent // 2 for extent in tensor.shape)].item())
+    return tensor.data_ptr(), version(tensor), value
+
+
+def _differences(before: dict[_Place, Any], after: dict[_Place, Any]) -> set[_Place]:
+    missing = object()
+    return {
+        place
+        for place in before.keys() | after.keys()
+        if before.get(place, missing) != after.get(place, missing)
+    }
+
+
+def _written(model: nn.Module, inputs: Inputs) -> set[_Place]:
+    """The attributes that a run writes to."""
+    made = _copied(model)
+    before = _settings(made)
+    run(made, inputs)
+    return _differences(before, _settings(made))
 
 
 def _identities(model: nn.Module) -> list[dict[str, int]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fastcam.engine.inputs import Inputs
-from fastcam.engine.layouts import Layouts, find_layouts, reading_of
+from fastcam.engine.inputs import Inputs, are_pictures, arguments, count_of
+from fastcam.engine.layouts import Layouts, follow, reading_of
 from fastcam.engine.opaque import why_hidden, why_nothing_is_seen
 from fastcam.engine.outputs import Output
 from fastcam.engine.per_image import PerImage
 from fastcam.engine.survey import Returned, Survey, survey
+from fastcam.engine.values import rebuild
 from fastcam.errors import near
 from fastcam.layout import Reshape
 
@@ -89,17 +90,39 @@ def find_layer(
       before them.
     - A map of class scores is passed over if the scores are dense, (N, K, *S), or picked out of it.
       For dense scores a layer with fewer positions than those is preferred.
+    - What cannot be read as (N, C, *S), or in two ways (object queries), is passed over too.
+    - Of several pictures that go in, the first one counts that there is such a layer for.
 
     Raises:
         ValueError: if there is no such layer, or the first image has no score.
     """
     per_image = per_image or PerImage()
-    seen = survey(model, per_image.first(model, inputs, output), output)
-    read, dims = _reader(model, per_image.pair(model, inputs, output), seen, reshape)
+    one, pair = (prepare(model, inputs, output) for prepare in (per_image.first, per_image.pair))
+    failure: ValueError | None = None
+    for picture in range(max(count_of(one), 1)):
+        try:
+            return _find_layer(model, one, pair, picture, reshape, output)
+        except ValueError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _find_layer(
+    model: nn.Module,
+    one: Inputs,
+    pair: Inputs,
+    picture: int,
+    reshape: Reshape | None,
+    output: Output | None,
+) -> str:
+    """The same for one of the pictures that go in."""
+    seen = survey(model, rebuild(one, Tensor.clone), output, picture)
+    read = _Reader(model, pair, seen, reshape, picture)
     finest = seen.logits.shape[2:].numel() if seen.logits.dim() > 2 else None
     groups = {_of_the_same(group, read): group for group in seen.groups if not _pools(group)}
     ran = [layer for layer in groups if _positions(layer, seen, read) > 1]
-    spare: str | None = None  # the last one of those that are worse
+    spare = unread = None  # the last ones of those that are worse, and that cannot be read
     read_at_class_token = False
     for layer, gradient in seen.gradients(ran):
         if not seen.has_graph and read(layer, layer.tensor) is not None:
@@ -119,7 +142,7 @@ def find_layer(
             continue
         worse = (
             _is_part_of_attention(model, layer, groups[layer])
-            or gradient.dim() - 2 < dims
+            or gradient.dim() - 2 < read.dims
             or (gradient.dim() == 3 and int(gradient.any(1).sum()) == 1)
             or (
                 finest is not None
@@ -130,11 +153,15 @@ def find_layer(
                 )
             )
         )
-        if not worse:
+        if read.why_not(layer) is not None:
+            unread = unread or layer.name
+        elif not worse:
             return layer.name
-        spare = spare or layer.name
-    if spare is not None:
-        return spare
+        else:
+            spare = spare or layer.name
+    best = spare or unread
+    if best is not None:
+        return best
     if read_at_class_token:
         raise ValueError(
             "target_layers: found no norm whose patch tokens bear on the output; name a layer "
@@ -156,6 +183,10 @@ def find_layer(
             "on maps of scores; name a layer, or pick other scores by output="
         )
     reason = why_nothing_is_seen(model)
+    untold = (read.why_not(layer) for group in seen.groups for layer in group)
+    why_not = next((each for each in untold if each is not None), None)
+    if why_not is not None and not reason:
+        raise ValueError(why_not)
     if seen.groups and not reason:
         last = seen.groups[0][-1]
         raise ValueError(
@@ -170,42 +201,59 @@ def find_layer(
     )
 
 
-_Read = Callable[[Returned, Tensor], Tensor | None]
-"""What a layer returned, or its gradient, as (N, C, *S); None if it cannot be read so."""
+class _Reader:
+    """Reads layers by what happens to their axes in a run on two images."""
 
+    def __init__(
+        self,
+        model: nn.Module,
+        pair: Inputs,
+        seen: Survey,
+        reshape: Reshape | None,
+        picture: int,
+    ) -> None:
+        self._reshape, self._rows = reshape, seen.logits.shape[0]
+        self._layouts, self._extents = Layouts(None, {}), seen.extents
+        # the axes of pictures that the model itself stacks are not followed: extents decide
+        self._stacked = any(map(are_pictures, arguments(pair).values()))
+        if reshape is None:
+            names = [layer.name for group in seen.groups for layer in group]
+            rows = rebuild(pair, Tensor.clone)
+            self._layouts, _ = follow(model, rows, names, picture=picture)
+        if self._layouts.places is not None and seen.images is not None:
+            self._extents = tuple(seen.images[axis] for axis in self._layouts.places)
+        self.dims = 0 if reshape is not None or self._extents is None else len(self._extents)
+        """How many axes of positions the images have; 0 if that is not known."""
 
-def _reader(
-    model: nn.Module, pair: Inputs, seen: Survey, reshape: Reshape | None
-) -> tuple[_Read, int]:
-    """Reads layers by what happens to their axes in a run on two images.
+    def __call__(self, layer: Returned, value: Tensor) -> Tensor | None:
+        """What a layer returned, or its gradient, as (N, C, *S); None if it cannot be read so.
 
-    Returns:
-        that, and how many axes of positions the images have; 0 if that is not known.
-    """
-    names = [layer.name for group in seen.groups for layer in group]
-    layouts = Layouts(None, {}) if reshape else find_layouts(model, pair, names)
-    extents, rows = seen.extents, seen.logits.shape[0]
-    if layouts.places is not None and seen.images is not None:
-        extents = tuple(seen.images[axis] for axis in layouts.places)
-
-    def read(layer: Returned, value: Tensor) -> Tensor | None:
-        shape, found = layer.tensor.shape, layouts.layers.get(layer.name)
+        In one of two ways if there are two: either tells how many positions there are.
+        """
+        steps, places = self._layouts.steps, self._layouts.places
         try:
-            # of two readings either tells how many positions there are
-            reading = reshape or reading_of(layer.name, shape, extents, found)
-            activations = reading(value.detach())
+            activations = self._reading(layer, None)(value.detach())
         except Exception:  # reshape= need not fit the layers before and behind the target
             return None
-        fits = activations.dim() > 2 and activations.shape[0] == rows
-        if layer.name in layouts.steps and layouts.places is not None:
-            axis = layouts.places.index(layouts.steps[layer.name].axis)
-            activations = activations.unsqueeze(axis + 2)
+        fits = activations.dim() > 2 and activations.shape[0] == self._rows
+        if layer.name in steps and places is not None:
+            activations = activations.unsqueeze(places.index(steps[layer.name].axis) + 2)
         return activations if fits else None
 
-    return read, 0 if reshape is not None or extents is None else len(extents)
+    def why_not(self, layer: Returned) -> str | None:
+        """Why a layer cannot be read, or not in one way; None if it can."""
+        try:
+            self._reading(layer, None if self._stacked else self._rows)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _reading(self, layer: Returned, rows: int | None) -> Reshape:
+        shape, found = layer.tensor.shape, self._layouts.layers.get(layer.name)
+        return self._reshape or reading_of(layer.name, shape, self._extents, found, rows)
 
 
-def _last_norm(norms: list[Returned], seen: Survey, read: _Read) -> str | None:
+def _last_norm(norms: list[Returned], seen: Survey, read: _Reader) -> str | None:
     for norm, gradient in seen.gradients(norms):
         gradient = None if gradient is None else read(norm, gradient)
         if gradient is not None and gradient.any():
@@ -213,7 +261,7 @@ def _last_norm(norms: list[Returned], seen: Survey, read: _Read) -> str | None:
     return None
 
 
-def _of_the_same(group: list[Returned], read: _Read) -> Returned:
+def _of_the_same(group: list[Returned], read: _Reader) -> Returned:
     """Of what reads as the last one, the innermost of those that ran least often."""
 
     def view(layer: Returned) -> tuple[int, torch.Size, tuple[int, ...]]:
@@ -230,7 +278,7 @@ def _pools(group: list[Returned]) -> bool:
     return any(isinstance(each.module, _POOLING) for each in group)
 
 
-def _positions(layer: Returned, seen: Survey, read: _Read) -> int:
+def _positions(layer: Returned, seen: Survey, read: _Reader) -> int:
     """How many; tokens that are no grid have some too, though nobody can read them."""
     activations = read(layer, layer.tensor)
     if activations is not None:

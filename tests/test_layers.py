@@ -42,9 +42,11 @@ def test_the_last_layer_with_positions_is_found_once() -> None:
     cam = fastcam.GradCAM(model)
     assert cam.layers == ()
     cam(images)
-    assert cam.layers == ("features",) and len(runs) == 7  # layer and axes, axes, start, map
+    assert (
+        cam.layers == ("features",) and len(runs) == 8
+    )  # one image, layer and axes, axes, start, map
     cam(images)
-    assert len(runs) == 8
+    assert len(runs) == 9
 
 
 def test_an_operation_in_place_makes_another_output() -> None:

@@ -40,6 +40,8 @@ class Source:
     """Tells those without an origin apart."""
     shift: int = 0
     """By how much places are rolled."""
+    mirrored: bool = False
+    """Whether places are in reverse order."""
     parts: tuple[int, Axis, int] | None = None
     """Of tokens: how many come before, the positions, how many come behind."""
 
@@ -135,13 +137,38 @@ def origins(axis: Axis) -> list[Origin]:
 
 
 def resized(axis: Axis, extent: int) -> Axis | None:
-    """The same places in another number, as after a convolution; None where they are several."""
+    """The same places in another number, as after a convolution; None if they no longer fit."""
     if size(axis) == extent and not kinds(axis) & {"unknown", "channel"}:
         return _as_places(axis)
     if len(axis) == 1 and axis[0].source.kind in ("input", "place"):
-        source = axis[0].source
-        return whole(Source("place", extent, source.origin, shift=source.shift))
-    return () if extent == 1 else None
+        return whole(_shrunk(axis[0].source, extent))
+    if size(axis) % extent == 0:
+        return _merged(axis, size(axis) // extent)
+    return None
+
+
+def _shrunk(source: Source, extent: int) -> Source:
+    return replace(source, kind="place", extent=extent)
+
+
+def _merged(axis: Axis, step: int) -> Axis | None:
+    """Every ``step`` places that follow each other become one; None if they do not belong together.
+
+    So a row of a grid's positions that is pooled stays a grid, with narrower rows.
+    """
+    left = list(axis)
+    while step > 1:
+        atom = left.pop()
+        if atom.source.kind not in ("input", "place") or atom != whole(atom.source)[0]:
+            return None
+        if step % atom.extent == 0:
+            step //= atom.extent
+        elif atom.extent % step == 0:
+            left += whole(_shrunk(atom.source, atom.extent // step))
+            step = 1
+        else:
+            return None
+    return _as_places(tuple(left))
 
 
 def agreed(first: Axis, second: Axis) -> Axis | None:

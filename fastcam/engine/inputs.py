@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,33 +16,54 @@ Argument = int | str
 """The position or keyword of an argument; the place in a list where that is the only one."""
 
 
-def images_of(inputs: Inputs) -> Tensor | None:
-    """The first tensor with positions that goes into the model.
+def images_of(inputs: Inputs, picture: int = 0) -> Tensor | None:
+    """The tensor with positions that goes into the model; of several the one with this number.
 
     Of a list of pictures (C, H, W), as detectors take it, (N, C, H, W).
 
     Raises:
         ValueError: for a list of pictures of several sizes.
     """
-    for value in arguments(inputs).values():
-        if are_pictures(value):
-            return _stacked(value)
-        first = _first_image(value)
-        if first is not None:
-            return first
-    return None
+    found = _pictures(inputs)
+    if picture >= len(found):
+        return None
+    name, tensor = found[picture]
+    return _stacked(arguments(inputs)[name]) if tensor is None else tensor
 
 
-def with_images(inputs: Inputs, images: Tensor) -> Inputs:
+def with_images(inputs: Inputs, images: Tensor, picture: int = 0) -> Inputs:
     """The inputs with others in the place of :func:`images_of` them."""
-    values = arguments(inputs)
-    for name, value in values.items():
+    found = _pictures(inputs)
+    if picture >= len(found):
+        return inputs
+    name, tensor = found[picture]
+    if tensor is None:
+        return _with_arguments(inputs, {**arguments(inputs), name: list(images.unbind(0))})
+    return rebuild(inputs, lambda each: images if each is tensor else each)
+
+
+def count_of(inputs: Inputs) -> int:
+    """How many tensors with positions go into the model."""
+    return len(_pictures(inputs))
+
+
+def number_of(inputs: Inputs, tensor: Tensor) -> int | None:
+    """The number of a tensor among those with positions, for :func:`images_of`."""
+    found = [each for _, each in _pictures(inputs)]
+    return next((number for number, each in enumerate(found) if each is tensor), None)
+
+
+def _pictures(inputs: Inputs) -> list[tuple[Argument, Tensor | None]]:
+    """The tensors with positions, each once, by argument; None for a list of pictures."""
+    found: list[tuple[Argument, Tensor | None]] = []
+    for name, value in arguments(inputs).items():
         if are_pictures(value):
-            return _with_arguments(inputs, {**values, name: list(images.unbind(0))})
-        first = _first_image(value)
-        if first is not None:
-            return rebuild(inputs, _replacing(first, images))
-    return inputs
+            found.append((name, None))
+            continue
+        for tensor in tensors_of(value):
+            if tensor.dim() > 2 and all(tensor is not each for _, each in found):
+                found.append((name, tensor))
+    return found
 
 
 def rows_of(inputs: Inputs) -> int | None:
@@ -125,14 +146,6 @@ def _with_arguments(inputs: Inputs, values: dict[Argument, Any]) -> Inputs:
     if isinstance(inputs, list) and not are_pictures(inputs):
         return list(values.values())
     return values[0]
-
-
-def _first_image(value: Any) -> Tensor | None:
-    return next((tensor for tensor in tensors_of(value) if tensor.dim() > 2), None)
-
-
-def _replacing(old: Tensor, new: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: new if tensor is old else tensor
 
 
 def _stacked(pictures: list[Tensor]) -> Tensor:

@@ -25,9 +25,17 @@ from fastcam.engine.axes import (
     is_channel,
     kinds,
     origins,
+    size,
     whole,
 )
-from fastcam.engine.inputs import Inputs, images_of, with_images
+from fastcam.engine.inputs import (
+    Inputs,
+    are_pictures,
+    arguments,
+    images_of,
+    number_of,
+    with_images,
+)
 from fastcam.engine.outputs import Output
 from fastcam.engine.propagation import channels, propagate
 from fastcam.engine.trials import raise_out_of_memory, trial
@@ -47,6 +55,8 @@ class Reading:
     """Then, which dimension comes where."""
     is_row: bool
     """Whether the positions are one row of no known origin, such as tokens."""
+    has_rows: bool = True
+    """Whether its rows are known to be the images; else there are only as many."""
 
     def __call__(self, output: Tensor) -> Tensor:
         for dim, before, behind in self.prefix:
@@ -103,6 +113,8 @@ class Layouts:
     """The extents of the axes that the model goes through step by step."""
     rows: int | None = None
     """The axis of the logits that the images are along; None where that did not show."""
+    picture: int = 0
+    """Which of the tensors with positions that go in are the images that the layers see."""
 
     @property
     def stepwise(self) -> dict[str, int]:
@@ -118,17 +130,58 @@ class Layouts:
 
 
 def find_layouts(
-    model: nn.Module, rows: Inputs, layers: Iterable[str], output: Output | None = None
+    model: nn.Module,
+    rows: Inputs,
+    layers: Iterable[str],
+    output: Output | None = None,
+    run: int | None = None,
 ) -> Layouts:
+    """Where the layers have batch, channels and positions, and which images they see.
+
+    Args:
+        model: what is explained.
+        rows: the inputs for two images.
+        layers: dotted names within the model.
+        output: picks the logits out of what the model returns.
+        run: which run of a layer counts; None for the last.
+
+    Raises:
+        ValueError: if one layer sees one picture alone, and another one another.
+    """
+    names = list(layers)
+    found, seen = follow(model, rebuild(rows, Tensor.clone), names, output, run)
+    pictures = {name: seen[name] for name in names if name in seen}
+    if len(set(pictures.values())) > 1:
+        told = " and ".join(f"'{name}' picture {number}" for name, number in pictures.items())
+        raise ValueError(
+            f"target_layers: {told} of the inputs, counted from 0: their maps are no maps of one "
+            "picture; explain them one by one"
+        )
+    picture = next(iter(pictures.values()), 0)
+    if picture:
+        found, _ = follow(model, rebuild(rows, Tensor.clone), names, output, run, picture)
+    return found
+
+
+def follow(
+    model: nn.Module,
+    rows: Inputs,
+    layers: Iterable[str],
+    output: Output | None = None,
+    run: int | None = None,
+    picture: int = 0,
+) -> tuple[Layouts, dict[str, int]]:
     """Runs the model on two images in evaluation mode, without a graph.
 
     A model that fails in such a run tells nothing, which is no error.
 
     Args:
-        model: what is explained.
+        model, layers, output, run: as for :func:`find_layouts`.
         rows: the inputs for two images; they are run, so they should be copies.
-        layers: dotted names within the model.
-        output: picks the logits out of what the model returns.
+        picture: which of the tensors with positions are the images.
+
+    Returns:
+        that, and by layer the number of the picture that it sees, if that is known.
     """
     following = _Following()
     again = rebuild(rows, Tensor.clone)
@@ -145,9 +198,9 @@ def find_layouts(
 
         return hook
 
-    images = seen_of(rows)
+    images = seen_of(rows, picture)
     if images is None:
-        return Layouts(None, {})
+        return Layouts(None, {}), {}
     hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
         (module, following.recurrent)
         for module in model.modules()
@@ -162,7 +215,7 @@ def find_layouts(
             logits = logits if output is None else output(outputs)
     except Exception as error:
         raise_out_of_memory(error)
-        return Layouts(None, {})
+        return Layouts(None, {}, picture=picture), {}
     scores = following.of(logits) or ()
     images_along = [i for i, axis in enumerate(scores) if origins(axis) == [(0, 0)]]
     batch = following.batch(outputs)
@@ -170,28 +223,41 @@ def find_layouts(
     lone = [axis for axis in following.places or () if images.shape[axis] == 1]
     # a clip of one picture: in a loop or not, it is all the same
     single = lone[0] if lone and images.dim() == 5 else None
+    counted = {
+        name: -1 if run is None or not -len(runs) <= run < len(runs) else run
+        for name, runs in met.items()
+    }
     for name, runs in met.items():
-        readings = [axes and read(axes, batch, following.places) for axes, _ in runs]
-        if readings[-1]:
-            found[name] = readings[-1]
+        readings = [axes and read(axes, batch, following.places, len(images)) for axes, _ in runs]
+        reading = readings[counted[name]]
+        if reading:
+            found[name] = reading
         steps = following.steps_of([met for _, met in runs])
         steps = Steps(single, len(runs)) if steps is None and single is not None else steps
         positions = {len(each.order) - 2 for each in readings if isinstance(each, Reading)}
         # a layer within it has what is left of (B, T, C, H, W); otherwise the axis is the colours'
         if steps is not None and len(set(readings)) == 1 and positions == {images.dim() - 3}:
             stepwise[name] = steps
-    for name in _in_another_order(model, again, [name for name in met if name not in found]):
+    untold = [name for name in met if not getattr(found.get(name), "has_rows", name in found)]
+    for name in _in_another_order(model, again, untold, picture):
         found[name] = Unreadable("whose rows are not the images in their order")
     first = images_along[0] if images_along else None
-    return Layouts(following.places, found, stepwise, following.loops, first)
+    seen = {
+        name: number
+        for name, runs in met.items()
+        if (number := following.picture(rows, runs[counted[name]][0])) is not None
+    }
+    return Layouts(following.places, found, stepwise, following.loops, first, picture), seen
 
 
-def _in_another_order(model: nn.Module, pair: Inputs, layers: Sequence[str]) -> list[str]:
+def _in_another_order(
+    model: nn.Module, pair: Inputs, layers: Sequence[str], picture: int
+) -> list[str]:
     """Those of the layers whose first row depends on the second image rather than their second row.
 
     Both orders of two images are tried, for a model may sort them by what they hold.
     """
-    images = images_of(pair)
+    images = images_of(pair, picture)
     if not layers or images is None or not images.is_floating_point() or len(images) != 2:
         return []
 
@@ -206,7 +272,7 @@ def _in_another_order(model: nn.Module, pair: Inputs, layers: Sequence[str]) -> 
 
             return hook
 
-        inputs = rebuild(with_images(pair, given), Tensor.clone)
+        inputs = rebuild(with_images(pair, given, picture), Tensor.clone)
         trial(model, inputs, [(model.get_submodule(name), keep(name)) for name in layers])
         return rows
 
@@ -228,9 +294,9 @@ def _in_another_order(model: nn.Module, pair: Inputs, layers: Sequence[str]) -> 
     return found
 
 
-def seen_of(inputs: Inputs) -> Tensor | None:
+def seen_of(inputs: Inputs, picture: int = 0) -> Tensor | None:
     """The images; without them a batch of signals or words, (N, L)."""
-    images = images_of(inputs)
+    images = images_of(inputs, picture)
     if images is not None:
         return images
     return next((each for each in tensors_of(inputs) if each.dim() == 2), None)
@@ -249,18 +315,30 @@ class _Following(TorchDispatchMode):
         self._axes = WeakTensorKeyDictionary()
         self._images: tuple[int, ...] = ()
         self._picked: dict[int, Source] = {}  # by extent, axes that the model goes through
+        self._inputs: list[Tensor] = []
         self._met = WeakTensorKeyDictionary()  # by tensor, the steps that it was computed from
 
     def start(self, inputs: Inputs, images: Tensor) -> None:
         """What goes in; axis 0 of what has a row for each image is the batch."""
         self._images = tuple(images.shape)
-        others = [tensor for tensor in tensors_of(inputs) if tensor is not images]
-        for number, tensor in enumerate([images, *others]):
+        # pictures that the model itself stacks are not followed
+        values = [value for value in arguments(inputs).values() if not are_pictures(value)]
+        others = [tensor for tensor in tensors_of(values) if tensor is not images]
+        self._inputs = [images, *others]
+        for number, tensor in enumerate(self._inputs):
             rows = tensor.dim() and tensor.shape[0] == images.shape[0]
             self._axes[tensor] = tuple(
                 whole(Source("input", extent, (0 if rows and axis == 0 else number, axis)))
                 for axis, extent in enumerate(tensor.shape)
             )
+
+    def picture(self, inputs: Inputs, axes: Axes | None) -> int | None:
+        """The number of the one picture whose positions these axes are; None if that is unknown."""
+        placed = {origin for axis in axes or () for origin in origins(axis)}
+        numbers = {number for number, axis in placed if axis}
+        if len(numbers) != 1:
+            return None
+        return number_of(inputs, self._inputs[numbers.pop()])
 
     def of(self, value: Any) -> Axes | None:
         return self._axes.get(value) if isinstance(value, Tensor) else None
@@ -313,6 +391,9 @@ class _Following(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # in inference mode they come whole, elsewhere in parts
+                return func.decompose(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
         results = [each for each in tree_flatten(output)[0] if isinstance(each, Tensor)]
         operands = [each for each in tree_flatten(args)[0] if isinstance(each, Tensor)]
@@ -347,12 +428,13 @@ class _Following(TorchDispatchMode):
         axis = axes[dim] if axes and -len(axes) <= dim < len(axes) else ()
         if len(axis) != 1 or axis[0].source.kind != "input" or axis[0].source.origin == (0, 0):
             return None
-        extent, origin = axis[0].extent, axis[0].source.origin
+        source, extent = axis[0].source, axis[0].extent
         keeps_axis = name not in ("select", "unbind")
-        if origin is None or (keeps_axis and any(each.shape[dim] != 1 for each in results)):
+        if source.origin is None or (keeps_axis and any(each.shape[dim] != 1 for each in results)):
             return None
-        self._picked[extent] = axis[0].source
-        return [(origin, (first + i) % extent) for i in range(len(results))]
+        self._picked[extent] = source
+        indices = [(first + i) % extent for i in range(len(results))]
+        return [(source.origin, extent - 1 - i if source.mirrored else i) for i in indices]
 
     def _gathered(self, name: str, args: tuple[Any, ...], axes: Axes) -> Axes:
         """As many parts as there were steps, one behind the other, are that axis again."""
@@ -393,13 +475,17 @@ _PICKING: Mapping[str, Callable[[tuple[Any, ...]], tuple[int, int]]] = {
 
 
 def read(
-    axes: Axes, batch: Origin = (0, 0), places: tuple[int, ...] | None = None
+    axes: Axes,
+    batch: Origin = (0, 0),
+    places: tuple[int, ...] | None = None,
+    images: int | None = None,
 ) -> Reading | Unreadable | None:
     """How axes are read as (N, C, *S), None where the chain is lost.
 
     Args:
         batch: the inputs' axis that is the batch.
         places: the axes of the images that are positions.
+        images: how many there are; as many rows that were picked one by one may be theirs.
     """
     mixed = [i for i, axis in enumerate(axes) if "channel" in kinds(axis)]
     if not mixed:  # nothing summed over channels: they are the one axis without positions
@@ -422,6 +508,8 @@ def read(
         if len(axis) == 1 and axis[0].source.parts is not None:
             before, axis, behind = axis[0].source.parts
             prefix.append((i, before, behind))
+        if any(atom.source.mirrored for atom in axis):
+            return Unreadable("whose positions are mirrored, for the model flips what it gets")
         if {"disordered", "tokens"} & kinds(axis) or any(atom.source.shift for atom in axis):
             return Unreadable("whose positions are not in the input's order")
         known: list[Origin | None] = [atom.source.origin for atom in axis] or [None]
@@ -433,8 +521,12 @@ def read(
         else:
             parts.append((-1,))
         labels += known
-    if batch not in labels:
-        return None
+    has_rows = batch in labels
+    if not has_rows:
+        picked = kinds(axes[0]) == {"unknown"} and size(axes[0]) == images
+        if not picked or labels[1:].count(None) > 1:  # the channels have no label
+            return None
+        labels[0] = batch
     rows, column = labels.index(batch), sum(map(len, parts[:channel]))
     traced = [origin for origin in labels if origin is not None]
     if len(set(traced)) < len(traced):
@@ -443,7 +535,7 @@ def read(
     if len(traced) == len(others) + 1:
         others.sort(key=lambda i: labels[i] or batch)
     is_row = [labels[i] for i in others] == [None]
-    return Reading(tuple(prefix), tuple(parts), (rows, column, *others), is_row)
+    return Reading(tuple(prefix), tuple(parts), (rows, column, *others), is_row, has_rows)
 
 
 def _is_known(axis: Axis, batch: Origin, places: tuple[int, ...] | None) -> bool:

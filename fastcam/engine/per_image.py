@@ -40,11 +40,12 @@ class PerImage:
         self._named = None if named is None else frozenset(named)
         self._found: dict[Argument, bool] = {}
         self._independent: bool | None = None
+        self._alone: bool | None = None  # whether the model takes a single image
 
     def forget(self) -> None:
         """What has been found out is found anew."""
         self._found.clear()
-        self._independent = None
+        self._independent = self._alone = None
 
     def of(
         self,
@@ -88,12 +89,18 @@ class PerImage:
         return frozenset((image, *chosen))
 
     def first(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> Inputs:
-        """A copy of the first image and of what belongs to it."""
+        """A copy of the first image and of what belongs to it.
+
+        Of all images if the model fails on a single one.
+        """
         count, image = rows_of(inputs), image_argument(inputs)
-        if count is not None and count > 1 and image is not None:
-            rows = torch.zeros(1, dtype=torch.int64)
-            inputs = select_rows(inputs, self.of(model, inputs, output), count, rows)
-        return rebuild(inputs, Tensor.clone)
+        if count is None or count < 2 or image is None:
+            return rebuild(inputs, Tensor.clone)
+        names = self.of(model, inputs, output)
+        one = select_rows(inputs, names, count, torch.zeros(1, dtype=torch.int64))
+        if self._alone is None:
+            self._alone = _runs(model, one)
+        return rebuild(one if self._alone else inputs, Tensor.clone)
 
     def check_rows(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> None:
         """Whether images may run together; found by runs of an image beside itself and another.
@@ -106,7 +113,9 @@ class PerImage:
         if self._independent is None:
             one = self.first(model, inputs, output)
             images = images_of(one)
-            if images is None or len(images) != 1:
+            if self._alone is False:
+                self._independent = False
+            elif images is None or len(images) != 1:
                 self._independent = True
             else:
                 twice = select_rows(one, self.of(model, one, output), 1, torch.tensor([0, 0]))
@@ -122,13 +131,17 @@ class PerImage:
             )
 
     def pair(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> Inputs:
-        """Copies of the first two images, or of the only one twice, and of what belongs to them."""
+        """Copies of the first two images, or of the only one twice, and of what belongs to them.
+
+        Of all images if the model fails on a single one.
+        """
+        self.first(model, inputs, output)
         count, image = rows_of(inputs), image_argument(inputs)
         if count == 0:  # blank ones instead
             return rebuild(
                 inputs, lambda t: t if t.dim() == 0 or len(t) else t.new_zeros(2, *t.shape[1:])
             )
-        if count is not None and image is not None:
+        if count is not None and image is not None and self._alone is not False:
             rows = torch.tensor([0, min(1, count - 1)])
             inputs = select_rows(inputs, self.of(model, inputs, output), count, rows)
         return rebuild(inputs, Tensor.clone)
@@ -174,6 +187,15 @@ class PerImage:
             "for no choice of them gives a single image its row of the output; name those that do, "
             "or give per_image=[] if none does"
         )
+
+
+def _runs(model: nn.Module, inputs: Inputs) -> bool:
+    try:
+        trial(model, rebuild(inputs, Tensor.clone))
+    except Exception as error:  # a model's that has the number of images written into it
+        raise_out_of_memory(error)
+        return False
+    return True
 
 
 def _beside_another(images: Tensor) -> Tensor:

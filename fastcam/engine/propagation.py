@@ -210,8 +210,7 @@ def cut(axis: Axis, start: int, extent: int, step: int = 1) -> Axis:
         outside = start + extent <= before or start >= before + size(inner)
         return unknown(extent) if outside else disordered(inner, extent)
     if len(axis) == 1 and axis[0].source.kind in ("input", "place"):
-        source = axis[0].source
-        return whole(Source(source.kind, extent, source.origin, shift=source.shift))
+        return whole(replace(axis[0].source, extent=extent))
     return disordered(axis, extent)
 
 
@@ -261,6 +260,32 @@ def _rolled(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
         elif axis:
             rolled[dim] = disordered(axis, size(axis))
     return tuple(rolled)
+
+
+def _flipped(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
+    flipped = list(axes)
+    for dim in args[1]:
+        axis = axes[dim]
+        if (
+            len(axis) == 1
+            and axis[0].source.kind in ("input", "place")
+            and not (axis[0].source.shift or (0, 0) in origins(axis))
+        ):
+            source = axis[0].source
+            flipped[dim] = (axis[0]._replace(source=replace(source, mirrored=not source.mirrored)),)
+        elif axis:
+            flipped[dim] = disordered(axis, size(axis))
+    return tuple(flipped)
+
+
+def _turned(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
+    """``rot90``: (tensor, times, the two dimensions)."""
+    times, dims = args[1] % 4, tuple(dim % len(axes) for dim in args[2])
+    mirrored = {0: (), 1: dims[1:], 2: dims, 3: dims[:1]}[times]
+    turned = _flipped((None, mirrored), result, axes)
+    return (
+        turned if turned is None or times % 2 == 0 else _transposed((None, *dims), result, turned)
+    )
 
 
 def _disordered(position: int) -> _Rule:
@@ -363,7 +388,7 @@ def _places(axes: Axes, extents: tuple[int, ...]) -> Axes:
     found = []
     for axis, extent in zip(axes, extents, strict=True):
         places = resized(axis, extent)
-        found.append(unknown(extent) if places is None else places)
+        found.append(disordered(axis, extent) if places is None else places)
     return tuple(found)
 
 
@@ -485,7 +510,8 @@ _RULES: dict[str, _Rule] = {
     ),
     **dict.fromkeys(["expand", "repeat"], _first(_expanded)),
     "roll": _first(_rolled),
-    "flip": _disordered(1),
+    "flip": _first(_flipped),
+    "rot90": _first(_turned),
     "index_select": _disordered(1),
     "gather": _disordered(1),
     "sort": _disordered(1),

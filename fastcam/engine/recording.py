@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import Hooks, hooks_of
 from fastcam.engine.trials import raise_out_of_memory, trial
-from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of
+from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of, version
 
 Place = Literal["output", "layer", "model"]
 """At the output of the first target layer that runs, with that layer's first instruction, or with
@@ -152,8 +152,8 @@ class Recorder:
         Raises:
             ValueError: if a layer returned its input and the model has overwritten that since.
         """
-        for name, tensor, version in self._inputs:
-            if _version(tensor) != version:  # the copy that was handed on has missed that
+        for name, tensor, before in self._inputs:
+            if version(tensor) != before:  # the copy that was handed on has missed that
                 raise ValueError(_overwritten(name))
 
     def _enter(self, name: str) -> Callable[..., Any]:
@@ -206,7 +206,7 @@ class Recorder:
         if self._start is None:
             return tensor
         if passed_on and name not in self._start.copying:
-            self._inputs.append((name, tensor, _version(tensor)))
+            self._inputs.append((name, tensor, version(tensor)))
             tensor = copied(tensor)
         if self._start.place != "model":
             torch.set_grad_enabled(True)  # the run ends that
@@ -242,7 +242,7 @@ class Given:
         self.arguments = arguments  # alive, so that nothing else gets its memory
         tensors = tensors_of(arguments)
         self.has_graph = torch.is_grad_enabled() and any(map(has_graph, tensors))
-        self._versions = {storage(t): _version(t) for t in tensors}
+        self._versions = {storage(t): version(t) for t in tensors}
         self._held = {storage(t): t for each in module.modules() for t in _held(each)}
 
     def held(self, tensor: Tensor) -> bool:
@@ -251,7 +251,7 @@ class Given:
 
     def unwritten(self, tensor: Tensor) -> bool:
         """Whether this is memory of the arguments, with what it had before."""
-        return self._versions.get(storage(tensor), -1) == _version(tensor)
+        return self._versions.get(storage(tensor), -1) == version(tensor)
 
 
 def has_graph(tensor: Tensor) -> bool:
@@ -384,11 +384,6 @@ def _lies_apart(tensor: Tensor) -> bool:
     return True
 
 
-def _version(tensor: Tensor) -> int:
-    """How often it was written to; tensors made in inference mode do not count that."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 def _held(module: nn.Module) -> list[Tensor]:
     """The parameters, buffers and attributes of a module itself."""
     found: list[Tensor] = []
@@ -412,13 +407,18 @@ def let_go(started: list[ReferenceType[Tensor]]) -> None:
         started.pop()
 
 
+def _is_leaf(tensor: Tensor) -> bool:
+    return not tensor._is_view() and tensor.grad_fn is None
+
+
 def held_with_graph(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
     """The attributes of modules that are tensors with a graph: where, by which name, and which."""
     found = []
     for module in model.modules():
         attributes = vars(module)
         for name, value in list(attributes.items()):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
+            # a view may hold the graph of its base
+            if isinstance(value, Tensor) and value.requires_grad and not _is_leaf(value):
                 found.append((attributes, name, value))
     return found
 

@@ -382,7 +382,7 @@ def is_compiled(module: nn.Module) -> bool:
     own = vars(module)
     if "_orig_mod" in module._modules or own.get("_compiled_call_impl") is not None:
         return True
-    forward = own.get("forward") or type(module).forward
+    forward = own.get("forward") or getattr(type(module), "forward", None)
     return hasattr(forward, "_torchdynamo_orig_callable")
 
 

@@ -15,7 +15,7 @@ from fastcam.engine.inputs import Inputs, images_of, rows_of, with_images
 from fastcam.engine.opaque import is_quantized, why_hidden
 from fastcam.engine.outputs import Output, logits_of
 from fastcam.engine.trials import trial
-from fastcam.engine.values import rebuild, storage, tensors_of
+from fastcam.engine.values import rebuild, storage, tensors_of, version
 from fastcam.layout import has_positions
 
 _AT_ONCE = 16  # gradients a backward; the layer is one of the last as a rule
@@ -78,18 +78,21 @@ class Survey:
             yield from zip(some, found, strict=True)
 
 
-def survey(model: nn.Module, inputs: Inputs, output: Output | None) -> Survey:
+def survey(model: nn.Module, inputs: Inputs, output: Output | None, picture: int = 0) -> Survey:
     """Runs the model on one image, with a graph from the images on.
+
+    Args:
+        picture: which of the tensors with positions that is.
 
     Raises:
         ValueError: if the model returned no scores.
     """
-    images = images_of(inputs)
+    images = images_of(inputs, picture)
     if images is not None and len(images) == 0:  # a blank one instead
         inputs = rebuild(
             inputs, lambda t: t if t.dim() == 0 or len(t) else t.new_zeros(1, *t.shape[1:])
         )
-        images = images_of(inputs)
+        images = images_of(inputs, picture)
     # parameters made in inference mode cannot be recorded, nor quantized modules differentiated
     recorded = not (
         any(parameter.is_inference() for parameter in model.parameters())
@@ -102,7 +105,7 @@ def survey(model: nn.Module, inputs: Inputs, output: Output | None) -> Survey:
         with torch.enable_grad():
             copied = leaf.clone()  # the model may write into it
         if images is not None:
-            inputs = with_images(inputs, copied)
+            inputs = with_images(inputs, copied, picture)
         else:
             inputs = rebuild(inputs, lambda tensor: copied if tensor is given else tensor)
     every: list[Returned] = []
@@ -119,7 +122,7 @@ def survey(model: nn.Module, inputs: Inputs, output: Output | None) -> Survey:
             if recorded:
                 order = -1 if edge is None or tensor.is_leaf else edge.node._sequence_nr()
             # the tensor is kept, so that its memory is no later one's
-            every.append(Returned(name, module, runs[name], tensor, tensor._version, edge, order))
+            every.append(Returned(name, module, runs[name], tensor, version(tensor), edge, order))
 
         return hook
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import FLAGS, Hooks, hooks_of, run
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | set(FLAGS)
+OF_EVERY_MODULE = frozenset(vars(nn.Module())) | set(FLAGS)
 _CONTAINERS = (list, dict, set, deque)
 
 
@@ -68,7 +68,7 @@ class _Module:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._hooks = hooks_of(module).keys()
-        attributes = {k: v for k, v in list(vars(module).items()) if k not in _OF_EVERY_MODULE}
+        attributes = {k: v for k, v in list(vars(module).items()) if k not in OF_EVERY_MODULE}
         buffers = dict(module._buffers.items())
         self._parts = [(vars(module), attributes)]
         if not isinstance(module, torch.jit.ScriptModule):  # its buffers have fixed places
@@ -90,7 +90,7 @@ class _Module:
     def restore(self, flags: bool) -> None:
         """Args: flags: whether attributes that are no tensors are put back too."""
         for part, before in self._parts:
-            now = [key for key in part if key in before or key not in _OF_EVERY_MODULE]
+            now = [key for key in part if key in before or key not in OF_EVERY_MODULE]
             for key in {*now, *before}:
                 old, new = before.get(key), part.get(key)
                 if not (flags or isinstance(old, Tensor) or isinstance(new, Tensor)):

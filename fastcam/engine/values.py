@@ -94,6 +94,11 @@ def storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def version(tensor: Tensor) -> int:
+    """How often it was written to; tensors made in inference mode do not count that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def shares_input(tensor: Tensor, args: Any) -> bool:
     """Whether a module returned memory of its own arguments."""
     return any(storage(tensor) == storage(given) for given in items(args))

@@ -201,7 +201,8 @@ class Method:
         found = self._layouts.get(None) or self._layouts.get(shapes)
         if found is None:
             pair = self._per_image.pair(self.model, inputs, self._output)
-            found = find_layouts(self.model, pair, self.layers, self._output)
+            chosen = self._repeats.chosen
+            found = find_layouts(self.model, pair, self.layers, self._output, chosen)
             self._layouts[None if found.fits_all_sizes else shapes] = found
         return found
 

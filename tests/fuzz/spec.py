@@ -196,9 +196,12 @@ def legal(spec: Spec) -> Spec:
         change["checkpoint"] = "none"  # a checkpoint whose input is overwritten recomputes rubbish
     if spec.checkpoint.endswith("above") and spec.behind != "none":
         change["checkpoint"] = "none"
+    if spec.checkpoint.startswith("reentrant") and spec.view != "none":
+        change["behind"] = "none"  # torch forbids to write to a view that a checkpoint has returned
     ungraphed = spec.grad in ("no_grad layer", "no_grad below", "training decides below")
-    if ungraphed and spec.view != "none" and spec.behind != "none":
-        change["behind"] = "none"  # torch forbids to write to a view that no_grad has made
+    if ungraphed and spec.view != "none":  # torch forbids to write to a view that no_grad has made
+        change["behind"] = "none"
+        change["hooks"] = tuple(h for h in has("hooks") if h != "inplace")
     if spec.grad in ("no_grad layer", "no_grad all"):
         change["repeat"] = 1  # without a graph nothing tells which run is made of which
     if spec.lazy and not spec.hooks:
