@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -300,6 +301,59 @@ def test_weights_that_change_are_seen() -> None:
     with torch.no_grad():
         model.first.weight.mul_(-1)
     near(cam(images), fastcam.GradCAM(model, "third_norm")(images))
+
+
+class Tuned(nn.Module):
+    """What it answers depends on attributes that are no parameters; it counts its runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.heads = nn.ModuleList([nn.Linear(6, 5) for _ in range(2)])
+        self.task, self.gain, self.config = 0, torch.ones(6), {"scales": [1.0, 1.0]}
+        self.options = SimpleNamespace(sign=1)
+        self.runs, self.seen = 0, {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        self.seen[x.shape] = self.runs
+        pooled = self.body(x).mean((2, 3)) * self.gain * self.config["scales"][0]
+        return self.heads[self.task](pooled * self.options.sign)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "task", 1),
+        lambda model: setattr(model, "gain", torch.linspace(-2, 2, 6)),
+        lambda model: model.gain.copy_(torch.linspace(-2, 2, 6)),
+        lambda model: setattr(model.gain, "data", torch.linspace(-2, 2, 6)),
+        lambda model: model.config["scales"].__setitem__(0, -2.0),
+        lambda model: setattr(model.options, "sign", -1),
+    ],
+)
+def test_attributes_that_change_are_seen(change: Callable[[nn.Module], None]) -> None:
+    model, images = Tuned().eval(), torch.randn(2, 3, 9, 9)
+    cam, raw = fast(model, "body"), {"size": "layer", "normalize": False, "relu": False}
+    before = cam(images, 1, **raw)
+    change(model)
+    maps = cam(images, 1, **raw)
+    assert not torch.allclose(maps, before)
+    near(maps, fastcam.GradCAM(model, "body")(images, 1, **raw))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_what_the_network_writes_itself_makes_no_new_copy() -> None:
+    model, images = Tuned().eval(), torch.randn(2, 3, 9, 9)
+    cam = fast(model, "body")
+    cam(images)
+    made = cam.networks[-1]
+    for _ in range(3):
+        model(images)
+        cam(images)
+    assert cam.networks[-1] is made
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -286,3 +286,107 @@ def test_images_that_are_no_rows_of_the_output() -> None:
 
     with pytest.raises(ValueError, match=r"^images: got \(3, 3, 16, 20\) for 1 rows of the"):
         metrics.confidence(Bag(), small_images(), torch.ones(3, 16, 20))
+
+
+class TwoPictures(nn.Module):
+    """A branch for each of two pictures, of any sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = (
+            nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU()) for _ in range(2)
+        )
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head((self.one(x).mean((2, 3)) - self.two(y).mean((2, 3))) * 20)
+
+
+class Swapped(nn.Module):
+    """The same with the second picture first."""
+
+    def __init__(self, model: TwoPictures) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        return self.model(x, y)
+
+
+@pytest.mark.parametrize(
+    "method", ["gradcam", "gradcam++", "eigencam", "guided-gradcam", "smoothgradcam++", *MASKING]
+)
+def test_a_layer_that_sees_the_second_picture(method: str) -> None:
+    """As if that were the first."""
+    model = TwoPictures().double().eval()
+    x, y = torch.randn(2, 3, 16, 16).double(), torch.randn(2, 3, 12, 20).double()
+    maps = cam_of(method, model, "two")((x, y), 1)
+    expected = cam_of(method, Swapped(model), "model.two")((y, x), 1)
+    assert maps.shape[-2:] == (12, 20)
+    torch.testing.assert_close(maps, expected)
+    keywords = cam_of(method, model, "two")({"x": x, "y": y}, 1)
+    torch.testing.assert_close(keywords, expected)
+
+
+def test_layers_of_two_pictures_have_no_common_map() -> None:
+    model = TwoPictures().double().eval()
+    pictures = torch.randn(2, 3, 16, 16).double(), torch.randn(2, 3, 16, 16).double()
+    with pytest.raises(ValueError, match=r"'one' picture 0 and 'two' picture 1 of the inputs"):
+        fastcam.GradCAM(model, ["one", "two"])(pictures)
+
+
+class Views(nn.Module):
+    """One network for all views, of which the strongest counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU())
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, *views: Tensor) -> Tensor:
+        return self.head(torch.stack([self.body(v).mean((2, 3)) for v in views]).amax(0))
+
+
+def test_the_view_that_counts_is_not_the_first() -> None:
+    model, images = Views().double().eval(), torch.randn(2, 3, 16, 16).double()
+    maps = [
+        fastcam.GradCAM(model, layer, run=1)((images * 0, images), 1, size="layer")
+        for layer in (None, "body")
+    ]
+    assert maps[0].any()
+    torch.testing.assert_close(*maps)
+
+
+class Batched(nn.Module):
+    """Runs with four images and no other number."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU())
+        self.norm = nn.BatchNorm1d(6, track_running_stats=False) if norm else None
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        if self.norm is None:
+            return self.head(x.reshape(4, 6, 8, 8).square().mean((2, 3)))
+        return self.head(self.norm(x.square().mean((2, 3))))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_network_that_takes_no_single_image(norm: bool) -> None:
+    model, images = Batched(norm).double().eval(), torch.randn(4, 3, 16, 16).double()
+    classes = torch.tensor([1, 0, 1, 2])
+    expected = literal_map("hirescam", *full_backward(model, images, "body", classes))
+    for layer in ("body", None):
+        cam = fastcam.HiResCAM(model, layer)
+        for _ in range(2):
+            raw = cam(images, classes, size="layer", normalize=False)
+            torch.testing.assert_close(raw, expected)
+    with pytest.raises(ValueError, match="depends on the others in its batch"):
+        fastcam.ScoreCAM(model, "body")(images)
+    with pytest.raises((RuntimeError, ValueError), match=r"invalid for input|more than 1 value"):
+        fastcam.GradCAM(model, "body")(images[:1])

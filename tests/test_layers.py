@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import network, small, small_images
+from networks import full_backward, literal_map, network, small, small_images
 from torch import Tensor, nn
 
 import fastcam
@@ -179,3 +179,57 @@ def test_another_batch_inside_the_layer_is_an_error() -> None:
 
     with pytest.raises(ValueError, match="N = 3"):
         fastcam.GradCAM(Windows(), "layer")(small_images())
+
+
+class Queries(nn.Module):
+    """Patches that are read by queries, of which the strongest counts, as in DETR."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.queries = nn.Parameter(torch.randn(1, 64, 16))
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).mT
+        read, _ = self.attention(self.queries.expand(len(x), -1, -1), tokens, tokens)
+        return self.head(self.norm(read)).amax(1)
+
+
+def test_queries_are_no_positions() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    cam = fastcam.GradCAM(Queries().eval())
+    assert cam(images, size="layer").shape == (2, 8, 8)
+    assert cam.layers == ("patches",)
+    with pytest.raises(ValueError, match=r"'norm' returned \(2, 64, 16\).*give reshape="):
+        fastcam.GradCAM(Queries().eval(), "norm")(images)
+
+
+class Frozen(nn.Module):
+    """The lower part runs in inference mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU())
+        self.top = nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            features = self.body(x)
+        return self.head(self.top(features.clone()).square().mean((2, 3)))
+
+
+def test_a_part_in_inference_mode() -> None:
+    model, images = Frozen().double().eval(), torch.randn(2, 3, 17, 17).double()
+    cam = fastcam.HiResCAM(model)
+    maps = cam(images, torch.tensor([1, 1]), size="layer", normalize=False)
+    assert cam.layers == ("top",)
+    expected = full_backward(model, images, "top", torch.tensor([1, 1]))
+    torch.testing.assert_close(maps, literal_map("hirescam", *expected))
+    with pytest.raises(ValueError, match=r"'body' returned.*cuts the graph.*inference_mode"):
+        fastcam.GradCAM(model, "body")(images)

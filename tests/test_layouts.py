@@ -509,6 +509,116 @@ def test_positions_that_are_not_in_the_images_order() -> None:
     assert fastcam.GradCAM(change(back).double(), "block")(randn(2, 3, 16, 16)).any()
 
 
+def pooled_tokens(pool: nn.Module) -> nn.Module:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        tokens = net.pool(net.embed(x).flatten(2)).mT
+        return net.head(net.norm(tokens).square().mean(1))
+
+    torch.manual_seed(0)
+    embed, norm = nn.Conv2d(3, 6, 4, stride=4), nn.LayerNorm(6)
+    return Net(forward, embed=embed, pool=pool, norm=norm, head=head(6)).double()
+
+
+@pytest.mark.parametrize(
+    ("pool", "extents"),
+    [
+        (nn.AvgPool1d(4), (8, 2)),
+        (nn.Conv1d(6, 6, 4, stride=4), (8, 2)),
+        (nn.AdaptiveAvgPool1d(16), (8, 2)),
+        (nn.AdaptiveAvgPool1d(64), (8, 8)),
+        (nn.AvgPool1d(3, stride=2, padding=1), (8, 4)),
+        (nn.MaxPool1d(2), (8, 4)),
+    ],
+)
+def test_neighbours_in_a_row_of_the_grid_are_pooled(
+    pool: nn.Module, extents: tuple[int, int]
+) -> None:
+    case = Case(pooled_tokens(pool), randn(2, 3, 32, 32), "norm", grid(*extents), (32, 32))
+    activations, gradients = whole_graph(case, 1)
+    maps = fastcam.HiResCAM(case.model, "norm")(
+        case.images, 1, size="layer", normalize=False, relu=False
+    )
+    torch.testing.assert_close(maps, (activations * gradients).sum(1))
+
+
+def test_pools_across_rows_of_the_grid_are_refused() -> None:
+    for pool in (
+        nn.AvgPool1d(3),
+        nn.AdaptiveAvgPool1d(21),
+        nn.AvgPool1d(24, stride=12),
+        nn.AvgPool1d(8),
+    ):
+        with pytest.raises(
+            ValueError, match=r"'norm' returned .*not in the input's order.*reshape="
+        ):
+            fastcam.GradCAM(pooled_tokens(pool), "norm")(randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("layer", [None, "conv"])
+def test_a_picture_that_the_model_mirrors(layer: str | None) -> None:
+    def net(change: Callable[[Tensor], Tensor]) -> nn.Module:
+        torch.manual_seed(0)
+        conv = nn.Conv2d(3, 8, 3, stride=2)
+        return Net(
+            lambda net, x: (
+                net.head(change(net.conv(x)).relu().mean((2, 3)))
+                if change is twice
+                else net.head(net.conv(change(x)).relu().mean((2, 3)))
+            ),
+            conv=conv,
+            head=head(8),
+        ).double()
+
+    def one_side(x: Tensor) -> Tensor:
+        right = x[..., 8:].mean((1, 2, 3)) > x[..., :8].mean((1, 2, 3))
+        return torch.where(right[:, None, None, None], x.flip(3), x)
+
+    def twice(x: Tensor) -> Tensor:
+        return x.flip(2, 3).flip(3).flip(2)
+
+    for change in (lambda x: x.flip(3), lambda x: x.flip(1, 2), lambda x: x.rot90(1, (2, 3))):
+        with pytest.raises(ValueError, match=r"'conv' returned .*are mirrored.*give reshape="):
+            fastcam.GradCAM(net(change), layer)(randn(2, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"'conv' returned .*not in the input's order"):
+        fastcam.GradCAM(net(one_side), layer)(randn(2, 3, 16, 16))
+    # the colours' order is no position's, and what is mirrored twice is as it was
+    for change in (lambda x: x.flip(1), twice, lambda x: twice(x) + x):
+        assert fastcam.GradCAM(net(change), layer)(randn(2, 3, 16, 16)).any()
+
+
+def test_experts_that_get_the_images_one_by_one() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        features = net.body(x)
+        expert = net.gate(features.mean((2, 3))).argmax(1)
+        out = torch.zeros_like(features)
+        for i, each in enumerate(net.experts):
+            rows = (expert == i).nonzero()[:, 0]
+            if len(rows):
+                out[rows] = each(features[rows])
+        return net.head(out.square().mean((2, 3)))
+
+    torch.manual_seed(0)
+    experts = nn.ModuleList([nn.Conv2d(6, 6, 3, padding=1) for _ in range(2)])
+    body, gate = nn.Conv2d(3, 6, 3, stride=2), nn.Linear(6, 2)
+    nn.init.constant_(gate.bias, 0)
+    gate.bias.data[0] = 100
+    model = Net(forward, body=body, gate=gate, experts=experts, head=head(6)).double()
+    case = Case(model, randn(4, 3, 17, 17), "experts.0", lambda x: x, (17, 17))
+    activations, gradients = whole_graph(case, 1)
+    for layer in ("experts.0", None):
+        maps = fastcam.HiResCAM(model, layer)(
+            case.images, 1, size="layer", normalize=False, relu=False
+        )
+        torch.testing.assert_close(maps, (activations * gradients).sum(1))
+    gate.bias.data.zero_()
+    cam = fastcam.GradCAM(model, "experts.0")
+    images = torch.cat([case.images, -case.images])
+    used = gate(body(images).mean((2, 3))).argmax(1)
+    assert 0 < used.sum() < len(images)
+    with pytest.raises(ValueError, match=r"'experts\.0'"):
+        cam(images)
+
+
 def test_mixed_positions_are_none() -> None:
     case = mixer("mixer.tokens")
     with pytest.raises(ValueError, match="give reshape="):

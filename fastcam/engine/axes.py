@@ -136,15 +136,18 @@ def origins(axis: Axis) -> list[Origin]:
     return found
 
 
-def resized(axis: Axis, extent: int) -> Axis | None:
-    """The same places in another number, as after a convolution; None if they no longer fit."""
+def resized(axis: Axis, extent: int, step: int | None = None) -> Axis | None:
+    """The same places in another number, as after a convolution; None if they no longer fit.
+
+    Args:
+        step: how many lie between two that follow each other, if that is known.
+    """
     if size(axis) == extent and not kinds(axis) & {"unknown", "channel"}:
         return _as_places(axis)
     if len(axis) == 1 and axis[0].source.kind in ("input", "place"):
         return whole(_shrunk(axis[0].source, extent))
-    if size(axis) % extent == 0:
-        return _merged(axis, size(axis) // extent)
-    return None
+    merged = size(axis) // extent
+    return _merged(axis, merged) if step in (None, merged) and size(axis) % extent == 0 else None
 
 
 def _shrunk(source: Source, extent: int) -> Source:
@@ -152,23 +155,15 @@ def _shrunk(source: Source, extent: int) -> Source:
 
 
 def _merged(axis: Axis, step: int) -> Axis | None:
-    """Every ``step`` places that follow each other become one; None if they do not belong together.
+    """Every ``step`` places that follow each other become one; None if they lie in several rows.
 
     So a row of a grid's positions that is pooled stays a grid, with narrower rows.
     """
-    left = list(axis)
-    while step > 1:
-        atom = left.pop()
-        if atom.source.kind not in ("input", "place") or atom != whole(atom.source)[0]:
-            return None
-        if step % atom.extent == 0:
-            step //= atom.extent
-        elif atom.extent % step == 0:
-            left += whole(_shrunk(atom.source, atom.extent // step))
-            step = 1
-        else:
-            return None
-    return _as_places(tuple(left))
+    *rows, last = axis
+    whole_rows = last == whole(last.source)[0] and last.source.kind in ("input", "place")
+    if not whole_rows or last.extent % step or last.extent == step:
+        return None
+    return _as_places((*rows, *whole(_shrunk(last.source, last.extent // step))))
 
 
 def agreed(first: Axis, second: Axis) -> Axis | None:

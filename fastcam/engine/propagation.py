@@ -381,28 +381,49 @@ def _norm_of(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]
 def _convolved(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
     if result.dim() != len(axes) or len(axes) < 3:
         return None  # without a batch
-    return (axes[0], channels(result.shape[1]), *_places(axes[2:], tuple(result.shape[2:])))
+    steps = _steps(args[3], len(axes) - 2)
+    return (axes[0], channels(result.shape[1]), *_places(axes[2:], tuple(result.shape[2:]), steps))
 
 
-def _places(axes: Axes, extents: tuple[int, ...]) -> Axes:
+def _steps(given: Any, dims: int) -> Sequence[int | None]:
+    """A stride for each dimension; None for those that are not known."""
+    if isinstance(given, (list, tuple)) and given:
+        return [*given] * (dims // len(given))
+    return [None] * dims
+
+
+def _places(axes: Axes, extents: tuple[int, ...], steps: Sequence[int | None] = ()) -> Axes:
     found = []
-    for axis, extent in zip(axes, extents, strict=True):
-        places = resized(axis, extent)
+    steps = steps if len(steps) == len(axes) else [None] * len(axes)
+    for axis, extent, step in zip(axes, extents, steps, strict=True):
+        places = resized(axis, extent, step)
         found.append(disordered(axis, extent) if places is None else places)
     return tuple(found)
 
 
+def _resized(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
+    """Padding, interpolation, adaptive pooling: every axis keeps its meaning."""
+    return _resized_by((), args, results, of)
+
+
 def _pooled(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
-    """Pooling, padding, interpolation: every axis keeps its meaning."""
+    """The same with a kernel and a stride, by default the kernel's extents."""
+    given = args[2] if len(args) > 2 and args[2] else args[1]
+    return _resized_by(given, args, results, of)
+
+
+def _resized_by(
+    steps: Sequence[int], args: tuple[Any, ...], results: list[Any], of: AxesOf
+) -> list[Any]:
     axes = of(args[0])
     if axes is None or len(axes) != results[0].dim():
         return [None] * len(results)
-    shape = tuple(results[0].shape)
+    by_axis = [None] * (len(axes) - len(steps)) + [*steps]
     found = tuple(
         axis
         if size(axis) == extent
-        else (channels(extent) if is_channel(axis) else _places((axis,), (extent,))[0])
-        for axis, extent in zip(axes, shape, strict=True)
+        else (channels(extent) if is_channel(axis) else _places((axis,), (extent,), [step])[0])
+        for axis, extent, step in zip(axes, results[0].shape, by_axis, strict=True)
     )
     return [found] * len(results)
 
@@ -523,7 +544,7 @@ _RULES: dict[str, _Rule] = {
     ),
     **dict.fromkeys(["var_mean", "std_mean", "logsumexp", "any", "all", "prod"], _reduced),
     **dict.fromkeys(["linalg_vector_norm", "norm"], _norm_of),
-    **dict.fromkeys(["constant_pad_nd", "grid_sampler_2d", "grid_sampler_3d"], _pooled),
+    **dict.fromkeys(["constant_pad_nd", "grid_sampler_2d", "grid_sampler_3d"], _resized),
     **dict.fromkeys(["pixel_shuffle", "pixel_unshuffle"], _first(_shuffled)),
     "im2col": _first(_unfolded),
     "unfold": _first(_windowed),
@@ -542,7 +563,7 @@ _RULES: dict[str, _Rule] = {
     ),
     "native_group_norm": _first(_normed(1)),
     **dict.fromkeys(["native_layer_norm", "_fused_rms_norm", "rms_norm"], _first(_layer_normed)),
-    **dict.fromkeys(["glu"], _pooled),
+    **dict.fromkeys(["glu"], _resized),
     **dict.fromkeys(
         ["zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
          "new_zeros", "new_empty", "new_ones", "new_full", "new_empty_strided"],
@@ -568,10 +589,12 @@ _FAMILIES: dict[str, _Rule] = {
     "deform_conv2d": _first(_convolved),
     "batch_norm": _first(_normed(1)),
     "_scaled_dot_product": _attended,
+    "adaptive": _resized,
+    "fractional": _resized,
     "pool": _pooled,
-    "upsample": _pooled,
-    "_pad": _pooled,
-    "pad1d": _pooled,
-    "pad2d": _pooled,
-    "pad3d": _pooled,
+    "upsample": _resized,
+    "_pad": _resized,
+    "pad1d": _resized,
+    "pad2d": _resized,
+    "pad3d": _resized,
 }
