@@ -435,8 +435,9 @@ def record(
         if args and args[0].dim() == 2:
             linear[:] = [(module, args[0].detach(), returned.detach())]
 
-    heads = [(module, remember) for module in modules_of(model) if isinstance(module, nn.Linear)]
-    ends = refusals(model) if graph is not None else ()
+    every = modules_of(model)
+    heads = [(module, remember) for module in every if isinstance(module, nn.Linear)]
+    ends = refusals(model, every) if graph is not None else ()
     try:
         outputs = run(
             model,

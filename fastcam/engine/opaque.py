@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -67,8 +67,12 @@ def is_quantized(module: nn.Module) -> bool:
     return type(module).__module__.startswith(_QUANTIZED)
 
 
-def refusals(model: nn.Module) -> Hooks:
-    """Hooks that raise ValueError as soon as a quantized module ends a graph."""
+def refusals(model: nn.Module, modules: Iterable[nn.Module]) -> Hooks:
+    """Hooks that raise ValueError as soon as a quantized module ends a graph.
+
+    Args:
+        modules: those of the model.
+    """
 
     def refuse(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, returned: Any) -> None:
@@ -77,7 +81,7 @@ def refusals(model: nn.Module) -> Hooks:
 
         return hook
 
-    if not any(map(is_quantized, modules_of(model))):
+    if not any(map(is_quantized, modules)):
         return []
     named = model.named_modules()
     return [(module, refuse(name)) for name, module in named if is_quantized(module)]
