@@ -391,6 +391,7 @@ def record(
     repeats: Repeats | None = None,
     stepwise: Mapping[str, int] | None = None,
     picture: int = 0,
+    reruns: bool = False,
 ) -> Recording:
     """Runs the model once in evaluation mode, with a graph from the first of the layers up.
 
@@ -400,6 +401,7 @@ def record(
         stepwise: the layers that run for each step of a loop, and how often: the last of each
             step counts.
         picture: which of the tensors with positions are the images.
+        reruns: whether further runs are to begin with the inputs as they are now.
 
     Raises:
         ValueError: for images without floating point, where the graph is to start there; for a
@@ -427,6 +429,8 @@ def record(
             inputs = start_at_inputs(inputs)
         elif start.place == "layer":  # the user's own tensors do not count what happens here
             inputs = rebuild(inputs, lambda tensor: tensor.data)
+    if reruns:
+        inputs = rebuild(inputs, Tensor.clone)  # the model may write there
     modules = {name: model.get_submodule(name) for name in layers}
     recorder = Recorder(modules, start, run=repeats.chosen, stepwise=stepwise)
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
@@ -533,10 +537,11 @@ def capture(
         repeats=repeats,
         stepwise=stepwise,
         picture=layouts.picture,
+        reruns=reruns or graph is None,
     )
     points, images = recorded.points, recorded.images
     seen = seen_of(recorded.inputs, layouts.picture)
-    places = layouts.places or (() if seen is None else tuple(range(2, seen.dim())))
+    places = layouts.places or _places(seen)
     extents = tuple(seen.shape[axis] for axis in places) if seen is not None and places else None
     several = {
         name: shapes
@@ -586,11 +591,16 @@ def capture(
         read([point.value for point in points[name]])
         for name, read in zip(layers, readings, strict=True)
     )
-    usual = () if images is None else tuple(range(2, images.dim()))
+    usual = _places(images)
     if activations and {layer.dim() - 2 for layer in activations} == {len(usual)} != {len(places)}:
         places = usual  # nothing was summed over: the axis of channels is among them
-        extents = None if images is None else tuple(images.shape[2:])
+        extents = None if images is None else tuple(images.shape[axis] for axis in usual)
     for name, layer in zip(layers, activations, strict=True):
+        if layer.dim() > 5:
+            raise ValueError(
+                f"target_layers: '{name}' gives {tuple(layer.shape)}, with {layer.dim() - 2} axes "
+                "of positions, expected one to three, (N, C, *S); give reshape= to join them"
+            )
         if layer.dim() < 3 or layer.shape[0] != logits.shape[0]:
             raise ValueError(
                 f"target_layers: '{name}' gives {tuple(layer.shape)}, expected (N, C, *S) with the "
@@ -620,6 +630,15 @@ def capture(
         _autocast=_autocast(logits.device.type),
         _linear=recorded.linear,
     )
+
+
+def _places(images: Tensor | None) -> tuple[int, ...]:
+    """The axes that are positions as a rule: (N, C, *S), or pictures (N, T, C, H, W)."""
+    if images is None:
+        return ()
+    if images.dim() == 5 and images.shape[2] in (1, 3) and images.shape[1] not in (1, 3):
+        return 1, 3, 4
+    return tuple(range(2, images.dim()))
 
 
 def _autocast(device: str) -> tuple[str, bool, torch.dtype]:

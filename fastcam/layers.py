@@ -141,7 +141,8 @@ def _find_layer(
         if _are_scores(gradient, seen):
             continue
         worse = (
-            _is_part_of_attention(model, layer, groups[layer])
+            gradient.shape[1] == 1  # the logits of attention over positions
+            or _is_part_of_attention(model, layer, groups[layer])
             or gradient.dim() - 2 < read.dims
             or (gradient.dim() == 3 and int(gradient.any(1).sum()) == 1)
             or (
@@ -162,7 +163,7 @@ def _find_layer(
     best = spare or unread
     if best is not None:
         return best
-    if read_at_class_token:
+    if read_at_class_token and any(_is_norm(each, seen) for each in ran):
         raise ValueError(
             "target_layers: found no norm whose patch tokens bear on the output; name a layer "
             "yourself"
@@ -269,8 +270,8 @@ def _of_the_same(group: list[Returned], read: _Reader) -> Returned:
         tensor = layer.tensor.detach() if activations is None else activations
         return tensor.data_ptr(), tensor.shape, tensor.stride()
 
-    last = view(group[-1])
-    alike = [each for each in group if view(each) == last]
+    views = [view(each) for each in group]
+    alike = [each for each, seen in zip(group, views, strict=True) if seen == views[-1]]
     return min(alike, key=lambda each: each.runs)
 
 

@@ -390,3 +390,37 @@ def test_a_network_that_takes_no_single_image(norm: bool) -> None:
         fastcam.ScoreCAM(model, "body")(images)
     with pytest.raises((RuntimeError, ValueError), match=r"invalid for input|more than 1 value"):
         fastcam.GradCAM(model, "body")(images[:1])
+
+
+class Overwrites(nn.Module):
+    """Normalizes its images in place."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.inplace = nn.Conv2d(3, 6, 3, stride=2), nn.Linear(6, 5), inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sub_(0.5).mul_(2) if self.inplace else (x - 0.5) * 2
+        return self.head(self.body(x).square().mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", MASKING)
+def test_images_that_the_model_overwrites_are_masked_as_they_came(method: str) -> None:
+    images = torch.rand(2, 3, 16, 16).double()
+    maps = [
+        cam_of(method, Overwrites(inplace).double().eval(), "body")(images.clone(), 1)
+        for inplace in (True, False)
+    ]
+    torch.testing.assert_close(*maps)
+
+
+def test_metrics_mask_the_images_as_they_came() -> None:
+    images = torch.rand(2, 3, 16, 16).double()
+    maps = torch.rand(2, 16, 16).double()
+    found = [
+        measure(Overwrites(inplace).double().eval(), images.clone(), maps)
+        for inplace in (True, False)
+        for measure in (metrics.confidence, metrics.road)
+    ]
+    torch.testing.assert_close(found[:2], found[2:])

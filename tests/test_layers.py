@@ -168,17 +168,17 @@ def test_reshape_need_not_fit_the_layers_before() -> None:
 
 
 def test_another_batch_inside_the_layer_is_an_error() -> None:
-    class Windows(nn.Module):
+    class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
 
         def forward(self, x: Tensor) -> Tensor:
-            windows = self.layer(torch.cat(x.chunk(2, -1)))
-            return self.head(sum(windows.chunk(2)).mean((2, 3)))
+            twice = self.layer(torch.cat([x, x * 0.5]))
+            return self.head(sum(twice.chunk(2)).mean((2, 3)))
 
     with pytest.raises(ValueError, match="N = 3"):
-        fastcam.GradCAM(Windows(), "layer")(small_images())
+        fastcam.GradCAM(Twice(), "layer")(small_images())
 
 
 class Queries(nn.Module):

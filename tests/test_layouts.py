@@ -1077,3 +1077,176 @@ def test_an_encoder_with_padding() -> None:
     found = fastcam.HiResCAM(model, "body.layers.0")((words, padding), 1, normalize=False)
     torch.testing.assert_close(found, expected)
     assert body.use_nested_tensor and fastcam.EigenCAM(model)((words, padding)).shape == (3, 11)
+
+
+def _vectors(net: Any, x: Tensor) -> list[Tensor]:
+    return [branch(x).relu().mean((2, 3)) for branch in net.branches]
+
+
+@pytest.mark.parametrize("join", ["stack", "cat"])
+@pytest.mark.parametrize("mix", [nn.Linear(6, 6), nn.LayerNorm(6), nn.LSTM(6, 6, batch_first=True)])
+def test_vectors_side_by_side_are_no_positions(join: str, mix: nn.Module) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        vectors = _vectors(net, x)
+        rows = (
+            torch.stack(vectors, 1)
+            if join == "stack"
+            else torch.cat([v[:, None] for v in vectors], 1)
+        )
+        mixed = net.mix(rows)
+        mixed = mixed[0] if isinstance(mixed, tuple) else mixed
+        return net.head(mixed.square().mean(1))
+
+    branches = nn.ModuleList([nn.Conv2d(3, 6, 3, stride=2) for _ in range(4)])
+    model = Net(forward, branches=branches, mix=mix, head=head(6)).double()
+    with pytest.raises(ValueError, match=r"'mix' returned \(2, 4, 6\).*give reshape="):
+        fastcam.GradCAM(model, "mix")(randn(2, 3, 16, 16))
+    cam = fastcam.GradCAM(model)
+    assert cam(randn(2, 3, 16, 16), size="layer").shape == (2, 7, 7)
+    assert cam.layers == ("branches.3",)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (lambda x: x[..., 16:, :16], False),
+        (lambda x: x[..., 8:-8, 8:-8], False),
+        (lambda x: F.pad(x, (0, 0, 0, 32)), False),
+        (lambda x: F.pad(x, (16, 16, 16, 16), mode="reflect"), False),
+        (lambda x: F.interpolate(x[..., :16, :16], size=(32, 32)), False),
+        (lambda x: x.chunk(2, 3)[1], False),
+        (lambda x: F.grid_sample(x, F.affine_grid(_mirror(x), list(x.shape))), False),
+        (lambda x: F.pad(x, (0, 2, 0, 2)), True),
+        (lambda x: F.pad(x, (3, 3, 3, 3), mode="reflect"), True),
+        (lambda x: F.pad(x[..., 8:, :], (0, 0, 8, 0)), True),
+        (lambda x: x[..., ::2, ::2], True),
+        (lambda x: x[:, :2], True),
+    ],
+)
+def test_a_part_of_the_picture(change: Callable[[Tensor], Tensor], kept: bool) -> None:
+    images = randn(2, 3, 32, 32)
+    colours = change(images).shape[1]
+    model = Net(
+        lambda net, x: net.head(net.conv(change(x)).relu().mean((2, 3))),
+        conv=nn.Conv2d(colours, 8, 4, stride=4),
+        head=head(8),
+    ).double()
+    cam = fastcam.GradCAM(model, "conv")
+    if kept:
+        assert cam(images).shape == (2, 32, 32)
+        return
+    with pytest.raises(ValueError, match=r"does not cover what went in|not in the input's order"):
+        cam(images)
+    as_it_is = fastcam.GradCAM(model, "conv", reshape=lambda x: x)
+    assert as_it_is(images, size="layer").dim() == 3
+
+
+def _mirror(x: Tensor) -> Tensor:
+    return torch.tensor([[-1.0, 0, 0], [0, 1, 0]], dtype=x.dtype).expand(len(x), -1, -1)
+
+
+def test_some_frames_of_a_clip() -> None:
+    def net(change: Callable[[Tensor], Tensor]) -> nn.Module:
+        def forward(net: Any, x: Tensor) -> Tensor:
+            x = change(x)
+            return net.head(net.conv(x.flatten(0, 1)).mean((2, 3)).view(len(x), -1, 8).mean(1))
+
+        return Net(forward, conv=nn.Conv2d(3, 8, 3), head=head(8)).double()
+
+    clip = randn(2, 8, 3, 8, 8)
+    for change in (lambda x: x[:, 4:], lambda x: x[:, :4]):
+        with pytest.raises(ValueError, match="does not cover what went in"):
+            fastcam.GradCAM(net(change), "conv")(clip)
+    order = torch.arange(8)
+    for change in (lambda x: x[:, order], lambda x: x.index_select(1, order)):
+        assert fastcam.GradCAM(net(change), "conv")(clip).shape == (2, 8, 8, 8)
+
+
+def test_frames_within_the_channels() -> None:
+    def net(split: Callable[[Tensor], Tensor]) -> nn.Module:
+        def forward(net: Any, x: Tensor) -> Tensor:
+            seen = net.conv(split(x).flatten(0, 1)).mean((2, 3))
+            return net.head(seen.view(len(x), 4, 8).mean(1))
+
+        return Net(forward, conv=nn.Conv2d(3, 8, 3), head=head(8)).double()
+
+    images = randn(2, 12, 8, 8)
+    one_by_one = net(lambda x: x.view(-1, 4, 3, 8, 8))
+    assert fastcam.GradCAM(one_by_one, "conv")(images, size="layer").shape == (2, 4, 6, 6)
+    with pytest.raises(ValueError, match="lie apart along one axis"):
+        fastcam.GradCAM(net(lambda x: x.view(-1, 3, 4, 8, 8).transpose(1, 2)), "conv")(images)
+
+
+@pytest.mark.parametrize("change", ["flipped rows", "swapped columns"])
+def test_an_order_that_is_assigned(change: str) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.embed(x)
+        if change == "flipped rows":
+            x[:, :, 1::2] = x[:, :, 1::2].flip(-1)
+        else:
+            kept = x[..., 0].clone()
+            x[..., 0] = x[..., 2]
+            x[..., 2] = kept
+        return net.head(net.norm(x.flatten(2).mT).square().mean(1))
+
+    model = Net(forward, embed=nn.Conv2d(3, 6, 4, stride=4), norm=nn.LayerNorm(6), head=head(6))
+    with pytest.raises(ValueError, match=r"'norm' returned .*not in the input's order"):
+        fastcam.GradCAM(model.double(), "norm")(randn(2, 3, 16, 24))
+
+
+@pytest.mark.parametrize(("kernel", "shape"), [((4, 64), (8, 1)), ((32, 5), (1, 60))])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_an_axis_with_one_position(
+    kernel: tuple[int, int], shape: tuple[int, int], colours: int
+) -> None:
+    stride = (4, 1) if kernel[0] == 4 else (1, 1)
+    conv = nn.Conv2d(colours, 6, kernel, stride=stride)
+    model = Net(lambda net, x: net.head(net.conv(x).square().mean((2, 3))), conv=conv, head=head(6))
+    cam = fastcam.HiResCAM(model.double())
+    images = randn(2, colours, 32, 64)
+    assert cam(images, size="layer").shape == (2, *shape)
+    assert cam(images).shape == (2, 32, 64)
+
+
+def test_a_bag_of_pictures_with_reshape() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(net.conv(x.squeeze(0)).mean((2, 3)).amax(0, keepdim=True))
+
+    model = Net(forward, conv=nn.Conv2d(3, 8, 3), head=head(8)).double()
+    cam = fastcam.GradCAM(model, "conv", reshape=lambda x: x[None].transpose(1, 2))
+    assert cam(randn(1, 7, 3, 12, 16)).shape == (1, 7, 12, 16)
+
+
+def test_patches_that_the_model_cuts_out() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        patches = F.unfold(x, 12, stride=12).transpose(1, 2)
+        seen = net.conv(patches.reshape(-1, 3, 12, 12)).square().mean((2, 3))
+        return net.head(seen.view(len(x), -1, 8).mean(1))
+
+    def together(x: Tensor) -> Tensor:
+        return x.view(-1, 2, 3, 8, 4, 4).permute(0, 3, 1, 4, 2, 5).reshape(-1, 8, 8, 12)
+
+    model, images = (
+        Net(forward, conv=nn.Conv2d(3, 8, 3, 3), head=head(8)).double(),
+        randn(2, 3, 24, 36),
+    )
+    with pytest.raises(ValueError, match="give reshape="):
+        fastcam.GradCAM(model, "conv")(images)
+    case = Case(model, images, "conv", together, (24, 36))
+    activations, gradients = whole_graph(case, 1)
+    for layer in ("conv", None):
+        cam = fastcam.HiResCAM(model, layer, reshape=together)
+        maps = cam(images, 1, size="layer", normalize=False, relu=False)
+        torch.testing.assert_close(maps, (activations * gradients).sum(1))
+
+
+def test_the_logits_of_attention_are_no_target() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.body(x)
+        weights = net.gate(x).flatten(2).softmax(2)
+        return net.head((x.flatten(2) * weights).sum(2))
+
+    model = Net(forward, body=nn.Conv2d(3, 6, 3), gate=nn.Conv2d(6, 1, 1), head=head(6)).double()
+    cam = fastcam.GradCAM(model)
+    cam(randn(2, 3, 12, 12))
+    assert cam.layers == ("body",)

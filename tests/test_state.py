@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,3 +151,36 @@ def test_what_is_no_function() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(TypeError, match=r"^output: got str, expected a function$"):
         fastcam.GradCAM(model, output="logits")
+
+
+class Keeping(nn.Module):
+    """Keeps what it computes in buffers and containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.mix, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 6), nn.Linear(6, 5)
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("sum", torch.zeros(6))
+        self.cache, self.kept, self.pair, self.box = {}, [], (), SimpleNamespace()
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.mix(self.body(x).mean((2, 3))).tanh()
+        self.mean = 0.9 * self.mean + 0.1 * pooled.mean(0)
+        self.sum += pooled.sum(0)
+        self.cache["pooled"] = {"deep": pooled * 1}
+        self.kept[:] = [pooled * 2]
+        self.pair = pooled * 3, pooled[:1] * 4
+        self.box.value = pooled * 5
+        return self.head(pooled + self.mean)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "eigencam", "guided-backprop"])
+def test_what_a_model_keeps_has_no_graph_afterwards(method: str) -> None:
+    model, images = Keeping().eval(), torch.randn(2, 3, 9, 9)
+    cam = fastcam.METHODS[method](model)
+    for _ in range(3):
+        cam(images, 1)
+        kept = [model.mean, model.sum, model.cache["pooled"]["deep"], *model.kept, *model.pair]
+        assert not any(each.requires_grad for each in [*kept, model.box.value])
+        copy.deepcopy(model)

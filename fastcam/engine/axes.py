@@ -42,6 +42,8 @@ class Source:
     """By how much places are rolled."""
     mirrored: bool = False
     """Whether places are in reverse order."""
+    window: tuple[float, float] = (0.0, 1.0)
+    """Where an input's axis begins and ends within what went in: others if it was cut or padded."""
     parts: tuple[int, Axis, int] | None = None
     """Of tokens: how many come before, the positions, how many come behind."""
 
@@ -145,7 +147,7 @@ def resized(axis: Axis, extent: int, step: int | None = None) -> Axis | None:
     if size(axis) == extent and not kinds(axis) & {"unknown", "channel"}:
         return _as_places(axis)
     if len(axis) == 1 and axis[0].source.kind in ("input", "place"):
-        return whole(_shrunk(axis[0].source, extent))
+        return whole(_shrunk(axis[0].source, extent)) if is_together(axis[0]) else None
     merged = size(axis) // extent
     return _merged(axis, merged) if step in (None, merged) and size(axis) % extent == 0 else None
 
@@ -164,6 +166,22 @@ def _merged(axis: Axis, step: int) -> Axis | None:
     if not whole_rows or last.extent % step or last.extent == step:
         return None
     return _as_places((*rows, *whole(_shrunk(last.source, last.extent // step))))
+
+
+def is_together(atom: Atom) -> bool:
+    """Whether its steps go through the source once, and not through each of its parts."""
+    return atom.stride * atom.extent == atom.source.extent
+
+
+def in_window(axis: Axis, begin: int, end: int) -> Axis:
+    """An input's axis from one index to another, which may lie outside; others as they are."""
+    if len(axis) != 1 or axis[0].source.kind != "input" or axis[0] != whole(axis[0].source)[0]:
+        return axis
+    source = axis[0].source
+    first, last = source.window
+    step = (last - first) / source.extent
+    window = (first + begin * step, first + end * step)
+    return whole(replace(source, extent=end - begin, window=window))
 
 
 def agreed(first: Axis, second: Axis) -> Axis | None:

@@ -18,11 +18,15 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastcam.engine.axes import (
+    Atom,
     Axes,
     Axis,
     Origin,
     Source,
+    agreed,
     is_channel,
+    is_placed,
+    is_together,
     kinds,
     origins,
     size,
@@ -37,7 +41,7 @@ from fastcam.engine.inputs import (
     with_images,
 )
 from fastcam.engine.outputs import Output
-from fastcam.engine.propagation import channels, propagate
+from fastcam.engine.propagation import channels, disordered, gathered, propagate
 from fastcam.engine.trials import raise_out_of_memory, trial
 from fastcam.engine.values import rebuild, replace_first, tensors_of
 from fastcam.layout import Reshape, is_ambiguous, reading, token_grid
@@ -404,13 +408,32 @@ class _Following(TorchDispatchMode):
         met = frozenset[Step]().union(*map(self.met, operands))
         picked = self._pick(name, args, results)
         if name in ("stack", "cat"):
-            found[0] = self._gathered(name, args, found[0])
+            found[0] = self._gathered(name, args, found[0], met)
+        if self.places is None and ("convolution" in name or name == "im2col"):
+            given = self.of(args[0])
+            if given is not None:  # an axis may have one position left: it is one all the same
+                self._see((*found[0][:2], *given[2:]))
+        if name == "copy_" and args[0]._base is not None:
+            self._overwrite(*args[:2])
         for i, (result, axes) in enumerate(zip(results, found, strict=True)):
             self._note(result, axes)
             steps = met if picked is None else met | {picked[i]}
             if steps:
                 self._met[result] = steps
         return output
+
+    def _overwrite(self, view: Tensor, value: Tensor) -> None:
+        """A part of a tensor by another part of it: then its positions are in another order."""
+        axes, given, base = self.of(view), self.of(value), self.of(view._base)
+        if axes is None or given is None or base is None:
+            return
+        parts = list(zip(axes, given, strict=True)) if len(axes) == len(given) else []
+        other = any(is_placed(new) and agreed(old, new) is None for old, new in parts)
+        steps, from_steps = dict(self.met(view)), dict(self.met(value))
+        if other or any(from_steps.get(origin, i) != i for origin, i in steps.items()):
+            self._axes[view._base] = tuple(
+                disordered(axis, size(axis)) if is_placed(axis) else axis for axis in base
+            )
 
     def _note(self, result: Tensor, axes: Axes) -> None:
         self._axes[result] = axes
@@ -426,25 +449,43 @@ class _Following(TorchDispatchMode):
         dim, first = _PICKING[name](args)
         axes = self.of(args[0])
         axis = axes[dim] if axes and -len(axes) <= dim < len(axes) else ()
-        if len(axis) != 1 or axis[0].source.kind != "input" or axis[0].source.origin == (0, 0):
+        kind = axis[0].source.kind if len(axis) == 1 else None
+        if kind not in ("input", "place") or axis[0].source.origin == (0, 0):
             return None
         source, extent = axis[0].source, axis[0].extent
         keeps_axis = name not in ("select", "unbind")
         if source.origin is None or (keeps_axis and any(each.shape[dim] != 1 for each in results)):
             return None
-        self._picked[extent] = source
+        if kind == "input":
+            self._picked[extent] = source
         indices = [(first + i) % extent for i in range(len(results))]
         return [(source.origin, extent - 1 - i if source.mirrored else i) for i in indices]
 
-    def _gathered(self, name: str, args: tuple[Any, ...], axes: Axes) -> Axes:
-        """As many parts as there were steps, one behind the other, are that axis again."""
-        source = self._picked.get(len(args[0]))
-        if source is None:
-            return axes
+    def _gathered(self, name: str, args: tuple[Any, ...], axes: Axes, met: frozenset[Step]) -> Axes:
+        """As many parts as there were steps, one behind the other, are that axis again.
+
+        Parts that have no positions and come from no steps make an axis without positions.
+        """
+        parts = args[0]
         dim = (args[1] if len(args) > 1 else 0) % len(axes)
-        if name == "cat" and any(part.shape[dim] != 1 for part in args[0]):
+        if name == "cat" and any(part.shape[dim] != 1 for part in parts):
             return axes
-        return (*axes[:dim], whole(replace(source, kind="place")), *axes[dim + 1 :])
+        source = self._picked.get(len(parts))
+        if source is not None:
+            made = whole(replace(source, kind="place"))
+        elif met or not all(map(self._has_no_positions, parts)):
+            return axes
+        else:
+            made = gathered(len(parts))
+        return (*axes[:dim], made, *axes[dim + 1 :])
+
+    def _has_no_positions(self, tensor: Tensor) -> bool:
+        axes = self.of(tensor)
+        if axes is None or any("unknown" in kinds(axis) for axis in axes):
+            return False
+        return any(map(is_channel, axes)) and not any(
+            is_placed(axis) and (0, 0) not in origins(axis) for axis in axes
+        )
 
     def _see(self, axes: Axes) -> None:
         """The first channels: what is left of the images' axes are positions."""
@@ -509,7 +550,11 @@ def read(
             before, axis, behind = axis[0].source.parts
             prefix.append((i, before, behind))
         if any(atom.source.mirrored for atom in axis):
-            return Unreadable("whose positions are mirrored, for the model flips what it gets")
+            return Unreadable("whose positions are mirrored, for the model flips what went in")
+        if any(map(_lies_elsewhere, axis)):
+            return Unreadable("which does not cover what went in, for the model crops or pads that")
+        if not all(map(is_together, axis)):
+            return Unreadable("whose positions lie apart along one axis of the input")
         if {"disordered", "tokens"} & kinds(axis) or any(atom.source.shift for atom in axis):
             return Unreadable("whose positions are not in the input's order")
         known: list[Origin | None] = [atom.source.origin for atom in axis] or [None]
@@ -536,6 +581,13 @@ def read(
         others.sort(key=lambda i: labels[i] or batch)
     is_row = [labels[i] for i in others] == [None]
     return Reading(tuple(prefix), tuple(parts), (rows, column, *others), is_row, has_rows)
+
+
+def _lies_elsewhere(atom: Atom) -> bool:
+    """Whether it begins or ends more than a position and a tenth away from the input's ends."""
+    begin, end = atom.source.window
+    away = max(abs(begin), abs(1 - end))
+    return away > 0.1 and away > (end - begin) / atom.extent
 
 
 def _is_known(axis: Axis, batch: Origin, places: tuple[int, ...] | None) -> bool:

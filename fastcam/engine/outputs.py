@@ -47,6 +47,12 @@ def logits_of(outputs: Any, output: Output | None = None, count: int | None = No
             f"ones; {again.format('.abs()')}, or another real part of them"
         )
     if count == 1 and logits.shape[:1] != (1,):
+        if 1 in logits.shape:
+            axis = logits.shape.index(1)
+            raise ValueError(
+                f"output: got shape {tuple(logits.shape)} for one image, expected (1, classes); if "
+                f"axis {axis} is that of the images, {again.format(f'.movedim({axis}, 0)')}"
+            )
         reshaped = f".reshape({', '.join(map(str, (-1, *logits.shape)))})"
         raise ValueError(
             f"output: got shape {tuple(logits.shape)} for one image, expected (1, classes); if the "

@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+import torch
 from torch import Tag, Tensor
 
 from fastcam.engine.axes import (
@@ -20,6 +21,7 @@ from fastcam.engine.axes import (
     Axis,
     Source,
     agreed,
+    in_window,
     is_channel,
     is_placed,
     joined,
@@ -52,6 +54,11 @@ def disordered(axis: Axis, extent: int) -> Axis:
     placed = origins(axis) or "disordered" in kinds(axis)
     if not placed or (0, 0) in origins(axis):  # the batch is either whole or lost
         return unknown(extent)
+    return whole(Source("disordered", extent, number=next(_numbers)))
+
+
+def gathered(extent: int) -> Axis:
+    """What was put together from values without positions: it has none either."""
     return whole(Source("disordered", extent, number=next(_numbers)))
 
 
@@ -209,6 +216,8 @@ def cut(axis: Axis, start: int, extent: int, step: int = 1) -> Axis:
             return tokens(first, inner, last)
         outside = start + extent <= before or start >= before + size(inner)
         return unknown(extent) if outside else disordered(inner, extent)
+    if len(axis) == 1 and axis[0].source.kind == "input" and step == 1 and extent > 1:
+        return in_window(axis, start, start + extent)
     if len(axis) == 1 and axis[0].source.kind in ("input", "place"):
         return whole(replace(axis[0].source, extent=extent))
     return disordered(axis, extent)
@@ -307,8 +316,24 @@ def _indexed(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
     dims = [dim for dim, index in enumerate(args[1]) if index is not None]
     if len(dims) != 1 or args[1][dims[0]].dim() != 1 or result.dim() != len(axes):
         return None
+    if _takes_all(args[1][dims[0]], axes[dims[0]]):
+        return axes
     changed = _disordered(1)((None, dims[0]), [result], lambda _: axes)
     return changed[0]
+
+
+def _index_selected(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
+    if _takes_all(args[2], axes[args[1]]):
+        return axes
+    found = _disordered(1)(args, [result], lambda _: axes)
+    return found[0]
+
+
+def _takes_all(index: Tensor, axis: Axis) -> bool:
+    """Whether an index takes all positions, in their order; of images that may be chance."""
+    if index.dtype != torch.int64 or (0, 0) in origins(axis):
+        return False
+    return index.tolist() == [*range(size(axis))]
 
 
 def _stacked(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
@@ -404,6 +429,26 @@ def _places(axes: Axes, extents: tuple[int, ...], steps: Sequence[int | None] = 
 def _resized(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
     """Padding, interpolation, adaptive pooling: every axis keeps its meaning."""
     return _resized_by((), args, results, of)
+
+
+def _warped(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
+    """``grid_sample``: (N, C, *S) at places that another tensor names."""
+    return (*axes[:2], *map(disordered, axes[2:], result.shape[2:]))
+
+
+def _padded(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
+    """By two numbers for each dimension, the last one first."""
+    found = list(axes)
+    for i, (before, behind) in enumerate(zip(args[1][::2], args[1][1::2], strict=True), start=1):
+        axis = in_window(axes[-i], -before, size(axes[-i]) + behind)
+        extent = result.shape[-i]
+        if size(axis) == extent:
+            found[-i] = axis
+        elif is_channel(axes[-i]):
+            found[-i] = channels(extent)
+        else:
+            found[-i] = _places((axes[-i],), (extent,))[0]
+    return tuple(found)
 
 
 def _pooled(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
@@ -533,7 +578,7 @@ _RULES: dict[str, _Rule] = {
     "roll": _first(_rolled),
     "flip": _first(_flipped),
     "rot90": _first(_turned),
-    "index_select": _disordered(1),
+    "index_select": _first(_index_selected),
     "gather": _disordered(1),
     "sort": _disordered(1),
     "index": _first(_indexed),
@@ -544,7 +589,12 @@ _RULES: dict[str, _Rule] = {
     ),
     **dict.fromkeys(["var_mean", "std_mean", "logsumexp", "any", "all", "prod"], _reduced),
     **dict.fromkeys(["linalg_vector_norm", "norm"], _norm_of),
-    **dict.fromkeys(["constant_pad_nd", "grid_sampler_2d", "grid_sampler_3d"], _resized),
+    **dict.fromkeys(["grid_sampler_2d", "grid_sampler_3d"], _first(_warped)),
+    **dict.fromkeys(
+        ["constant_pad_nd", *(f"{kind}_pad{n}d" for kind in ("reflection", "replication")
+                              for n in (1, 2, 3))],
+        _first(_padded),
+    ),
     **dict.fromkeys(["pixel_shuffle", "pixel_unshuffle"], _first(_shuffled)),
     "im2col": _first(_unfolded),
     "unfold": _first(_windowed),
@@ -594,7 +644,4 @@ _FAMILIES: dict[str, _Rule] = {
     "pool": _pooled,
     "upsample": _resized,
     "_pad": _resized,
-    "pad1d": _resized,
-    "pad2d": _resized,
-    "pad3d": _resized,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 from weakref import ReferenceType, ref
 
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fastcam.engine.inputs import Inputs
-from fastcam.engine.running import Hooks, hooks_of
-from fastcam.engine.trials import raise_out_of_memory, trial
+from fastcam.engine.running import Hooks, hooks_of, modules_of
+from fastcam.engine.trials import OF_EVERY_MODULE, raise_out_of_memory, trial
 from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of, version
 
 Place = Literal["output", "layer", "model"]
@@ -407,20 +408,54 @@ def let_go(started: list[ReferenceType[Tensor]]) -> None:
         started.pop()
 
 
+class Held(NamedTuple):
+    """A tensor with a graph that a model holds, and where."""
+
+    place: Any
+    """A mapping of attributes or buffers, or another object that holds it."""
+    name: Any
+    tensor: Tensor
+
+    def let_go(self) -> None:
+        """Takes the graph from it."""
+        if not self.tensor._is_view():
+            self.tensor.detach_()
+        elif not isinstance(self.place, tuple):
+            self.place[self.name] = self.tensor.detach()
+
+
+def held_with_graph(model: nn.Module) -> list[Held]:
+    """The tensors with a graph in the attributes, buffers and containers of modules."""
+    found: list[Held] = []
+    met: set[int] = set()
+
+    def look(place: Any, parts: Iterable[tuple[Any, Any]]) -> None:
+        for name, value in parts:
+            if isinstance(value, Tensor):
+                if value.requires_grad and not _is_leaf(value):
+                    found.append(Held(place, name, value))
+            elif not isinstance(value, _PLAIN) and id(value) not in met:
+                met.add(id(value))
+                if isinstance(value, dict):
+                    look(value, list(value.items()))
+                elif isinstance(value, (list, tuple)):
+                    look(value, list(enumerate(value)))
+                elif hasattr(value, "__dict__") and not callable(value):
+                    look(vars(value), list(vars(value).items()))
+
+    for module in modules_of(model):
+        own = vars(module)
+        kept = [(name, own[name]) for name in list(own) if name not in OF_EVERY_MODULE]
+        look(own, kept)
+        look(module._buffers, list(module._buffers.items()))
+    return found
+
+
+_PLAIN = (bool, int, float, str, bytes, type(None), ModuleType)
+
+
 def _is_leaf(tensor: Tensor) -> bool:
     return not tensor._is_view() and tensor.grad_fn is None
-
-
-def held_with_graph(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """The attributes of modules that are tensors with a graph: where, by which name, and which."""
-    found = []
-    for module in model.modules():
-        attributes = vars(module)
-        for name, value in list(attributes.items()):
-            # a view may hold the graph of its base
-            if isinstance(value, Tensor) and value.requires_grad and not _is_leaf(value):
-                found.append((attributes, name, value))
-    return found
 
 
 def start_at_inputs(inputs: Inputs) -> Inputs:

@@ -31,7 +31,7 @@ from fastcam.engine.outputs import (
     logits_of,
 )
 from fastcam.engine.per_image import PerImage
-from fastcam.engine.recording import OUTPUT, Start, find_start, held_with_graph, let_go
+from fastcam.engine.recording import OUTPUT, Held, Start, find_start, held_with_graph, let_go
 from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, unwrap
 from fastcam.engine.values import tensors_of
@@ -230,16 +230,16 @@ class Method:
                 raise
             finally:
                 if self._keeps is not False:
-                    user = {id(tensor) for _, _, tensor in before}
-                    held = [each for each in self._held() if id(each[2]) not in user]
-                    for attributes, name, tensor in held:
-                        attributes[name] = tensor.detach()
+                    users = {id(each.tensor) for each in before}
+                    held = [each for each in self._held() if id(each.tensor) not in users]
+                    for each in held:
+                        each.let_go()
                     if self._checked:
                         self._keeps = self._keeps or bool(held)
                 let_go(self._started)
 
-    def _held(self) -> list[tuple[dict[str, Any], str, Tensor]]:
-        """The attributes of modules that have a graph."""
+    def _held(self) -> list[Held]:
+        """What the networks keep that has a graph."""
         return [each for model in self.networks for each in held_with_graph(model)]
 
     def _forget(self, layers: tuple[str, ...], sizes: Collection[Any]) -> None:
