@@ -229,8 +229,8 @@ def test_constant_channels_share_one_run(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = []
     model.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     near(raw("scorecam", model, images), summed(a, scores.softmax(1)))
-    # two for the layer's axes, the images, an image beside itself and another, the masked ones
-    assert rows == [2, 3, 2, 2, 3 * (7 - 4 + 1)]
+    # one image, two for the axes, the images, an image beside itself and another, the masked ones
+    assert rows == [1, 2, 3, 2, 2, 3 * (7 - 4 + 1)]
 
 
 def ablated(model: Net, images: Tensor) -> Tensor:
@@ -254,9 +254,9 @@ def test_ablation_cam(dims: int) -> None:
     for batch_size in (1, 4, 6, 7, 64):
         below.clear()
         near(raw("ablationcam", model, images, batch_size=batch_size), expected)
-        # the first call's 3 for the graph's start, 1 for the axes, 2 for the rows; then the
+        # the first call: an image alone, 3 for the start, 1 for the axes, 2 for the rows; then the
         # capture, one that finds the operator, a whole one, one that is recorded
-        assert len(below) <= 3 + 1 + 2 + 4
+        assert len(below) <= 1 + 3 + 1 + 2 + 4
 
 
 def test_ablation_cam_of_a_pooled_linear_head_takes_one_run() -> None:
@@ -264,7 +264,7 @@ def test_ablation_cam_of_a_pooled_linear_head_takes_one_run() -> None:
     runs = []
     model.register_forward_hook(lambda module, args, output: runs.append(1))
     maps = fastcam.AblationCAM(model, "features")(images, CLASSES, size="layer", normalize=False)
-    assert len(runs) == 3 + 1 + 1  # the graph's start, the layer's axes, and this one
+    assert len(runs) == 1 + 3 + 1 + 1  # one image, the graph's start, the layer's axes, this one
     a = model.features(model.norm(model.conv(images)).relu()).detach()
     scores = model.head(a.relu().mean((2, 3))).gather(1, CLASSES[:, None]).detach()
     weights = model.head.weight.detach()[CLASSES] * a.relu().mean((2, 3)) / scores
@@ -302,8 +302,8 @@ def test_ablation_cam_where_nothing_can_be_replayed(kind: str) -> None:
     below = []
     model.first.register_forward_hook(lambda module, args, output: below.append(len(output)))
     found = raw("ablationcam", model, images, batch_size=3)
-    # the graph's start, axes, rows; the capture, the operator, one a channel, one recorded
-    assert len(below) == 3 + 1 + 2 + (1 + 1 + 7 + 1)
+    # one image, the start, axes, rows; the capture, the operator, one a channel, one recorded
+    assert len(below) == 1 + 3 + 1 + 2 + (1 + 1 + 7 + 1)
     near(found, ablated(model, images))
 
 
