@@ -6,6 +6,7 @@ The judge is whole-graph autograd in float64, read by the axes that the network 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -1250,3 +1251,17 @@ def test_the_logits_of_attention_are_no_target() -> None:
     cam = fastcam.GradCAM(model)
     cam(randn(2, 3, 12, 12))
     assert cam.layers == ("body",)
+
+
+def test_a_softmax_over_positions_leaves_no_grad_cam() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.body(x)
+        places = x.flatten(2).softmax(2) * torch.linspace(-1, 1, 100, dtype=x.dtype)
+        return net.head(places.sum(2))
+
+    model = Net(forward, body=nn.Conv2d(3, 6, 3), head=head(6))
+    with pytest.warns(UserWarning, match="average to 0 over the layer's positions"):
+        fastcam.GradCAM(model, "body")(randn(2, 3, 12, 12).float())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastcam.HiResCAM(model, "body")(randn(2, 3, 12, 12).float())

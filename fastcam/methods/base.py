@@ -327,9 +327,10 @@ class MapMethod(Method):
         Below the first target layer BatchNorm is folded into convolutions and the network compiled
         by torch.compile, for each shape, which takes from seconds to a minute; batches of one size
         are best, and a shorter last one is filled up to it. From the layer up, gradients included,
-        the copy computes as the model does. The model itself stays as it is; if its parameters are
-        written to, the next call makes a new copy. PyTorch does not count what is written through
-        ``.data``: on a GPU, call this again after it. :attr:`compiled` tells what was done.
+        the copy computes as the model does. The model itself stays as it is; if its parameters,
+        attributes or modules change, the next call makes a new copy. PyTorch does not count what is
+        written through ``.data``: on a GPU, call this again after it. :attr:`compiled` tells what
+        was done.
 
         Args:
             dtype: the precision below the layer, float32, bfloat16 or float16; None for the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -9,10 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcam import ops
-from fastcam.capture import (
-    Capture,
-    PooledHead,
-)
+from fastcam.capture import Capture, PooledHead
 from fastcam.methods.base import MapMethod, Size, extents_of
 from fastcam.targets import Selection
 
@@ -48,6 +46,8 @@ class GradientMap(MapMethod):
 
     pooled_shortcut: ClassVar[bool] = True
     """Whether, where g is constant, M = sum_k w_k A^k with w a function of g and sum(A)."""
+    averages: ClassVar[bool] = False
+    """Whether w is the mean of g over the positions."""
 
     def _finished(
         self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
@@ -59,7 +59,7 @@ class GradientMap(MapMethod):
         return gradient_maps(
             record,
             selection,
-            lambda a, g: ops.saliency(a, g, self.name, extents, relu, normalize),
+            lambda a, g: ops.saliency(a, self._examined(g), self.name, extents, relu, normalize),
         )[0]
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
@@ -68,7 +68,23 @@ class GradientMap(MapMethod):
             head = record.pooled_head(0, selection) if ids.shape[1] > 1 else None
             if head is not None and not head.rectified:
                 return [self._pooled_maps(head, ids, relu)]
-        return gradient_maps(record, selection, lambda a, g: ops.cam(a, g, self.name, relu))
+        return gradient_maps(
+            record, selection, lambda a, g: ops.cam(a, self._examined(g), self.name, relu)
+        )
+
+    def _examined(self, gradients: Tensor) -> Tensor:
+        """The gradients; on the first call, warns if their means are nothing but rounding."""
+        if self.averages and not self._looked and gradients.numel():
+            means = gradients.flatten(2).mean(-1).abs().amax()
+            precision = torch.finfo(torch.promote_types(gradients.dtype, torch.float32)).eps
+            if means <= 4 * precision * gradients.abs().amax() and gradients.any():
+                warnings.warn(
+                    "target_layers: the gradients average to 0 over the layer's positions, so the "
+                    "map is rounding noise (a softmax over positions behind the layer does that); "
+                    "name another layer, or take HiResCAM or LayerCAM, which do not average",
+                    stacklevel=2,
+                )
+        return gradients
 
     def _pooled_maps(self, head: PooledHead, class_ids: Tensor, relu: bool) -> Tensor:
         """The maps of K classes, (N, K, *S), without a backward: g = W[c] / Z at every position."""
@@ -104,6 +120,7 @@ class GradCAM(GradientMap):
     """
 
     name = "gradcam"
+    averages = True
 
 
 class GradCAMPlusPlus(GradientMap):
