@@ -134,7 +134,8 @@ def _find_layer(
         if gradient is None or not gradient.any():
             if tokens and not read_at_class_token:
                 read_at_class_token = True
-                norm = _last_norm([each for each in ran if _is_norm(each, seen)], seen, read)
+                norms = [each for each in ran if _is_norm(each, seen) and not read.why_not(each)]
+                norm = _last_norm(norms, seen, read)
                 if norm is not None:
                     return norm
             continue
@@ -179,15 +180,18 @@ def _find_layer(
                 "target_layers: the top score depends on no layer with more than one position: the "
                 f"weights of '{blank[-1]}' are all 0, as before training; load trained ones"
             )
+    reason = why_nothing_is_seen(model)
+    for layer in [] if reason else [layer for group in seen.groups for layer in group]:
+        why_not = read.why_not(layer)
+        if why_not is not None and layer.runs > 1:
+            return layer.name  # the call lists the runs, of which another may be readable
+        if why_not is not None:
+            raise ValueError(why_not)
+    if ran:
         raise ValueError(
             "target_layers: the top score depends on no layer with more than one position, or only "
             "on maps of scores; name a layer, or pick other scores by output="
         )
-    reason = why_nothing_is_seen(model)
-    untold = (read.why_not(layer) for group in seen.groups for layer in group)
-    why_not = next((each for each in untold if each is not None), None)
-    if why_not is not None and not reason:
-        raise ValueError(why_not)
     if seen.groups and not reason:
         last = seen.groups[0][-1]
         raise ValueError(

@@ -184,11 +184,11 @@ def test_another_batch_inside_the_layer_is_an_error() -> None:
 class Queries(nn.Module):
     """Patches that are read by queries, of which the strongest counts, as in DETR."""
 
-    def __init__(self) -> None:
+    def __init__(self, queries: int) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.patches = nn.Conv2d(3, 16, 4, stride=4)
-        self.queries = nn.Parameter(torch.randn(1, 64, 16))
+        self.queries = nn.Parameter(torch.randn(1, queries, 16))
         self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
         self.norm = nn.LayerNorm(16)
         self.head = nn.Linear(16, 5)
@@ -199,13 +199,14 @@ class Queries(nn.Module):
         return self.head(self.norm(read)).amax(1)
 
 
-def test_queries_are_no_positions() -> None:
+@pytest.mark.parametrize("queries", [64, 6, 4])
+def test_queries_are_no_positions(queries: int) -> None:
     images = torch.randn(2, 3, 32, 32)
-    cam = fastcam.GradCAM(Queries().eval())
+    cam = fastcam.GradCAM(Queries(queries).eval())
     assert cam(images, size="layer").shape == (2, 8, 8)
     assert cam.layers == ("patches",)
-    with pytest.raises(ValueError, match=r"'norm' returned \(2, 64, 16\).*give reshape="):
-        fastcam.GradCAM(Queries().eval(), "norm")(images)
+    with pytest.raises(ValueError, match=rf"'norm' returned \(2, {queries}, 16\).*give reshape="):
+        fastcam.GradCAM(Queries(queries).eval(), "norm")(images)
 
 
 class Frozen(nn.Module):
@@ -233,3 +234,47 @@ def test_a_part_in_inference_mode() -> None:
     torch.testing.assert_close(maps, literal_map("hirescam", *expected))
     with pytest.raises(ValueError, match=r"'body' returned.*cuts the graph.*inference_mode"):
         fastcam.GradCAM(model, "body")(images)
+
+
+class Augmented(nn.Module):
+    """The mean of what it says of a picture and of its mirror image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+
+    def one(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).square().mean((2, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.one(x.flip(3))
+
+
+@pytest.mark.parametrize("layer", [None, "conv"])
+def test_one_of_several_runs_is_mirrored(layer: str | None) -> None:
+    images = torch.randn(2, 3, 9, 9)
+    with pytest.raises(ValueError, match=r"'conv' runs 2 times .* choose one by run="):
+        fastcam.GradCAM(Augmented().eval(), layer)(images)
+    assert fastcam.GradCAM(Augmented().eval(), layer, run=0)(images).shape == (2, 9, 9)
+    with pytest.raises(ValueError, match="are mirrored"):
+        fastcam.GradCAM(Augmented().eval(), "conv", run=1)(images)
+
+
+class Pooled(nn.Module):
+    """Frames in reverse order, of which a recurrent layer reads the means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.rnn = nn.Conv2d(3, 6, 3), nn.LSTM(6, 6, batch_first=True)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = self.conv(x.flip(1).flatten(0, 1)).mean((2, 3)).view(*x.shape[:2], 6)
+        return self.head(self.rnn(frames)[0][:, -1])
+
+
+def test_the_reason_is_that_of_the_layer_that_could_not_be_read() -> None:
+    with pytest.raises(ValueError, match=r"'rnn' returned .*are mirrored"):
+        fastcam.GradCAM(Pooled().eval())(torch.randn(2, 4, 3, 9, 9))
