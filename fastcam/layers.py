@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastcam.engine.inputs import Inputs, are_pictures, arguments, count_of
+from fastcam.engine.inputs import Inputs, are_pictures, arguments, count_of, images_of
 from fastcam.engine.layouts import Layouts, follow, reading_of
 from fastcam.engine.opaque import why_hidden, why_nothing_is_seen
 from fastcam.engine.outputs import Output
@@ -100,12 +100,22 @@ def find_layer(
     one, pair = (prepare(model, inputs, output) for prepare in (per_image.first, per_image.pair))
     failure: ValueError | None = None
     for picture in range(max(count_of(one), 1)):
+        if picture and not _are_alike(one, picture):
+            continue
         try:
             return _find_layer(model, one, pair, picture, reshape, output)
         except ValueError as error:
             failure = failure or error
     assert failure is not None
     raise failure
+
+
+def _are_alike(inputs: Inputs, picture: int) -> bool:
+    """Whether a further tensor with positions is a picture as the first one is, and no mask."""
+    first, other = images_of(inputs), images_of(inputs, picture)
+    if first is None or other is None:
+        return False
+    return other.is_floating_point() and other.dim() == first.dim()
 
 
 def _find_layer(
