@@ -1265,3 +1265,18 @@ def test_a_softmax_over_positions_leaves_no_grad_cam() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fastcam.HiResCAM(model, "body")(randn(2, 3, 12, 12).float())
+
+
+def test_a_kernel_as_wide_as_the_words() -> None:
+    """Kim 2014, arXiv 1408.5882: a convolution (N, 1, words, channels) -> (N, C, words, 1)."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(net.conv(net.words(x)[:, None]).relu().amax((2, 3)))
+
+    torch.manual_seed(0)
+    parts = {"words": nn.Embedding(30, 12), "conv": nn.Conv2d(1, 6, (3, 12)), "head": head(6)}
+    model, ids = Net(forward, **parts).double(), torch.randint(0, 30, (2, 20))
+    for layer in ("conv", None):
+        cam = fastcam.GradCAM(model, layer)
+        assert cam(ids, size="layer").shape == (2, 18)
+        assert cam(ids).shape == (2, 20)

@@ -61,6 +61,8 @@ class Reading:
     """Whether the positions are one row of no known origin, such as tokens."""
     has_rows: bool = True
     """Whether its rows are known to be the images; else there are only as many."""
+    blank: int = 0
+    """How many axes of extent 1, which are no positions, are left out at the end."""
 
     def __call__(self, output: Tensor) -> Tensor:
         for dim, before, behind in self.prefix:
@@ -68,7 +70,10 @@ class Reading:
         for dim in reversed(range(len(self.parts))):
             if len(self.parts[dim]) > 1:
                 output = output.unflatten(dim, self.parts[dim])
-        return output.permute(self.order)
+        output = output.permute(self.order)
+        for _ in range(self.blank):
+            output = output.squeeze(-1)
+        return output
 
     def on_grid(self, before: int, grid: Sequence[int]) -> Reading:
         """The same for a row that is a grid, behind some tokens that are left out."""
@@ -580,7 +585,13 @@ def read(
     if len(traced) == len(others) + 1:
         others.sort(key=lambda i: labels[i] or batch)
     is_row = [labels[i] for i in others] == [None]
-    return Reading(tuple(prefix), tuple(parts), (rows, column, *others), is_row, has_rows)
+    # what a kernel as wide as a word's channels leaves of them
+    ones = [sum(map(len, parts[:i])) for i, axis in enumerate(axes) if not axis]
+    blank = [i for i in others if labels[i] is None and i in ones]
+    if places is None or len(others) - len(blank) != len(places):
+        blank = []
+    order = (rows, column, *(i for i in others if i not in blank), *blank)
+    return Reading(tuple(prefix), tuple(parts), order, is_row, has_rows, len(blank))
 
 
 def _lies_elsewhere(atom: Atom) -> bool:
