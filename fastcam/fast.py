@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastcam.engine.inputs import Inputs
 from fastcam.engine.recording import OUTPUT, Start
 from fastcam.engine.running import FLAGS, copied, hooks_of, modules_of, run
-from fastcam.engine.trials import OF_EVERY_MODULE, trial
+from fastcam.engine.trials import OF_EVERY_MODULE, raise_out_of_memory, trial
 from fastcam.engine.values import agree, rebuild, tensors_of, version
 from fastcam.errors import first_line
 
@@ -217,13 +217,16 @@ class FastModel:
                     pairs.append((trace.producers[norm], norm))
                 else:
                     reasons[reason] += 1
+        if pairs and _are_read_elsewhere(self.model, inputs, pairs):
+            shared = [pair for pair in pairs if _are_read_elsewhere(self.model, inputs, [pair])]
+            pairs = [pair for pair in pairs if pair not in shared]
+            reasons["something else reads the convolution's output"] += len(shared)
         given = inputs, _changed(inputs)
         before = [run(self.model, each) for each in given]
         for convolution, norm in pairs:
             _fold_pair(self.model, convolution, norm)
         after = [run(self.model, each) for each in given]
         if not _agree(before, after):
-            # something else reads what one of the convolutions returns
             self.model = _copied(model)
             return "not folded: the folded network gave another answer"
         return ", ".join([f"{len(pairs)} folded", *(f"{n} not: {r}" for r, n in reasons.items())])
@@ -666,6 +669,33 @@ def _unfoldable(model: nn.Module, trace: _Trace, norm: str, layers: Sequence[str
     if "weight" not in model.get_submodule(convolution)._parameters:  # normed, parametrized, pruned
         return "the convolution's weight is computed"
     return None
+
+
+def _are_read_elsewhere(model: nn.Module, inputs: Inputs, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether anything but the norm behind it reads what one of the convolutions returns.
+
+    All others get NaN in its place.
+    """
+    returned: dict[str, Tensor] = {}
+
+    def spoil(norm: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            returned[norm] = output
+            return torch.full_like(output, torch.nan)
+
+        return hook
+
+    def restore(norm: str) -> Callable[..., Any]:
+        return lambda module, args, kwargs: ((returned[norm],), {})
+
+    hooks = [(model.get_submodule(conv), spoil(norm)) for conv, norm in pairs]
+    before = [(model.get_submodule(norm), restore(norm)) for _, norm in pairs]
+    try:
+        found = trial(model, inputs, hooks, before=before)
+    except Exception as error:  # a model's that looks at what it computes
+        raise_out_of_memory(error)
+        return True
+    return not _agree(found, trial(model, inputs))
 
 
 def _is_timm(norm: nn.Module) -> bool:

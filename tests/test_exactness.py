@@ -19,6 +19,8 @@ FOUND = [
     '{"seed": 3946, "layer": "parametrized", "above": ["bn"]}',
     '{"seed": 5818, "below": ["conv relu"], "layer": "conv relu_", "view": "window", '
     '"hooks": ["replace"]}',
+    '{"seed": 40834, "channels": 8, "below": ["residual_"], "keep": "attribute", '
+    '"above": ["bn", "conv bn relu_"], "head": "flat"}',
     '{"seed": 6187, "view": "chunk", "head": "unread", "grad": "enable_grad body"}',
 ]
 """What ``make fuzz`` has found beyond the first ones, shrunk."""
