@@ -579,7 +579,7 @@ def _settings(model: nn.Module) -> dict[_Place, Any]:
 
 
 def _comparable(value: Any, met: set[int], inside: bool = False) -> Any:
-    """What is equal as long as nobody has written to it or to what it holds.
+    """Something that compares equal until somebody writes to the value or to what it holds.
 
     Args:
         met: the objects that have been looked into already.

@@ -247,7 +247,10 @@ def follow(
         # a layer within it has what is left of (B, T, C, H, W); otherwise the axis is the colours'
         if steps is not None and len(set(readings)) == 1 and positions == {images.dim() - 3}:
             stepwise[name] = steps
-    untold = [name for name in met if not getattr(found.get(name), "has_rows", name in found)]
+    followed = {
+        name for name, each in found.items() if isinstance(each, Unreadable) or each.has_rows
+    }
+    untold = [name for name in met if name not in followed]
     for name in _in_another_order(model, again, untold, picture):
         found[name] = Unreadable("whose rows are not the images in their order")
     first = images_along[0] if images_along else None

@@ -98,9 +98,13 @@ class PerImage:
             return rebuild(inputs, Tensor.clone)
         names = self.of(model, inputs, output)
         one = select_rows(inputs, names, count, torch.zeros(1, dtype=torch.int64))
+        return rebuild(one if self._takes(model, one) else inputs, Tensor.clone)
+
+    def _takes(self, model: nn.Module, one: Inputs) -> bool:
+        """Whether the model runs on a single image; found once."""
         if self._alone is None:
             self._alone = _runs(model, one)
-        return rebuild(one if self._alone else inputs, Tensor.clone)
+        return self._alone
 
     def check_rows(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> None:
         """Whether images may run together; found by runs of an image beside itself and another.
@@ -135,16 +139,20 @@ class PerImage:
 
         Of all images if the model fails on a single one.
         """
-        self.first(model, inputs, output)
         count, image = rows_of(inputs), image_argument(inputs)
         if count == 0:  # blank ones instead
             return rebuild(
                 inputs, lambda t: t if t.dim() == 0 or len(t) else t.new_zeros(2, *t.shape[1:])
             )
-        if count is not None and image is not None and self._alone is not False:
-            rows = torch.tensor([0, min(1, count - 1)])
-            inputs = select_rows(inputs, self.of(model, inputs, output), count, rows)
-        return rebuild(inputs, Tensor.clone)
+        if count is None or image is None:
+            return rebuild(inputs, Tensor.clone)
+        names = self.of(model, inputs, output)
+        one, two = (
+            select_rows(inputs, names, count, torch.tensor(rows))
+            for rows in ([0], [0, min(1, count - 1)])
+        )
+        together = count > 1 and not self._takes(model, one)
+        return rebuild(inputs if together else two, Tensor.clone)
 
     @staticmethod
     def _find(

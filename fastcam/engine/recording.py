@@ -366,7 +366,7 @@ def _gradient_at(point: Point, by_edge: Mapping[GradientEdge, Tensor | None]) ->
         return None
     gradient = point.read(gradient)
     if by_edge[point.own] is None and not gradient.any():
-        return None  # what is read is another part of the tensor that this is a view of
+        return None  # this is a view, and the scores read another part of its base
     return gradient
 
 

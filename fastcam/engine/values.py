@@ -13,14 +13,6 @@ from torch import Tensor
 from fastcam.layout import has_positions
 
 
-def items(value: Any) -> list[Tensor]:
-    """The tensors of a tensor, tuple, list or mapping."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    value = value if isinstance(value, (tuple, list)) else [value]
-    return [item for item in value if isinstance(item, Tensor)]
-
-
 def rebuild(
     value: Any, change: Callable[[Tensor], Tensor], objects: dict[int, Any] | None = None
 ) -> Any:
@@ -97,11 +89,6 @@ def storage(tensor: Tensor) -> int:
 def version(tensor: Tensor) -> int:
     """How often it was written to; tensors made in inference mode do not count that."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def shares_input(tensor: Tensor, args: Any) -> bool:
-    """Whether a module returned memory of its own arguments."""
-    return any(storage(tensor) == storage(given) for given in items(args))
 
 
 def close(value: Tensor, expected: Tensor) -> bool:
