@@ -18,9 +18,9 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from fastcam.compat.calls import Report, forget, report
-from fastcam.compat.settings import Settings, settings
+from fastcam.dropin.calls import Report, forget, report
 from fastcam.dropin.imports import no_longer, when_imported
+from fastcam.dropin.settings import Settings, settings
 from fastcam.dropin.takeover import Takeover
 from fastcam.errors import first_line
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.compat.calls import counted
-from fastcam.compat.settings import settings
+from fastcam.dropin.calls import counted
+from fastcam.dropin.settings import settings
 from fastcam.dropin.takeover import Replacement, Takeover
 from fastcam.engine.inputs import first_row
 from fastcam.engine.recording import (

@@ -8,12 +8,12 @@ import inspect
 from typing import Any
 
 from fastcam.compat import pytorch_grad_cam as ours
-from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.ablation_cam import ablation_weights
 from fastcam.compat.pytorch_grad_cam.finer_cam import finer_map, finer_targets, ranks_there
 from fastcam.compat.pytorch_grad_cam.fullgrad_cam import full_gradient
 from fastcam.compat.pytorch_grad_cam.guided_backprop import guided_gradient
 from fastcam.compat.pytorch_grad_cam.run import FORMULAS, RUNNERS, Formula, explain, top_classes
+from fastcam.dropin.calls import counted
 from fastcam.dropin.takeover import Replacement, Takeover
 
 _FUSED = (

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any
 
-from fastcam.compat.calls import counted
+from fastcam.dropin.calls import counted
 from fastcam.dropin.known import Guard, fingerprint, known
 
 Replacement = Callable[..., Any]

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcam import ops
-from fastcam.compat.calls import counted
-from fastcam.compat.settings import settings
+from fastcam.dropin.calls import counted
 from fastcam.dropin.imports import no_longer, when_imported
+from fastcam.dropin.settings import settings
 from fastcam.dropin.takeover import Replacement, Takeover
 from fastcam.engine.inputs import first_row
 from fastcam.engine.recording import Recorder, Start, closest_start, start_at_inputs, started

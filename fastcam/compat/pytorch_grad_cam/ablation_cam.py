@@ -13,11 +13,11 @@ from fastcam.capture import (
     Capture,
     capture,
 )
-from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.ablation_layer import AblationLayer, values_of_ablated
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from fastcam.compat.pytorch_grad_cam.run import Array, NotServed, TargetFunctions, aside
 from fastcam.compat.pytorch_grad_cam.utils.find_layers import replace_layer_recursive
+from fastcam.dropin.calls import counted
 from fastcam.engine.running import (
     unwrap,
 )

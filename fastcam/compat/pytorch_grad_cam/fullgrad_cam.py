@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM, projected
 from fastcam.compat.pytorch_grad_cam.run import (
     SCALE_EPS,
@@ -25,6 +24,7 @@ from fastcam.compat.pytorch_grad_cam.utils.image import (
     scale_accross_batch_and_channels,
     scale_cam_image,
 )
+from fastcam.dropin.calls import counted
 from fastcam.methods.fullgrad import summed
 
 _WITH_BIAS = (nn.Conv2d, nn.BatchNorm2d)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.run import Array
-from fastcam.compat.settings import settings
+from fastcam.dropin.calls import counted
+from fastcam.dropin.settings import settings
 
 
 class GuidedBackpropReLUModel:

@@ -12,7 +12,7 @@ from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from fastcam.compat.pytorch_grad_cam.cams import GradCAMPlusPlus
 from fastcam.compat.pytorch_grad_cam.run import Array, TargetFunctions
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
-from fastcam.compat.settings import settings
+from fastcam.dropin.settings import settings
 
 
 class RefineCAM:

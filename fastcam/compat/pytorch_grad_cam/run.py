@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam import ops
 from fastcam.capture import Graph, record
-from fastcam.compat.calls import counted
 from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from fastcam.compat.settings import settings
+from fastcam.dropin.calls import counted
+from fastcam.dropin.settings import settings
 from fastcam.engine.inputs import first_row
 from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at, has_hooks
 from fastcam.engine.running import (

@@ -1,4 +1,4 @@
-"""How other libraries' names behave where fastcam stands behind them."""
+"""How the libraries that are taken over behave."""
 
 from __future__ import annotations
 
