@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from fastcam.compat.pytorch_grad_cam.cams import GradCAM
-from fastcam.compat.pytorch_grad_cam.run import Array, top_classes
-from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
+from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from fastcam.dropin.pytorch_grad_cam.image import scale_cam_image
+from fastcam.dropin.pytorch_grad_cam.maps import top_classes
+from fastcam.dropin.pytorch_grad_cam.run import Array
 
 Window = tuple[int, int, int, int]
 """Left, top, and the width and height of the enlarged image that it is in."""
@@ -168,7 +170,7 @@ class SESS:
     def get_target(self, input_tensor: Tensor) -> Any:
         """The class of the highest score."""
         with torch.no_grad():
-            (target,) = top_classes(self.model(input_tensor))
+            (target,) = top_classes(self.model(input_tensor), ClassifierOutputTarget)
         return target
 
     def get_scores(self, patches: list[Tensor], target: Any) -> Array:
