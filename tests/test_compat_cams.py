@@ -98,8 +98,6 @@ def test_signatures(name: str) -> None:
 def test_maps(name: str, aug_smooth: bool, eigen_smooth: bool) -> None:
     if not hasattr(peer, name):
         pytest.skip(f"the installed release has no {name}")
-    if name == "ShapleyCAM" and eigen_smooth:
-        pytest.skip("fastcam.compat has no principal component of it, and says so")
 
     def script(library: Any) -> Any:
         model = network()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from fastcam import ops
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM, by_kernel
+from fastcam.dropin.pytorch_grad_cam.run import Array
 
 
 @by_kernel
@@ -23,3 +26,18 @@ class ShapleyCAM(BaseCAM):
         super().__init__(
             model, target_layers, reshape_transform, compute_input_gradient=True, detach=False
         )
+
+    def get_cam_weights(
+        self,
+        input_tensor: Any,
+        target_layers: Any,
+        targets: Any,
+        activations: Tensor,
+        grads: Tensor,
+    ) -> Array:
+        """(N, C), of activations and gradients with their graphs, as the layer returned them."""
+        (product,) = torch.autograd.grad(
+            grads, activations, activations, allow_unused=True, materialize_grads=True
+        )
+        reshape = self.reshape_transform or nn.Identity()
+        return ops.gap(reshape((grads - product / 2).detach())).cpu().numpy()

@@ -17,6 +17,7 @@ from fastcam.dropin.pytorch_grad_cam.maps import FORMULAS, KERNELS, Formula, exp
 from fastcam.dropin.pytorch_grad_cam.refine import product_of_maps
 from fastcam.dropin.pytorch_grad_cam.run import RUNNERS, Choose, OnTheCPU, clear
 from fastcam.dropin.pytorch_grad_cam.score import score_weights
+from fastcam.dropin.pytorch_grad_cam.sess import map_of_windows
 from fastcam.dropin.takeover import Replacement, Takeover
 
 _RUN = tuple(
@@ -178,6 +179,12 @@ def take_over(takeover: Takeover) -> None:
 
         return replacement
 
+    def sess(present: Replacement) -> Replacement:
+        def replacement(sess: Any, *args: Any, **kwargs: Any) -> Any:
+            return map_of_windows(sess, peer.SESS, *args, **kwargs)
+
+        return replacement
+
     def clearing(present: Replacement) -> Replacement:
         def replacement(kept: Any) -> None:
             (clear if type(kept) in RUNNERS else present)(kept)
@@ -217,4 +224,6 @@ def take_over(takeover: Takeover) -> None:
     takeover.method(peer.GuidedBackpropReLUModel, "__call__", guided, find_layers)
     if hasattr(peer, "RefineCAM"):  # not in every release
         takeover.method(peer.RefineCAM, "forward", refine, *_RUN)
+    if hasattr(peer, "SESS"):
+        takeover.method(peer.SESS, "forward_single_image", sess, *_RUN)
     takeover.method(peer.ScoreCAM, "get_cam_weights", score)
