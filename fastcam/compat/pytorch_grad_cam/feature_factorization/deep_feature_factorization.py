@@ -57,12 +57,6 @@ class DeepFeatureFactorization:
         if hasattr(self, "activations_and_grads"):
             self.activations_and_grads.release()
 
-    def __enter__(self) -> DeepFeatureFactorization:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.activations_and_grads.release()
-
 
 def run_dff_on_image(
     model: Any,
