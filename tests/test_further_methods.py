@@ -605,9 +605,9 @@ def test_legrad_says_what_it_cannot_explain() -> None:
 FURTHER = [
     *("eigencam", "eigengradcam", "segeigencam", "kpcacam", "fem", "randomcam", "scorecam"),
     *("sscam", "iscam", "ablationcam", "shapleycam", "finercam", "refinecam", "smoothgradcam++"),
-    "fullgrad",
+    *("fullgrad", "sess"),
 ]
-AT_ONCE = {"sscam": {"samples": 2}}
+AT_ONCE = {"sscam": {"samples": 2}, "sess": {"scales": 3}}
 
 
 @pytest.mark.parametrize("name", FURTHER)
