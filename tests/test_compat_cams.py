@@ -490,3 +490,12 @@ def test_one_image_times_its_map() -> None:
     for library in (peer, compat):
         module = importlib.import_module(f"{library.__name__}.metrics.cam_mult_image")
         assert torch.equal(module.multiply_tensor_with_cam(image, heat), image * heat)
+
+
+def test_score_cam_of_too_few_targets() -> None:
+    for library in (peer, compat):
+        model = network()
+        with pytest.raises(RuntimeError), library.ScoreCAM(model, [model[3]]) as cam:
+            cam(images(), TARGETS[:1])
+        with dropin.install("pytorch_grad_cam"), pytest.raises(RuntimeError, match="targets"):
+            library.ScoreCAM(model, [model[3]])(images(), TARGETS[:1])
