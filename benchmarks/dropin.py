@@ -3,7 +3,8 @@
 A case is one call of an object that was made before, on images in memory. Each implementation has
 a copy of the network of its own, so that no library's hooks are met by another. "fastcam" is the
 same call under the drop-in; "fastcam_fast" under ``install(fast=True)``, in bfloat16, where the
-processor has instructions for that. Methods that run the network once a channel take resnet18,
+processor has instructions for that. "forwards" is the floor: inference in the batches that the
+network runs in a call under the drop-in. Methods that run the network once a channel take resnet18,
 whose last layer has 512 channels, and the noisy ones of them two samples.
 """
 
@@ -317,12 +318,17 @@ def measure(case: Case, device: torch.device) -> list[Result]:
             if case.memory:
                 peaks[name] = harness.peak_memory(calls[name], device, calls=1)
     _check(case, answers, shared)
+    floor = _forwards(case, calls["fastcam"], shared)
+    if floor is not None:
+        calls["forwards"] = floor
+        names.append("forwards")
+        first["forwards"] = first["fastcam"]
 
     def timer(name: str) -> harness.Timer:
         timed = harness.call_timer(calls[name], device)
 
         def once() -> float:
-            with _under(case.library, name):
+            with _under(case.library, case.library if name == "forwards" else name):
                 return timed()
 
         return once
@@ -345,6 +351,34 @@ def measure(case: Case, device: torch.device) -> list[Result]:
         )
         for name, seconds in times.items()
     ]
+
+
+def _forwards(case: Case, call: Call, net: Network) -> Call | None:
+    """Inference of what the network runs on in a call; None if it does not run."""
+    rows: list[int] = []
+    kind = type(net.model)
+    forward = kind.forward
+
+    def counting(model: nn.Module, images: Tensor) -> Any:
+        rows.append(len(images))
+        return forward(model, images)
+
+    kind.forward = counting  # type: ignore[method-assign]
+    try:
+        with _under(case.library, "fastcam"):
+            call()
+    finally:
+        kind.forward = forward  # type: ignore[method-assign]
+    if not rows:
+        return None
+    batches = [net.images[:1].repeat(n, 1, 1, 1) for n in rows]
+
+    def run() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                net.model(batch)
+
+    return run
 
 
 def _check(case: Case, answers: dict[str, list[Tensor]], net: Network) -> None:
