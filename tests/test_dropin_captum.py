@@ -476,3 +476,65 @@ def test_fast(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_same(cam.attribute(x, 1, (2.0,)), expected)
         attr.LayerGradCam(model.train(), model.features).attribute(x, 1)
     assert made_of == [(2, ["features"])] and ran == [1] * 2
+
+
+class Levels(nn.Module):
+    """A layer of two maps, of which the head reads some."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine, self.coarse = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.fine(x).relu(), self.coarse(x).relu()
+
+    def __init__(self, read: tuple[int, ...] = (0, 1)) -> None:
+        super().__init__()
+        self.layer, self.read = self.Two(), read
+        self.heads = nn.ModuleList([nn.Linear(4, 5), nn.Linear(5, 5)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.layer(x)
+        return torch.stack([self.heads[i](maps[i].mean((2, 3))) for i in self.read]).sum(0)
+
+
+class Recurrent(nn.Module):
+    """Outputs and last state of a GRU, or outputs and weights of an attention."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attends = isinstance(self.layer, nn.MultiheadAttention)
+        outputs, second = self.layer(x, x, x) if attends else self.layer(x)
+        first = self.head(outputs.mean(1))
+        return first * second.mean() if attends else first + self.head(second[-1])
+
+
+@pytest.mark.parametrize("kind", ["two maps", "GRU", "attention"])
+def test_layers_of_several_tensors(kind: str) -> None:
+    torch.manual_seed(0)
+    model: nn.Module
+    x = torch.randn(3, 7, 8)
+    if kind == "GRU":
+        model = Recurrent(nn.GRU(8, 8, batch_first=True))
+    elif kind == "attention":
+        model = Recurrent(nn.MultiheadAttention(8, 2, batch_first=True))
+    else:
+        model, x = Levels(), images()
+    model.eval()
+
+    def script() -> Any:
+        return attr.LayerGradCam(model, model.layer).attribute(x, CLASSES)
+
+    assert len(compare(script)) == 2
+
+
+@pytest.mark.parametrize("read", [(0,), (1,)])
+def test_a_tensor_of_the_layer_that_nothing_reads(read: tuple[int, ...]) -> None:
+    """captum has an error for it, and so it is."""
+    model = Levels(read).eval()
+    with dropin.install("captum"), pytest.raises(RuntimeError, match="not have been used"):
+        attr.LayerGradCam(model, model.layer).attribute(images(), 1)

@@ -1495,3 +1495,40 @@ def test_installed_before_the_import() -> None:
         ("torchcam.LayerCAM", "fastcam"),
     ]
     assert done.stdout.strip() == str(expected)
+
+
+NORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight": nn.utils.parametrizations.weight_norm,
+    "spectral": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "weight, by a hook": nn.utils.weight_norm,
+    "spectral, by a hook": nn.utils.spectral_norm,
+}
+NORMED: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "pytorch_grad_cam.ScoreCAM": lambda m, x: pgc.ScoreCAM(m, [m.get_submodule("5")])(x, None),
+    "pytorch_grad_cam.GradCAM": lambda m, x: pgc.GradCAM(m, [m.get_submodule("5")])(x, None),
+    "torchcam.ScoreCAM": lambda m, x: _torchcam_scores(m, x),
+}
+
+
+def _torchcam_scores(model: nn.Module, images: Tensor) -> Any:
+    with torchcam.ScoreCAM(model, "5") as extractor:
+        return extractor([1, 2], model(images))
+
+
+@pytest.mark.parametrize("script", NORMED)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.filterwarnings("ignore:.*is deprecated in favor of.*:FutureWarning")
+def test_convolutions_whose_weights_are_computed(norm: str, script: str) -> None:
+    """BatchNorm cannot be folded into them, and stays as it is in the copy that runs."""
+    torch.manual_seed(0)
+    normed = NORMS[norm]
+    model = nn.Sequential(
+        *(normed(nn.Conv2d(3, 6, 3)), nn.BatchNorm2d(6), nn.ReLU()),
+        *(normed(nn.Conv2d(6, 8, 3, bias=False)), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
+    )
+    images = torch.randn(2, 3, 20, 20)
+    model(images)  # statistics of its own
+    served = assert_same(script.partition(".")[0], NORMED[script], model.eval(), images)
+    assert by_fastcam(served)
