@@ -20,8 +20,16 @@ Script = Callable[[nn.Module, Tensor], Any]
 """What a user wrote, for a model and inputs: it gives arrays and tensors, alone or in lists."""
 
 
-def assert_same(library: str, script: Script, model: nn.Module, inputs: Tensor) -> dropin.Report:
+def assert_same(
+    library: str,
+    script: Script,
+    model: nn.Module,
+    inputs: Tensor,
+    without: Script | None = None,
+) -> dropin.Report:
     """The script gives the same under the drop-in, and the model is left as it was.
+
+    So does ``without``, the same script for :mod:`fastcam.compat`, which does without the library.
 
     Where more than :data:`TOLERANCE` lies between the answers, the library's own has to be as
     uncertain: it is taken in float64, and of inputs that differ by the last bit of a float32.
@@ -35,6 +43,18 @@ def assert_same(library: str, script: Script, model: nn.Module, inputs: Tensor) 
         found = run(script, model, inputs)
         served = dropin.report()
     assert torch.equal(inputs, untouched) and not inputs.requires_grad and inputs.grad is None
+    _assert_as_certain(script, model, inputs, expected, found)
+    if without is not None:
+        with left_alone(model):
+            found = run(without, model, inputs)
+        assert torch.equal(inputs, untouched) and not inputs.requires_grad and inputs.grad is None
+        _assert_as_certain(script, model, inputs, expected, found)
+    return served
+
+
+def _assert_as_certain(
+    script: Script, model: nn.Module, inputs: Tensor, expected: Any, found: Any
+) -> None:
     assert_same_form(expected, found)
     off = differences(expected, found)
     if max(off, default=0.0) > TOLERANCE:
@@ -45,7 +65,6 @@ def assert_same(library: str, script: Script, model: nn.Module, inputs: Tensor) 
             if each > max(TOLERANCE, 4 * own)
         ]
         assert not lines, "; ".join(lines)
-    return served
 
 
 def assert_same_error(library: str, script: Script, model: nn.Module, inputs: Tensor) -> None:

@@ -24,6 +24,7 @@ from pairwise import pairwise
 from side_by_side import assert_same, assert_same_error, by_fastcam, installed, raised
 from torch import Tensor, nn
 
+import fastcam.compat.pytorch_grad_cam as compat
 from fastcam import dropin
 
 pgc = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is missing: nothing to compare")
@@ -176,14 +177,14 @@ def grad_cam_targets(form: str, batch: int) -> list[Any] | None:
 
 
 def grad_cam(
-    method: str, net: Network, case: Mapping[str, Any], **options: Any
+    library: Any, method: str, net: Network, case: Mapping[str, Any], **options: Any
 ) -> Callable[[nn.Module, Tensor], Any]:
-    """Maps and outputs."""
+    """Maps and outputs, by the library or by fastcam.compat."""
 
     def script(model: nn.Module, inputs: Tensor) -> Any:
         layers = [] if method == "FullGrad" else modules(model, net.layers[case["layers"]])
         targets = grad_cam_targets(case["targets"], len(inputs))
-        with getattr(pgc, method)(model, layers, net.reshape, **options) as cam:
+        with getattr(library, method)(model, layers, net.reshape, **options) as cam:
             maps = cam(inputs, targets, case["aug_smooth"], case["eigen_smooth"])
             return maps, cam.outputs.detach()
 
@@ -229,10 +230,17 @@ def test_has(method: str) -> None:
         pytest.skip(f"the installed pytorch-grad-cam has no {method}: it is not compared")
 
 
+def compare_grad_cam(net: Network, case: Mapping[str, Any], **options: Any) -> dropin.Report:
+    script, without = (
+        grad_cam(library, case["method"], net, case, **options) for library in (pgc, compat)
+    )
+    inputs = net.inputs[: case["batch"]]
+    return assert_same("pytorch_grad_cam", script, net.model, inputs, without if NEWEST else None)
+
+
 def run_grad_cam(case: Mapping[str, Any], **options: Any) -> None:
     net = network(case["network"])
-    script = grad_cam(case["method"], net, case, **options)
-    served = assert_same("pytorch_grad_cam", script, net.model, net.inputs[: case["batch"]])
+    served = compare_grad_cam(net, case, **options)
     assert_served(served)
 
 
@@ -260,9 +268,7 @@ def test_costly_methods(case: Mapping[str, Any]) -> None:
     if case["method"] == "ShapleyCAM":  # the library's own fails on a second layer
         case = {**case, "layers": "one"}
     if case["method"] in ("FullGrad", "ShapleyCAM") and case["eigen_smooth"]:
-        net = network("tiny")  # left to the library
-        script = grad_cam(case["method"], net, case)
-        assert_same("pytorch_grad_cam", script, net.model, net.inputs[: case["batch"]])
+        compare_grad_cam(network("tiny"), case)  # left to the library
     else:
         run_grad_cam(case)
 
@@ -314,9 +320,9 @@ def test_finer_cam(case: Mapping[str, Any]) -> None:
         case = {**case, "method": "GradCAM"}
     net = network(case["network"])
 
-    def script(model: nn.Module, inputs: Tensor) -> Any:
-        layers = modules(model, net.layers[case["layers"]])
-        cam = pgc.FinerCAM(model, layers, net.reshape, base_method=getattr(pgc, case["method"]))
+    def script(library: Any, model: nn.Module, inputs: Tensor) -> Any:
+        layers, base = modules(model, net.layers[case["layers"]]), getattr(library, case["method"])
+        cam = library.FinerCAM(model, layers, net.reshape, base_method=base)
         return cam(
             inputs,
             grad_cam_targets(case["targets"], len(inputs)),
@@ -326,7 +332,12 @@ def test_finer_cam(case: Mapping[str, Any]) -> None:
             target_idx=case["target_idx"],
         )
 
-    assert_served(assert_same("pytorch_grad_cam", script, net.model, net.inputs[: case["batch"]]))
+    by_peer, without = (functools.partial(script, library) for library in (pgc, compat))
+    inputs = net.inputs[: case["batch"]]
+    served = assert_same(
+        "pytorch_grad_cam", by_peer, net.model, inputs, without if NEWEST else None
+    )
+    assert_served(served)
 
 
 @pytest.mark.parametrize("target_idx", [None, 0])
