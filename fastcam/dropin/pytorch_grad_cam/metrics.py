@@ -68,15 +68,10 @@ def without_least_relevant(removal: Any, image: Tensor, mask: Tensor) -> Tensor:
 def impute(imputer: Any, image: Tensor, mask: Tensor) -> Tensor:
     """A NoisyLinearImputer's (C, H, W): where the mask is 0, from the neighbours, and noise.
 
-    The noise is drawn as pytorch-grad-cam draws it. Where no pixel is known, 0 and the noise.
+    Where no pixel is known, 0 and the noise.
     """
-    missing = (mask == 0).cpu()
-    precise = image.detach() if image.dtype == torch.float64 else image.detach().float()
-    solved = ops.impute(precise.unsqueeze(0), ~missing.to(image.device).unsqueeze(0))[0]
-    filled = solved[:, missing].float()  # (C, n)
-    imputed = image.clone()
-    imputed[:, missing] = (filled + imputer.noise * torch.randn_like(filled)).to(image.dtype)
-    return imputed
+    missing = (mask == 0).to(image.device)
+    return _filled(image.unsqueeze(0), missing.unsqueeze(0), [imputer.noise])[0]
 
 
 def _run(model: nn.Module, images: Tensor) -> Any:
@@ -105,15 +100,48 @@ def _changed(
 
 def _imputed(removal: Any, image: Tensor, relevance: Tensor) -> Tensor:
     """With a removal's percentile and imputer."""
+    imputed: Tensor = removal.imputer(image, _known(removal, relevance))
+    return imputed
+
+
+def _known(removal: Any, relevance: Tensor) -> Tensor:
+    """Where pixels stay: not 0, for a relevance (H, W)."""
     if removal.percentile == "auto":
         levels = (relevance.cpu().numpy() * 255).astype(np.uint8)
         _, found = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-        known = torch.from_numpy(found).to(relevance.device)
-    else:
-        limit = np.percentile(relevance.cpu().numpy(), removal.percentile)
-        known = (relevance < limit).float()
-    imputed: Tensor = removal.imputer(image, known)
-    return imputed
+        return torch.from_numpy(found).to(relevance.device)
+    limit = np.percentile(relevance.cpu().numpy(), removal.percentile)
+    return (relevance < limit).float()
+
+
+def _filled(images: Tensor, missing: Tensor, noises: Sequence[float]) -> Tensor:
+    """Images (R, C, H, W), their missing pixels (R, H, W) from neighbours, and each row's noise.
+
+    The noise is drawn as pytorch-grad-cam draws it, image by image.
+    """
+    precise = images.detach() if images.dtype == torch.float64 else images.detach().float()
+    filled = ops.impute(precise, ~missing).to(images.dtype)
+    for values, gone, noise in zip(filled.flatten(2), missing.flatten(1), noises, strict=True):
+        places = gone.nonzero().squeeze(1)
+        drawn = torch.randn(len(values), len(places), device=values.device)
+        noisy = values[:, places].float() + noise * drawn
+        values.index_copy_(1, places, noisy.to(values.dtype))
+    return filled
+
+
+def _all_changed(perturbations: Sequence[Any], images: Tensor, cams: Array) -> Tensor:
+    """(P N, C, H, W): the images changed by one perturbation after another."""
+    if not all(_is_plain_removal(each) for each in perturbations):
+        return torch.cat([_changed(each, images, cams) for each in perturbations])
+    maps = [torch.from_numpy(cam) for cam, _ in zip(cams, images, strict=False)]
+    known = [
+        _known(each, 1 - heat if _removes_least(each) else heat)
+        for each in perturbations
+        for heat in maps
+    ]
+    noises = [each.imputer.noise for each in perturbations for _ in maps]
+    repeated = images[: len(maps)].repeat(len(perturbations), 1, 1, 1)
+    return _filled(repeated, torch.stack(known).to(images.device) == 0, noises)
 
 
 def _together(
@@ -131,8 +159,8 @@ def _together(
     changes = []
     for first in range(0, len(metrics), together):
         some = metrics[first : first + together]
-        changed = [_changed(metric.perturbation, images, cams) for metric in some]
-        outputs = _run(model, torch.cat(changed))
+        changed = _all_changed([metric.perturbation for metric in some], images, cams)
+        outputs = _run(model, changed)
         for part in outputs.split(rows) if by_rows else [outputs]:
             changes.append(_scores(targets, part) - before)
     return changes
@@ -143,6 +171,20 @@ def _is_plain(metric: Any) -> bool:
     return _is(
         type(metric).__call__, "perturbation_confidence", "PerturbationConfidenceMetric.__call__"
     )
+
+
+def _is_plain_removal(perturbation: Any) -> bool:
+    """Whether a perturbation imputes as RemoveMostRelevantFirst with a NoisyLinearImputer does."""
+    call = type(perturbation).__call__
+    names = ("RemoveMostRelevantFirst.__call__", "RemoveLeastRelevantFirst.__call__")
+    return any(_is(call, "perturbation_confidence", name) for name in names) and _is(
+        type(perturbation.imputer).__call__, "road", "NoisyLinearImputer.__call__"
+    )
+
+
+def _removes_least(perturbation: Any) -> bool:
+    name = "RemoveLeastRelevantFirst.__call__"
+    return _is(type(perturbation).__call__, "perturbation_confidence", name)
 
 
 def _is(function: Any, module: str, name: str) -> bool:
