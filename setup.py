@@ -54,18 +54,32 @@ def toolkit_root(nvcc: str) -> str:
     return str(Path(found[1]).resolve()) if found else str(Path(nvcc).resolve().parent.parent)
 
 
+def default_architectures() -> str:
+    """Those of all GPUs in this machine, and PTX of the newest for GPUs that it may get."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = sorted({torch.cuda.get_device_capability(i) for i in range(count)})
+    return (
+        ";".join("{}.{}".format(*each) for each in found) + "+PTX"
+        if found
+        else (DEFAULT_ARCHITECTURES)
+    )
+
+
 nvcc = find_nvcc()
 with_cuda, reason = cuda_decision(nvcc)
 print(f"fastcam: CUDA kernels {'on' if with_cuda else 'off'} ({reason})", flush=True)
 architectures = ""
 if with_cuda:
     os.environ["CUDA_HOME"] = toolkit_root(nvcc)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or "{}.{}".format(
-        *torch.cuda.get_device_capability()
-    )
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures())
+    architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
     print(f"fastcam: CUDA architectures {architectures}", flush=True)
+    if architectures == DEFAULT_ARCHITECTURES:
+        print(
+            "fastcam: no GPU was found to build for; on one newer than 8.0 the first call compiles "
+            "the kernels, some 20 s. TORCH_CUDA_ARCH_LIST names other architectures.",
+            flush=True,
+        )
 
 # reads CUDA_HOME when imported
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402

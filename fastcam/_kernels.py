@@ -1,12 +1,14 @@
 """Loads the compiled operators and says which code serves which device.
 
 `_ops` holds the schemas and the CPU kernels, `_ops_cuda` the CUDA kernels. What serves a device:
-its kernels where they are loaded, else :mod:`fastcam.reference`, with one warning that says why.
+its kernels if they are loaded and, of a GPU, the driver runs them there; else
+:mod:`fastcam.reference`, with one warning that says why.
 FASTCAM_KERNELS=reference forces the latter everywhere.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import inspect
 import os
@@ -72,6 +74,36 @@ def _load_all() -> dict[str, str | None]:
         # batched tensor operations fill a GPU as they are
         torch.library.impl("fastcam::impute", "cuda", reference.impute)
     return {"cpu": cpu, "cuda": cpu or _cuda_problem() or _load("_ops_cuda")}
+
+
+_refusals: dict[int, str | None] = {}
+
+
+@torch.compiler.assume_constant_result
+def _refusal(index: int) -> str | None:
+    """Why the driver does not run the CUDA kernels on this GPU, which is asked once.
+
+    The binary may hold no code for it, or PTX of a toolkit that the driver does not know.
+    """
+    if index not in _refusals:
+        ask = ctypes.CDLL(str(_HERE / "_ops_cuda.so")).fastcam_refusal
+        ask.restype = ctypes.c_char_p
+        said = ask(index)
+        _refusals[index] = None
+        if said is not None:
+            built = build_info().get("cuda_architectures", "")
+            _refusals[index] = (
+                f"the driver refuses the kernels, which were built for {built} ({said.decode()}); "
+                "build them on this machine with "
+                "`FASTCAM_CUDA=1 pip install -e . --no-build-isolation`"
+            )
+    return _refusals[index]
+
+
+def _problem(device: torch.device) -> str | None:
+    """Why no kernels serve a device."""
+    problem = _PROBLEMS.get(device.type, "there are kernels for cpu and cuda only")
+    return _refusal(device.index) if problem is None and device.type == "cuda" else problem
 
 
 def _maps_dtype(tensor: Tensor) -> torch.dtype:
@@ -249,10 +281,9 @@ def operator(name: str, tensor: Tensor, *others: Tensor) -> Callable[..., Tensor
         name: as in :mod:`fastcam.ops`.
         tensor, others: what the operator could be derived by.
     """
-    device = tensor.device.type
-    problem = _PROBLEMS.get(device, "there are kernels for cpu and cuda only")
+    problem = _problem(tensor.device)
     if problem is not None:
-        _warn_once(device, problem)
+        _warn_once(tensor.device.type, problem)
         return _on_one_device(getattr(reference, name))
     if forward_ad._current_level >= 0:  # a tensor may carry a tangent
         if name == "guided_relu":

@@ -40,7 +40,6 @@ def plans(**fixed: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         "element_bytes": [2, 4],
         "channels_last": [False, True],
         "method": ["weights", "elementwise", "given"],
-        "clusters": [False, True],
     }
     factors.update({name: [value] for name, value in fixed.items()})
     found = []
@@ -54,7 +53,6 @@ def plans(**fixed: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
             channels_last=case["channels_last"],
             gradients=case["method"] != "given",
             whole_channels=case["method"] == "weights",
-            clusters=case["clusters"],
             **sizes,
             **DEVICES[case["device"]],
         )
@@ -80,9 +78,6 @@ def test_a_plan_fits_its_device():
         assert windows == 1 or case["method"] != "weights", case
         maps = case["images"] * windows * -(-case["classes"] // plan["classes"])
         assert plan["blocks"] == maps * plan["slices"], case
-        if plan["cluster"]:
-            assert case["clusters"] and 2 <= plan["slices"] <= 8, case
-            assert 8 * maps >= device["multiprocessors"], case
 
 
 def two_steps(device: str) -> set[tuple[str, bool, int]]:
@@ -107,5 +102,5 @@ def test_one_launch_for_many_images():
 
 
 def test_few_images_fill_the_device():
-    for case, plan in plans(images=1, classes=1, layer="2048x7x7", clusters=False):
+    for case, plan in plans(images=1, classes=1, layer="2048x7x7"):
         assert plan["blocks"] >= 0.9 * DEVICES[case["device"]]["multiprocessors"], case

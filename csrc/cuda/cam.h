@@ -13,16 +13,6 @@ struct SlicedMaps {
   int64_t slices;
 };
 
-// Every tile of the tensor can be copied in bulk: each (image, class) is one run of memory.
-template <class T>
-bool copies_in_bulk(const Features<T>& x, const Extents& e) {
-  const Strides& s = x.strides;
-  const int64_t bytes = sizeof(T);
-  return s.position == 1 && s.channel == e.positions &&
-         reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && s.image * bytes % 16 == 0 &&
-         s.klass * bytes % 16 == 0 && e.channels * e.positions * bytes % 16 == 0;
-}
-
 // One launch, by the plan; nothing where the plan has none.
 template <class T, class Method>
 std::optional<SlicedMaps> launch_cam(
@@ -34,15 +24,11 @@ std::optional<SlicedMaps> launch_cam(
     const auto kernel = cam_kernel<across.value, T, Method>;
     const CamPlan plan = plan_cam(cam_needs<T, Method>(across.value), e, launch.device(kernel));
     if (plan.tile == 0) return;
-    const int64_t slices = plan.cluster ? 1 : plan.slices;
-    const std::vector<int64_t> partial{e.images, slices, e.classes, e.positions};
-    maps = {empty(slices > 1 ? partial : map_shape, arithmetic_type(like), like), slices};
-    const bool bulk =
-        plan.cluster && plan.window == e.positions && copies_in_bulk(a, e) && copies_in_bulk(g, e);
-    const CamArguments<T, Method> arguments{a,    g,    e,    method,
-                                            plan, bulk, relu, mutable_data<F>(maps->parts)};
-    launch(
-        kernel, Grid(plan.blocks(e), plan.shared_bytes, plan.cluster ? plan.slices : 1), arguments);
+    const std::vector<int64_t> partial{e.images, plan.slices, e.classes, e.positions};
+    maps = {empty(plan.slices > 1 ? partial : map_shape, arithmetic_type(like), like), plan.slices};
+    const CamArguments<T, Method> arguments{
+        a, g, e, method, plan, relu, mutable_data<F>(maps->parts)};
+    launch(kernel, Grid(plan.blocks(e), plan.shared_bytes), arguments);
   });
   return maps;
 }

@@ -4,8 +4,10 @@
 
 namespace fastcam::cuda {
 
-int64_t blocks_for(int64_t count) {
-  return std::clamp<int64_t>(ceil_div(count, 4 * kThreads), 1, 16384);
+// Each block has a pack for each of its threads, at least.
+template <class T>
+int64_t blocks_for(const Tensor& x) {
+  return std::clamp<int64_t>(ceil_div(x.numel(), kVector<T> * kThreads), 1, 16384);
 }
 
 Tensor guided_relu(const Tensor& input) {
@@ -17,9 +19,7 @@ Tensor guided_relu(const Tensor& input) {
   const Tensor x = laid_out_as(input, result);
   dispatch(input.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    launch(
-        guided_relu_kernel<T>, blocks_for(x.numel()), data<T>(x), x.numel(),
-        mutable_data<T>(result));
+    launch(guided_relu_kernel<T>, blocks_for<T>(x), data<T>(x), x.numel(), mutable_data<T>(result));
   });
   return result;
 }
@@ -34,7 +34,7 @@ Tensor guided_relu_backward(const Tensor& grad_output, const Tensor& input) {
   dispatch(input.scalar_type(), [&](auto element) {
     using T = decltype(element);
     launch(
-        guided_relu_backward_kernel<T>, blocks_for(x.numel()), data<T>(g), data<T>(x), x.numel(),
+        guided_relu_backward_kernel<T>, blocks_for<T>(x), data<T>(g), data<T>(x), x.numel(),
         mutable_data<T>(result));
   });
   return result;

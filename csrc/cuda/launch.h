@@ -7,20 +7,17 @@
 #include <torch/csrc/stable/macros.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <string>
 
 #include "kernels/block.cuh"
 #include "operands.h"
 
 namespace fastcam::cuda {
 
-// Blocks of kLanes x kRows threads, the dynamic shared memory of each, and blocks a cluster
+// Blocks of kLanes x kRows threads, and the dynamic shared memory of each
 struct Grid {
-  int64_t blocks, shared_bytes, cluster;
+  int64_t blocks, shared_bytes;
 
-  Grid(int64_t blocks, int64_t shared_bytes = 0, int64_t cluster = 1)
-      : blocks(blocks), shared_bytes(shared_bytes), cluster(cluster) {}
+  Grid(int64_t blocks, int64_t shared_bytes = 0) : blocks(blocks), shared_bytes(shared_bytes) {}
 };
 
 // Makes the tensor's device current for as long as it lives.
@@ -35,53 +32,48 @@ class Launch {
   template <class... Parameters, class... Arguments>
   void operator()(
       void (*kernel)(Parameters...), const Grid& grid, const Arguments&... arguments) const {
-    constexpr int64_t kMaxBlocks = 2147483647, kUnasked = 48 * 1024;
+    constexpr int64_t kMaxBlocks = 2147483647;
+    if (grid.blocks == 0) return;  // CUDA refuses a launch of no block
     check(
         grid.blocks <= kMaxBlocks, "the tensors are too large for one launch: ", grid.blocks,
         " blocks");
-    if (grid.shared_bytes > kUnasked)
+    // always the same value, as another thread may launch the kernel for another shape
+    if (needs_opt_in(static_bytes(kernel), grid.shared_bytes))
       STD_CUDA_CHECK(cudaFuncSetAttribute(
           kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-          static_cast<int>(grid.shared_bytes)));
-    cudaLaunchAttribute cluster;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = static_cast<unsigned>(grid.cluster);
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+          static_cast<int>(device(kernel).block_memory)));
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
     config.blockDim = dim3(kLanes, kRows);
     config.dynamicSmemBytes = grid.shared_bytes;
     config.stream = stream_;
-    config.attrs = &cluster;
-    config.numAttrs = grid.cluster > 1 ? 1 : 0;
     STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
   }
 
-  // What plans are made from; clusters where `kernel` was compiled for them and FASTCAM_CLUSTERS=1
-  // chooses them.
+  // What a kernel's plan is made from
   template <class... Parameters>
   Device device(void (*kernel)(Parameters...)) const {
-    int index;
-    STD_CUDA_CHECK(cudaGetDevice(&index));
-    const auto attribute = [&](cudaDeviceAttr name) {
-      int value;
-      STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, index));
-      return value;
-    };
-    const char* chosen = std::getenv("FASTCAM_CLUSTERS");
-    bool clusters = chosen && std::string(chosen) == "1";
-    if (clusters) {
-      cudaFuncAttributes attributes;
-      STD_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
-      clusters = attributes.ptxVersion >= 90;
-    }
     return {
         attribute(cudaDevAttrMultiProcessorCount),
-        attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-        attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), clusters};
+        attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_bytes(kernel),
+        attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
   }
 
  private:
+  template <class... Parameters>
+  static int64_t static_bytes(void (*kernel)(Parameters...)) {
+    cudaFuncAttributes attributes;
+    STD_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+    return static_cast<int64_t>(attributes.sharedSizeBytes);
+  }
+
+  static int64_t attribute(cudaDeviceAttr name) {
+    int index, value;
+    STD_CUDA_CHECK(cudaGetDevice(&index));
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, index));
+    return value;
+  }
+
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };

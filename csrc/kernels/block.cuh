@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/device.cuh"
 #include "kernels/plan.h"
 #include "kernels/platform.h"
 
@@ -53,11 +54,11 @@ __device__ F sum_lanes(F value) {
 // The sum over the rows of a lane, in every row.
 template <class F>
 __device__ F sum_rows(F value) {
-  __shared__ F shared[kRows][kLanes];
-  shared[threadIdx.y][threadIdx.x] = value;
+  auto& shared = static_memory<struct OfRows, F, kThreads>();
+  shared[threadIdx.y * kLanes + threadIdx.x] = value;
   __syncthreads();
   F sum = 0;
-  for (int row = 0; row < kRows; ++row) sum += shared[row][threadIdx.x];
+  for (int row = 0; row < kRows; ++row) sum += shared[row * kLanes + threadIdx.x];
   __syncthreads();
   return sum;
 }
@@ -80,7 +81,8 @@ __device__ Extremes<F> block_extremes(Extremes<F> extremes) {
     extremes.include(
         __shfl_xor_sync(0xffffffffu, extremes.low, offset),
         __shfl_xor_sync(0xffffffffu, extremes.high, offset));
-  __shared__ F low[kRows], high[kRows];
+  auto& low = static_memory<struct Low, F, kRows>();
+  auto& high = static_memory<struct High, F, kRows>();
   if (threadIdx.x == 0) {
     low[threadIdx.y] = extremes.low;
     high[threadIdx.y] = extremes.high;

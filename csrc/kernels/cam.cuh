@@ -28,7 +28,6 @@ struct CamArguments {
   Extents extents;
   Method method;
   CamPlan plan;
-  bool bulk;                // tiles are contiguous, aligned, and come as bulk copies
   bool rectify;             // through ReLU, where no second launch follows
   arithmetic_t<T>* result;  // maps (N, K, positions); for a second launch (N, slices, K, positions)
 };
@@ -76,14 +75,15 @@ class CamBlock {
   __device__ void run() {
     for (int i = thread_number(); i < classes_ * groups_ * positions_; i += kThreads)
       accumulators()[i] = 0;
-    if (o_.bulk && thread_number() == 0) {
-      for (int i = 0; i < stages_; ++i) init_barriers(i);
-    }
     __syncthreads();
     int staged = 0;
     for (int step = 0; step < steps_; ++step) {
       for (; staged < steps_ && staged < step + stages_; ++staged) stage(staged);
-      wait(step, staged > step + 1);
+      if (staged > step + 1) {
+        wait_for_copies<1>();
+      } else {
+        wait_for_copies<0>();
+      }
       __syncthreads();
       if constexpr (kWeighted) find_weights(step);
       add_tile(step);
@@ -91,41 +91,18 @@ class CamBlock {
     }
   }
 
-  // This block's map, its groups of channels added up: to the result, or for a cluster left in place
+  // This block's map, its groups of channels added up
   __device__ void add_groups() {
     for (int i = thread_number(); i < classes_ * positions_; i += kThreads) {
       const int k = i / positions_, p = i - k * positions_;
-      F* map = accumulators() + k * groups_ * positions_ + p;
-      F sum = 0;
-      for (int group = 0; group < groups_; ++group) sum += map[group * positions_];
-      if (o_.plan.cluster) {
-        *map = sum;
-      } else {
-        const bool rectify = o_.rectify && o_.plan.slices == 1;
-        const int64_t map_number =
-            (image_ * o_.plan.slices + slice_) * e_.classes + first_class_ + k;
-        o_.result[map_number * e_.positions + first_position_ + p] = rectify ? relu(sum) : sum;
-      }
-    }
-  }
-
-#if defined(FASTCAM_CLUSTERS)
-  // The cluster's maps, each block a share of the positions; no block leaves while another reads it.
-  __device__ void add_slices() {
-    cluster_sync();
-    const int slices = static_cast<int>(o_.plan.slices);
-    const int first = static_cast<int>(slice_) * kThreads + thread_number();
-    for (int i = first; i < classes_ * positions_; i += slices * kThreads) {
-      const int k = i / positions_, p = i - k * positions_;
       const F* map = accumulators() + k * groups_ * positions_ + p;
       F sum = 0;
-      for (int rank = 0; rank < slices; ++rank) sum += *peer_memory(map, rank);
-      const int64_t map_number = image_ * e_.classes + first_class_ + k;
-      o_.result[map_number * e_.positions + first_position_ + p] = o_.rectify ? relu(sum) : sum;
+      for (int group = 0; group < groups_; ++group) sum += map[group * positions_];
+      const bool rectify = o_.rectify && o_.plan.slices == 1;
+      const int64_t map_number = (image_ * o_.plan.slices + slice_) * e_.classes + first_class_ + k;
+      o_.result[map_number * e_.positions + first_position_ + p] = rectify ? relu(sum) : sum;
     }
-    cluster_sync();
   }
-#endif
 
  private:
   static constexpr bool kStagesGradients = !kGiven;
@@ -158,7 +135,6 @@ class CamBlock {
 
   __device__ void stage(int step) const {
     const bool first_class = step % classes_ == 0;
-    if (o_.bulk) expect_bulk(step, (first_class ? 1 : 0) + (kStagesGradients ? 1 : 0));
 #pragma unroll 1  // one copy of the code is enough
     for (int input = first_class ? 0 : 1; input < (kStagesGradients ? 2 : 1); ++input) {
       const Features<T>& x = input == 0 ? o_.activations : o_.gradients;
@@ -166,24 +142,9 @@ class CamBlock {
       const T* source =
           x.at(image_, klass, first_channel(step)) + first_position_ * x.strides.position;
       T* tile = input == 0 ? staged_activations(step) : staged_gradients(step);
-      if (o_.bulk) {
-        stage_bulk(step, tile, source);
-      } else {
-        stage_tile(tile, source, x.strides, channels(step));
-      }
+      stage_tile(tile, source, x.strides, channels(step));
     }
-    if (!o_.bulk) commit_copies();
-  }
-
-  // Waits for a step's tiles; `ahead` says that the next step's are on their way.
-  __device__ void wait(int step, bool ahead) const {
-    if (o_.bulk) {
-      wait_bulk(step);
-    } else if (ahead) {
-      wait_for_copies<1>();
-    } else {
-      wait_for_copies<0>();
-    }
+    commit_copies();
   }
 
   // One tile, all threads together: 16 bytes at a time where its rows are contiguous and aligned.
@@ -214,28 +175,6 @@ class CamBlock {
       tile[row * pitch_ + at] = at < valid ? source[row * between + at * along] : T{};
     }
   }
-
-#if defined(FASTCAM_CLUSTERS)
-  __device__ CopyBarrier* barrier(int step) const {
-    return at<CopyBarrier>(memory_.barriers) + step % stages_;
-  }
-  __device__ void init_barriers(int i) const { init_barrier(barrier(i)); }
-  __device__ uint32_t bulk_bytes(int step) const {
-    return static_cast<uint32_t>(channels(step) * positions_ * sizeof(T));
-  }
-  __device__ void expect_bulk(int step, uint32_t tiles) const {
-    if (thread_number() == 0) expect_bytes(barrier(step), tiles * bulk_bytes(step));
-  }
-  __device__ void stage_bulk(int step, T* tile, const T* source) const {
-    if (thread_number() == 0) bulk_copy(tile, source, bulk_bytes(step), barrier(step));
-  }
-  __device__ void wait_bulk(int step) const { wait_barrier(barrier(step), step / stages_ % 2); }
-#else
-  __device__ void init_barriers(int) const {}
-  __device__ void expect_bulk(int, uint32_t) const {}
-  __device__ void stage_bulk(int, T*, const T*) const {}
-  __device__ void wait_bulk(int) const {}
-#endif
 
   // ---- the channels' weights ----
 
@@ -367,9 +306,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
   CamBlock<kAcross, T, Method> block(arguments, blockIdx.x);
   block.run();
   block.add_groups();
-#if defined(FASTCAM_CLUSTERS)
-  if (arguments.plan.cluster) block.add_slices();
-#endif
 }
 
 // maps[n, i] = ReLU(sum over slices of partial[n, slice, i]); `size` values a map of all classes. A block

@@ -25,26 +25,56 @@ FASTCAM_HOST_DEVICE int64_t channels_per_block(int64_t positions) {
   return kChannelsPerThread * (kAcross ? kLanes : kRows / rows_per_channel(positions));
 }
 
-// weights[n, k, c] of a channel-weight method. A block takes channels_per_block channels of one (n, k).
+// What a launch does. Few channels with many positions fill a GPU only if their positions are dealt out to
+// blocks as slices; their sums are then partial ones, folded by those who read them.
+enum class WeightStep {
+  kWhole,   // everything, of one slice
+  kTotals,  // totals (N, slices, C), of the activations; extents.classes is 1
+  kTerms,   // sums (N, K, slices, C), of the terms
+  kFold,    // weights (N, K, C), from both
+};
+
+template <class F>
+struct ChannelSums {
+  int64_t slices;
+  F *totals, *terms;
+};
+
+// The sum over slices of partial sums (slices, C) at channel c
+template <class F>
+__device__ F folded(const F* partial, int64_t slices, int64_t channels, int64_t c) {
+  F sum = 0;
+  for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * channels + c];
+  return sum;
+}
+
+// weights[n, k, c] of a channel-weight method. A block takes channels_per_block channels of one (n, k), and
+// of their positions one slice.
 template <bool kAcross, class T, class Method>
 __global__ void __launch_bounds__(kThreads, 2) channel_weights_kernel(
-    Features<T> a, Features<T> g, Extents extents, Method method, arithmetic_t<T>* weights) {
+    Features<T> a, Features<T> g, Extents extents, Method method, WeightStep step,
+    ChannelSums<arithmetic_t<T>> partial, arithmetic_t<T>* weights) {
   using F = arithmetic_t<T>;
   constexpr int kCount = kChannelsPerThread;
   const int64_t channels = channels_per_block<kAcross>(extents.positions);
   const int64_t tiles = (extents.channels + channels - 1) / channels;
-  const int64_t map = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int64_t slices =
+      step == WeightStep::kTotals || step == WeightStep::kTerms ? partial.slices : 1;
+  const int64_t slice = blockIdx.x % slices, tile = blockIdx.x / slices % tiles;
+  const int64_t map = blockIdx.x / slices / tiles;
   const int64_t image = map / extents.classes, klass = map % extents.classes;
+  const int64_t begin = extents.positions * slice / slices;
+  const int64_t end = extents.positions * (slice + 1) / slices;
 
   const int rows = kAcross ? kRows : static_cast<int>(rows_per_channel(extents.positions));
   const int row = threadIdx.y % rows;
   const int first = kAcross ? row : row * kLanes + threadIdx.x;
-  const int step = kAcross ? kRows : rows * kLanes;
-  // this thread's channels c, c + stride...; those behind the last are read as the last
-  const int stride = kAcross ? kLanes : kRows / rows;
+  const int stride = kAcross ? kRows : rows * kLanes;
+  // this thread's channels c, c + apart...; those behind the last are read as the last
+  const int apart = kAcross ? kLanes : kRows / rows;
   const int64_t c = tile * channels + (kAcross ? threadIdx.x : threadIdx.y / rows);
   const auto channel = [&](int j) {
-    const int64_t number = c + j * stride;
+    const int64_t number = c + j * apart;
     return number < extents.channels ? number : extents.channels - 1;
   };
   const T *a_channels[kCount], *g_channels[kCount];
@@ -64,23 +94,49 @@ __global__ void __launch_bounds__(kThreads, 2) channel_weights_kernel(
     }
   };
 
+  const auto sum_slice = [&](const auto& value, F(&sums)[kCount]) {
+    strided_sums(begin + first, stride, end, value, sums);
+    reduce(sums);
+  };
+  // result (maps, slices, C) at this thread's channels
+  const auto write = [&](F* result, const auto& value) {
+    result += (map * slices + slice) * extents.channels;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+      if (first == 0 && c + j * apart < extents.channels) result[c + j * apart] = value(j);
+  };
+
   F totals[kCount] = {}, sums[kCount];
   if constexpr (Method::kUsesActivations) {
-    const auto summand = [&](int64_t p, int j) { return method.summand(activation(p, j)); };
-    strided_sums(first, step, extents.positions, summand, totals);
-    reduce(totals);
-  }
-  const auto term = [&](int64_t p, int j) {
-    return method.term(activation(p, j), load(g_channels[j][p * g.strides.position]), totals[j]);
-  };
-  strided_sums(first, step, extents.positions, term, sums);
-  reduce(sums);
+    if (step == WeightStep::kWhole || step == WeightStep::kTotals) {
+      sum_slice([&](int64_t p, int j) { return method.summand(activation(p, j)); }, totals);
+      if (step == WeightStep::kTotals) {
+        write(partial.totals, [&](int j) { return totals[j]; });
+        return;
+      }
+    } else if (step == WeightStep::kFold || Method::kTermUsesTotal) {
+      const F* of_image = partial.totals + image * partial.slices * extents.channels;
 #pragma unroll
-  for (int j = 0; j < kCount; ++j) {
-    if (first == 0 && c + j * stride < extents.channels)
-      weights[map * extents.channels + c + j * stride] =
-          method.weight(sums[j], totals[j], extents.positions);
+      for (int j = 0; j < kCount; ++j)
+        totals[j] = folded(of_image, partial.slices, extents.channels, channel(j));
+    }
   }
+  if (step == WeightStep::kFold) {
+    const F* of_map = partial.terms + map * partial.slices * extents.channels;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+      sums[j] = folded(of_map, partial.slices, extents.channels, channel(j));
+  } else {
+    const auto term = [&](int64_t p, int j) {
+      return method.term(activation(p, j), load(g_channels[j][p * g.strides.position]), totals[j]);
+    };
+    sum_slice(term, sums);
+    if (step == WeightStep::kTerms) {
+      write(partial.terms, [&](int j) { return sums[j]; });
+      return;
+    }
+  }
+  write(weights, [&](int j) { return method.weight(sums[j], totals[j], extents.positions); });
 }
 
 }  // namespace fastcam

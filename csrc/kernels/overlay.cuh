@@ -30,8 +30,10 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
     int64_t shares, ChannelOrder order, VolumeStrides is, VolumeStrides ps, float alpha,
     uint8_t* pictures) {
   constexpr int kCount = kVector<uint8_t>;
-  __shared__ uint8_t colors[3][256];
-  for (int i = thread_number(); i < 256 * 3; i += kThreads) colors[i % 3][i / 3] = colormap[i];
+  constexpr int kColors = 256;
+  auto& colors = static_memory<struct Colors, uint8_t, 3 * kColors>();  // (3, 256)
+  for (int i = thread_number(); i < 3 * kColors; i += kThreads)
+    colors[i % 3 * kColors + i / 3] = colormap[i];
   __syncthreads();
   const int64_t number = blockIdx.x / shares, share = blockIdx.x % shares;
   const EnlargedMap<float> map = enlarged_map(source, e, number);
@@ -48,7 +50,8 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
         load_pack(images + c * is.channel + first, count, image);
 #pragma unroll
         for (int j = 0; j < kCount; ++j)
-          picture.values[j] = blended(alpha, colors[c][indices[j]], level(image.values[j]));
+          picture.values[j] =
+              blended(alpha, colors[c * kColors + indices[j]], level(image.values[j]));
         store_pack(pictures + c * ps.channel + first, count, picture);
       }
     } else if (order == ChannelOrder::kInterleaved) {
@@ -57,7 +60,8 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
       load_pack(images + 3 * first, 3 * count, image);
 #pragma unroll
       for (int j = 0; j < 3 * kCount; ++j)
-        picture.values[j] = blended(alpha, colors[j % 3][indices[j / 3]], level(image.values[j]));
+        picture.values[j] =
+            blended(alpha, colors[j % 3 * kColors + indices[j / 3]], level(image.values[j]));
       store_pack(pictures + 3 * first, 3 * count, picture);
     } else {
 #pragma unroll
@@ -66,8 +70,8 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
         const Position p = position_at(e, first + j);
         const int64_t from = offset_at(is, p), to = offset_at(ps, p);
         for (int c = 0; c < 3; ++c)
-          pictures[to + c * ps.channel] =
-              blended(alpha, colors[c][indices[j]], level(images[from + c * is.channel]));
+          pictures[to + c * ps.channel] = blended(
+              alpha, colors[c * kColors + indices[j]], level(images[from + c * is.channel]));
       }
     }
   });

@@ -2,8 +2,7 @@
 //
 // The channels of an image are dealt out to blocks as slices. A block stages its slice in shared memory,
 // a tile of channels at a time, and looks at it there as often as the method asks, so activations and
-// gradients come from device memory once. The slices' partial maps are added up by a cluster, or by a
-// second launch.
+// gradients come from device memory once. The slices' partial maps are added up by a second launch.
 #pragma once
 
 #include <cstdint>
@@ -20,10 +19,15 @@ constexpr int kResident = 2;
 
 struct Device {
   int64_t multiprocessors;
-  int64_t block_memory;           // shared memory that one block may take, in bytes
+  int64_t block_memory;           // dynamic shared memory that one block may take, in bytes
   int64_t multiprocessor_memory;  // shared memory of a multiprocessor
-  bool clusters;                  // whether the kernels may run in clusters of blocks
 };
+
+// Whether a kernel has to ask for its shared memory before it is launched: static and dynamic together.
+inline bool needs_opt_in(int64_t static_bytes, int64_t dynamic_bytes) {
+  constexpr int64_t kUnasked = 48 * 1024;
+  return static_bytes + dynamic_bytes > kUnasked;
+}
 
 struct CamPlan {
   int64_t tile;     // channels staged at once, a power of two; 0: a tile does not fit
@@ -31,7 +35,6 @@ struct CamPlan {
   int64_t window;   // positions that a block takes
   int64_t classes;  // classes that a block takes
   int64_t slices;   // blocks an image, tile of classes and window
-  bool cluster;     // the slices are a cluster, which adds up their partial maps
   int64_t shared_bytes;
 
   FASTCAM_HOST_DEVICE int64_t class_tiles(const Extents& e) const {
@@ -74,7 +77,6 @@ struct CamMemory {
   int32_t totals;        // (tile): the sums of the activations
   int32_t weights;       // (tile)
   int32_t partial_sums;  // (rows of threads, tile)
-  int32_t barriers;      // (stages)
   int64_t bytes;         // in all; the others hold only where this fits a block
 
   FASTCAM_HOST_DEVICE CamMemory(
@@ -89,7 +91,6 @@ struct CamMemory {
     totals = take(per_channel);
     weights = take(per_channel);
     partial_sums = take(kRows * per_channel);
-    barriers = take(stages * 8);
   }
 
  private:
@@ -138,7 +139,7 @@ inline int64_t plan_tile(CamNeeds needs, const Extents& e, int64_t window, const
 
 // Where no tile of whole channels fits, the plan has no tile: the weights are found first.
 inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) {
-  constexpr int64_t kMaxClasses = 8, kMaxCluster = 8;
+  constexpr int64_t kMaxClasses = 8;
   constexpr int64_t kReserved = 1024;  // bytes of shared memory that the system takes a block
   const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
   CamPlan plan{};
@@ -168,12 +169,17 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
   plan.slices = least(wave, cheap > filling ? cheap : filling);
   plan.slices = least(plan.slices, tiles);
   if (plan.slices < 1) plan.slices = 1;
-  // A cluster has at most 8 blocks: where these do not reach every multiprocessor, a second launch wins.
-  if (device.clusters && plan.slices > 1 && maps * kMaxCluster >= device.multiprocessors) {
-    plan.slices = least(plan.slices, kMaxCluster);
-    plan.cluster = true;
-  }
   return plan;
+}
+
+// Slices of the positions of channels whose weights are found by a launch of their own: enough for every
+// multiprocessor, each of at least kLeast positions.
+inline int64_t plan_weight_slices(int64_t blocks, int64_t positions, const Device& device) {
+  constexpr int64_t kLeast = 256;
+  const int64_t wave = kResident * device.multiprocessors;
+  const int64_t filling = blocks < 1 ? 1 : wave / blocks, most = positions / kLeast;
+  const int64_t slices = filling < most ? filling : most;
+  return slices > 1 ? slices : 1;
 }
 
 // Whether the launch that enlarges a map adds up its slices, rather than one of its own. Every block of

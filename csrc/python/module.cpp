@@ -26,11 +26,11 @@ py::dict build_info() {
 py::dict launch_plan(
     int64_t images, int64_t classes, int64_t channels, int64_t positions, int64_t element_bytes,
     bool channels_last, bool gradients, bool whole_channels, int64_t multiprocessors,
-    int64_t block_memory, int64_t multiprocessor_memory, bool clusters) {
+    int64_t block_memory, int64_t multiprocessor_memory) {
   const fastcam::Extents extents{images, classes, channels, positions};
   const fastcam::CamPlan plan = fastcam::plan_cam(
       {element_bytes, 4, channels_last, gradients, whole_channels}, extents,
-      {multiprocessors, block_memory, multiprocessor_memory, clusters});
+      {multiprocessors, block_memory, multiprocessor_memory});
   py::dict result;
   result["tile"] = plan.tile;
   if (plan.tile == 0) return result;
@@ -38,7 +38,6 @@ py::dict launch_plan(
   result["window"] = plan.window;
   result["classes"] = plan.classes;
   result["slices"] = plan.slices;
-  result["cluster"] = plan.cluster;
   result["shared_bytes"] = plan.shared_bytes;
   result["blocks"] = plan.blocks(extents);
   return result;
@@ -51,7 +50,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("channels"), py::arg("positions"), py::arg("element_bytes") = 4,
       py::arg("channels_last") = false, py::arg("gradients") = true,
       py::arg("whole_channels") = true, py::arg("multiprocessors"), py::arg("block_memory"),
-      py::arg("multiprocessor_memory"), py::arg("clusters") = false,
+      py::arg("multiprocessor_memory"),
       "How the fused kernel runs on a GPU with these multiprocessors and bytes of shared memory: "
       "what "
       "a block takes of a map, and how many blocks there are. gradients: whether they are read; "

@@ -2,8 +2,8 @@
 //
 // A thread of a block is a fiber, and to ThreadSanitizer a thread of its own, which nothing orders with the
 // others but the kernel's barriers: a missing one is reported however the fibers happen to be scheduled.
-// Each block has an operating system's thread; the blocks of a cluster, and neighbours in the grid, run at
-// the same time. `__shared__` memory is thread_local, so that each block has its own.
+// Each block has an operating system's thread; neighbours in the grid run at the same time. Static shared
+// memory is thread_local, so that each block has its own.
 //
 // What CUDA leaves undefined ends the process with a message: see fail().
 #pragma once
@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -23,7 +22,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <string>
 #include <thread>
@@ -34,7 +32,6 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static thread_local
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -50,8 +47,6 @@ void __tsan_acquire(void*);
 void __tsan_release(void*);
 void __tsan_ignore_thread_begin();
 void __tsan_ignore_thread_end();
-void AnnotateIgnoreSyncBegin(const char*, int);
-void AnnotateIgnoreSyncEnd(const char*, int);
 }
 #define EMULATOR_HIDDEN __attribute__((no_sanitize("thread"), noinline))
 #else
@@ -84,7 +79,7 @@ emulator_switch:
 
 namespace emulator {
 
-constexpr unsigned kWarp = 32, kMaxThreads = 1024, kMaxCluster = 8;
+constexpr unsigned kWarp = 32, kMaxThreads = 1024;
 constexpr size_t kMaxSharedBytes = 227 * 1024;
 constexpr int kPoison = 0xff;  // NaN in every floating-point type
 
@@ -100,11 +95,6 @@ constexpr int kPoison = 0xff;  // NaN in every floating-point type
 struct Unseen {
   Unseen() { __tsan_ignore_thread_begin(); }
   ~Unseen() { __tsan_ignore_thread_end(); }
-};
-// While it lives: locks that order nothing
-struct Unordered {
-  Unordered() { AnnotateIgnoreSyncBegin(__FILE__, __LINE__); }
-  ~Unordered() { AnnotateIgnoreSyncEnd(__FILE__, __LINE__); }
 };
 inline void* create_sanitizer_fiber() {
   return __tsan_create_fiber(0);
@@ -126,9 +116,6 @@ inline void acquire(void* tag) {
 struct Unseen {
   Unseen() {}
 };
-struct Unordered {
-  Unordered() {}
-};
 inline void* create_sanitizer_fiber() {
   return nullptr;
 }
@@ -140,7 +127,7 @@ inline void release(void*) {}
 inline void acquire(void*) {}
 #endif
 
-// ---- threads, blocks, clusters ----
+// ---- threads, blocks ----
 
 // A place in the code with a stack of its own
 class Context {
@@ -174,8 +161,7 @@ class Context {
 
 struct Configuration {
   dim3 blocks, threads;
-  size_t shared_bytes = 0;
-  unsigned cluster = 1;  // blocks of one cluster, along x
+  size_t shared_bytes = 0;  // dynamic
 };
 
 // Threads that wait for each other, at `what`
@@ -216,27 +202,13 @@ struct Fiber {
   std::vector<Copy> copies;               // not committed yet
 };
 
-// A barrier of bulk copies. A phase ends when the bytes expected have been issued and a thread waits for it.
-struct Phases {
-  uint32_t ended = 0;
-  bool opened = false;
-  uint64_t expected = 0, issued = 0;
-  std::vector<Copy> copies;
-  char tags[2] = {};  // of even and odd phases
-};
-
-struct Cluster;
-
 struct Block {
   Configuration configuration;
   dim3 index;
-  unsigned rank = 0;
-  Cluster* cluster = nullptr;
   unsigned char* memory = nullptr;
-  char* statics = nullptr;
+  std::map<const void*, size_t> statics;  // bytes of each array of static shared memory
   std::deque<Warp> warps;
-  Meeting all, all_of_cluster;
-  std::map<uint64_t*, Phases> phases;
+  Meeting all;
   std::deque<Fiber>* fibers = nullptr;
   std::function<void()> kernel;
   Context scheduler;
@@ -246,46 +218,7 @@ struct Block {
   char start = 0, end = 0;
 };
 
-// Where blocks of a cluster wait for each other. A std::barrier orders blocks of other clusters too, by the
-// pool of waiters that all of them share: races would be missed.
-class Rendezvous {
- public:
-  explicit Rendezvous(unsigned blocks) : expected_(blocks) {}
-
-  void arrive_and_wait() {
-    std::unique_lock lock(mutex_);
-    const unsigned generation = generation_;
-    if (++arrived_ == expected_) return open();
-    opened_.wait(lock, [&] { return generation_ != generation; });
-  }
-
-  void arrive_and_drop() {
-    const std::lock_guard lock(mutex_);
-    if (--expected_ == arrived_) open();
-  }
-
- private:
-  void open() {
-    arrived_ = 0;
-    ++generation_;
-    opened_.notify_all();
-  }
-
-  std::mutex mutex_;
-  std::condition_variable opened_;
-  unsigned expected_, arrived_ = 0, generation_ = 0;
-};
-
-struct Cluster {
-  explicit Cluster(unsigned count) : turn(count), blocks(count) {}
-  Rendezvous turn;                   // before and after the cluster runs
-  std::unique_ptr<Rendezvous> sync;  // cluster_sync()
-  std::vector<Block> blocks;
-  char tags[2] = {};
-};
-
 inline thread_local Block* block_of_thread = nullptr;
-inline thread_local char statics_begin = 0;
 
 EMULATOR_HIDDEN inline Block& block() {
   return *block_of_thread;
@@ -314,9 +247,22 @@ EMULATOR_HIDDEN inline void yield() {
   fiber.context.switch_to(b.scheduler);
 }
 
+// Whether a launch asks for more shared memory than a block gets unasked; set by those who launch
+inline bool (*asks_for_memory)(int64_t static_bytes, int64_t dynamic_bytes) = nullptr;
+
+inline void count_static(const void* array, size_t bytes) {
+  constexpr size_t kUnasked = 48 * 1024;
+  Block& b = block();
+  if (!b.statics.emplace(array, bytes).second) return;
+  size_t fixed = 0;
+  for (const auto& [place, size] : b.statics) fixed += size;
+  const size_t dynamic = b.configuration.shared_bytes, all = fixed + dynamic;
+  const bool asked = asks_for_memory && asks_for_memory(fixed, dynamic);
+  if (all > kMaxSharedBytes || (all > kUnasked && !asked)) fail("too much shared memory");
+}
+
 // Arrives, and returns when all have.
-template <class Last>
-void meet(Meeting& meeting, const char* what, const Last& last_arrives) {
+inline void meet(Meeting& meeting, const char* what) {
   Block& b = block();
   if (meeting.arrived > 0 && std::strcmp(meeting.what, what) != 0)
     fail(std::string("threads meet at ") + meeting.what + " and " + what);
@@ -326,7 +272,6 @@ void meet(Meeting& meeting, const char* what, const Last& last_arrives) {
   fiber.generation = meeting.generation;
   ++b.events;
   if (++meeting.arrived == meeting.expected) {
-    last_arrives();
     meeting.arrived = 0;
     ++meeting.generation;
   }
@@ -338,7 +283,7 @@ inline void synchronize(Meeting& meeting, const char* what) {
   const Unseen unseen;
   char* tag = &meeting.tags[meeting.generation % 2];
   release(tag);
-  meet(meeting, what, [] {});
+  meet(meeting, what);
   acquire(tag);
 }
 
@@ -361,7 +306,7 @@ const uint64_t* exchange(unsigned mask, const char* what, F value) {
   Warp& w = warp();
   uint64_t* slots = w.slots[w.meeting.generation % 2];
   std::memcpy(&slots[self().number % kWarp], &value, sizeof(F));
-  meet(w.meeting, what, [] {});
+  meet(w.meeting, what);
   return slots;
 }
 
@@ -392,12 +337,9 @@ inline void leave() {
   ++w.left;
   ++b.events;
   fiber.ended = true;
-  for (Meeting* meeting : {&b.all, &b.all_of_cluster}) {
-    if (--meeting->expected == meeting->arrived && meeting->arrived > 0) {
-      if (meeting == &b.all_of_cluster) b.cluster->sync->arrive_and_wait();
-      meeting->arrived = 0;
-      ++meeting->generation;
-    }
+  if (--b.all.expected == b.all.arrived && b.all.arrived > 0) {
+    b.all.arrived = 0;
+    ++b.all.generation;
   }
 }
 
@@ -409,29 +351,20 @@ EMULATOR_HIDDEN inline void run_fiber() {
   yield();
 }
 
-inline std::string deadlock(const Block& b) {
-  for (const auto& [barrier, p] : b.phases)
-    if (p.expected != p.issued)
-      return "a barrier expects " + std::to_string(p.expected) + " bytes, " +
-             std::to_string(p.issued) + " were issued";
-  return "threads of a block wait for what never comes";
-}
-
 // One block's threads from start to end, forwards and backwards in turns.
 inline void run_threads(Block& b) {
   const Unseen unseen;
   const unsigned count = b.configuration.threads.count();
   block_of_thread = &b;
-  b.statics = &statics_begin;
+  b.statics.clear();
   b.memory = static_cast<unsigned char*>(
       ::operator new(b.configuration.shared_bytes, std::align_val_t{128}));
   std::memset(b.memory, kPoison, b.configuration.shared_bytes);
   b.warps.clear();
   b.warps.resize(count / kWarp);
   for (Warp& w : b.warps) w.meeting.expected = kWarp;
-  b.all = b.all_of_cluster = Meeting{};
-  b.all.expected = b.all_of_cluster.expected = count;
-  b.phases.clear();
+  b.all = Meeting{};
+  b.all.expected = count;
   while (b.fibers->size() < count) b.fibers->emplace_back();
   b.scheduler_sanitizer = current_sanitizer_fiber();
   for (unsigned number = 0; number < count; ++number) {
@@ -443,8 +376,6 @@ inline void run_threads(Block& b) {
     fiber.meeting = nullptr;
     fiber.context.start(fiber.stack.get(), Fiber::kStack, run_fiber);
   }
-  if (b.rank == 0) b.cluster->sync = std::make_unique<Rendezvous>(b.configuration.cluster);
-  b.cluster->turn.arrive_and_wait();
   release(&b.start);
   bool backwards = false;
   for (unsigned left = count; left > 0; backwards = !backwards) {
@@ -458,56 +389,34 @@ inline void run_threads(Block& b) {
       b.scheduler.switch_to(fiber.context);
       left -= fiber.ended;
     }
-    if (left > 0 && b.events == events) fail(deadlock(b));
+    if (left > 0 && b.events == events) fail("threads of a block wait for what never comes");
   }
   acquire(&b.end);
-  for (const auto& [barrier, p] : b.phases)
-    if (p.opened || p.issued > 0) fail("a kernel ends before its bulk copies");
-}
-
-// A block's memory goes before the others of its cluster can know that the block has ended.
-inline void run_block(Block& b) {
-  run_threads(b);
   ::operator delete(b.memory, std::align_val_t{128});
-  {
-    const Unseen unseen;
-    const Unordered unordered;  // nothing in a kernel waits for the end of another block
-    b.cluster->sync->arrive_and_drop();
-  }
-  b.cluster->turn.arrive_and_wait();
 }
 
 // kernel() for the threads of the whole grid
 inline void run_grid(const Configuration& configuration, const std::function<void()>& kernel) {
-  constexpr unsigned kAtOnce = 2;  // clusters
-  static std::deque<std::deque<Fiber>> fibers(kAtOnce * kMaxCluster);
-  const unsigned threads = configuration.threads.count(), cluster = configuration.cluster;
+  constexpr unsigned kAtOnce = 2;
+  static std::deque<std::deque<Fiber>> fibers(kAtOnce);
+  const unsigned threads = configuration.threads.count(), blocks = configuration.blocks.count();
   const dim3 grid = configuration.blocks;
   if (threads == 0 || threads > kMaxThreads)
     fail("a block of " + std::to_string(threads) + " threads");
   if (threads % kWarp != 0) fail("a block of broken warps");
   if (configuration.shared_bytes > kMaxSharedBytes) fail("too much shared memory");
-  if (cluster == 0 || cluster > kMaxCluster || grid.x % cluster != 0) fail("no whole clusters");
-  const unsigned clusters = grid.count() / cluster;
   std::vector<std::thread> workers;
-  std::deque<Cluster> running;
-  for (unsigned first = 0; first < std::min(kAtOnce, clusters); ++first) {
-    Cluster& members = running.emplace_back(cluster);
-    for (unsigned rank = 0; rank < cluster; ++rank) {
-      workers.emplace_back([&, first, rank] {
-        Block& b = members.blocks[rank];
-        b.configuration = configuration;
-        b.rank = rank;
-        b.cluster = &members;
-        b.fibers = &fibers[first * kMaxCluster + rank];
-        b.kernel = kernel;
-        for (unsigned c = first; c < clusters; c += kAtOnce) {
-          const unsigned number = c * cluster + rank;
-          b.index = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
-          run_block(b);
-        }
-      });
-    }
+  for (unsigned first = 0; first < std::min(kAtOnce, blocks); ++first) {
+    workers.emplace_back([&, first] {
+      Block b;
+      b.configuration = configuration;
+      b.fibers = &fibers[first];
+      b.kernel = kernel;
+      for (unsigned number = first; number < blocks; number += kAtOnce) {
+        b.index = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
+        run_threads(b);
+      }
+    });
   }
   for (std::thread& worker : workers) worker.join();
 }
@@ -598,6 +507,16 @@ inline unsigned char* shared_memory() {
   return emulator::block().memory;
 }
 
+// An array of the block's static shared memory, counted beside the dynamic one
+template <class Tag, class T, int kCount>
+T (&static_memory())
+[kCount] {
+  static thread_local T memory[kCount];
+  const emulator::Unseen unseen;
+  emulator::count_static(memory, sizeof(memory));
+  return memory;
+}
+
 inline void require_aligned(const void* shared, const void* global, size_t bytes) {
   if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global) | bytes) % 16 != 0)
     emulator::fail("a copy is not aligned to 16 bytes");
@@ -631,87 +550,6 @@ void wait_for_copies() {
     }
     for (const emulator::Copy& copy : group) copy.land();
   }
-}
-
-using CopyBarrier = uint64_t;
-
-inline void init_barrier(CopyBarrier* barrier) {
-  *barrier = 0;
-  const emulator::Unseen unseen;
-  emulator::block().phases[barrier] = {};
-}
-
-// The barrier is read as kernels' memory, so that an access before its initialization is known is a race.
-inline emulator::Phases& phases_of(CopyBarrier* barrier) {
-  const bool initialized = *barrier == 0;
-  const emulator::Unseen unseen;
-  auto& phases = emulator::block().phases;
-  const auto found = phases.find(barrier);
-  if (!initialized || found == phases.end()) emulator::fail("a barrier is not initialized");
-  return found->second;
-}
-
-inline void expect_bytes(CopyBarrier* barrier, uint32_t bytes) {
-  emulator::Phases& phases = phases_of(barrier);
-  const emulator::Unseen unseen;
-  if (phases.opened) emulator::fail("a phase is opened before anyone waited for the one before");
-  emulator::release(&phases.tags[phases.ended % 2]);
-  phases.opened = true;
-  phases.expected = bytes;
-  ++emulator::block().events;
-}
-
-inline void bulk_copy(void* shared, const void* global, uint32_t bytes, CopyBarrier* barrier) {
-  require_aligned(shared, global, bytes);
-  const emulator::Copy copy{shared, global, bytes};
-  copy.issue();
-  emulator::Phases& phases = phases_of(barrier);
-  const emulator::Unseen unseen;
-  emulator::release(&phases.tags[phases.ended % 2]);
-  phases.copies.push_back(copy);
-  phases.issued += bytes;
-  ++emulator::block().events;
-}
-
-inline void wait_barrier(CopyBarrier* barrier, uint32_t phase) {
-  emulator::Phases& phases = phases_of(barrier);
-  std::vector<emulator::Copy> landing;
-  {
-    const emulator::Unseen unseen;
-    while (phases.ended % 2 == phase && !(phases.opened && phases.issued == phases.expected))
-      emulator::yield();
-    emulator::acquire(&phases.tags[phase]);
-    if (phases.ended % 2 != phase) return;
-    landing = std::move(phases.copies);
-    phases = {.ended = phases.ended + 1};
-    ++emulator::block().events;
-  }
-  for (const emulator::Copy& copy : landing) copy.land();
-  emulator::release(&phases.tags[phase]);
-}
-
-inline void cluster_sync() {
-  const emulator::Unseen unseen;
-  emulator::Block& block = emulator::block();
-  char* tag = &block.cluster->tags[block.all_of_cluster.generation % 2];
-  emulator::release(tag);
-  emulator::meet(
-      block.all_of_cluster, "cluster_sync", [&] { block.cluster->sync->arrive_and_wait(); });
-  emulator::acquire(tag);
-}
-
-// In dynamic memory, or in the static memory of the block's thread
-template <class F>
-const F* peer_memory(const F* shared, unsigned rank) {
-  const emulator::Unseen unseen;
-  const emulator::Block& block = emulator::block();
-  if (rank >= block.configuration.cluster) emulator::fail("no such block in the cluster");
-  const emulator::Block& peer = block.cluster->blocks[rank];
-  const char* place = reinterpret_cast<const char*>(shared);
-  const char* memory = reinterpret_cast<const char*>(block.memory);
-  if (place >= memory && place < memory + block.configuration.shared_bytes)
-    return reinterpret_cast<const F*>(peer.memory + (place - memory));
-  return reinterpret_cast<const F*>(peer.statics + (place - block.statics));
 }
 
 }  // namespace fastcam

@@ -20,9 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TIME_LIMIT = 150
-BARRIER = re.compile(
-    r"\b(?:__syncthreads|__syncwarp|cluster_sync|wait_for_copies<\d>|wait_barrier)\((?:[^;]*)\);"
-)
+BARRIER = re.compile(r"\b(?:__syncthreads|__syncwarp|wait_for_copies<\d>)\((?:[^;]*)\);")
 # the quick ones first
 TESTS = {
     "arithmetic": [],
@@ -91,22 +89,25 @@ MUTANTS = [
     ("channel_weights.cuh", "row * kLanes + threadIdx.x;", "threadIdx.x;"),
     ("channel_weights.cuh", "kAcross ? kRows : rows * kLanes", "kAcross ? kRows : kLanes"),
     ("channel_weights.cuh", "kAcross ? kLanes : kRows / rows;", "kAcross ? kLanes : kRows;"),
+    ("channel_weights.cuh", "strided_sums(begin + first,", "strided_sums(first,"),
+    ("channel_weights.cuh", "stride, end, value", "stride, extents.positions, value"),
+    ("channel_weights.cuh", "image * partial.slices *", "image *"),
+    ("channel_weights.cuh", "map * partial.slices *", "map *"),
+    ("channel_weights.cuh", "(map * slices + slice)", "map"),
+    ("channel_weights.cuh", "partial[slice * channels + c]", "partial[c]"),
     ("channel_weights.cuh", ": extents.channels - 1;", ": extents.channels;"),
     ("channel_weights.cuh", "if (rows > 1)", "if (rows > 2 * kRows)"),
-    ("channel_weights.cuh", "c + j * stride < extents.channels)", "c < extents.channels)"),
+    ("channel_weights.cuh", "c + j * apart < extents.channels)", "c < extents.channels)"),
     # cam.cuh
     ("cam.cuh", "staged > step + 1", "staged > step"),
     ("cam.cuh", "staged < step + stages_", "staged <= step + stages_"),
     ("cam.cuh", "for (int group = 0; group < groups_; ++group)", "for (int group = 1; group < groups_; ++group)"),
-    ("cam.cuh", "for (int rank = 0; rank < slices; ++rank)", "for (int rank = 0; rank < slices - 1; ++rank)"),
     ("cam.cuh", "in_order = along == 1 && valid == length", "in_order = along == 1"),
     ("cam.cuh", "valid == length;", "true || valid == length;"),
     ("cam.cuh", "between * sizeof(T) % 16 == 0 && pitch_ % kVector<T> == 0", "pitch_ % kVector<T> == 0"),
     ("cam.cuh", "rows == 1 || (between * sizeof(T) % 16 == 0", "true || (between * sizeof(T) % 16 == 0"),
     ("cam.cuh", "copied = vectors * kVector<T>;", "copied = length;"),
     ("cam.cuh", "at < valid ? source", "at <= valid ? source"),
-    ("cam.cuh", "step / stages_ % 2", "step % 2"),
-    ("cam.cuh", "tiles * bulk_bytes(step)", "2 * bulk_bytes(step)"),
     ("cam.cuh", "offset < kLanes; offset *= 2", "offset < kLanes / 2; offset *= 2"),
     ("cam.cuh", "__shfl_xor_sync(0xffffffffu, sums[j], offset)", "__shfl_xor_sync(0xffffffffu, sums[j], 1)"),
     ("cam.cuh", "if (lane < vectors) partial", "if (lane < vectors - 1) partial"),
@@ -118,6 +119,8 @@ MUTANTS = [
     ("cam.cuh", "(threadIdx.y, kRows, slices,", "(threadIdx.y, kRows, slices - 1,"),
     ("cam.cuh", "partial + image * slices * size +", "partial + image * size +"),
     # plan.h
+    ("plan.h", "static_bytes + dynamic_bytes > kUnasked", "dynamic_bytes > kUnasked"),
+    ("plan.h", "filling < most ? filling : most", "filling"),
     ("plan.h", "(size + 15) / 16 * 16", "size / 16 * 16"),
     ("plan.h", "take(kRows * per_channel)", "take(per_channel)"),
     ("plan.h", "windows(const Extents& e) const {\n    return (e.positions + window - 1) / window", "windows(const Extents& e) const {\n    return e.positions / window"),

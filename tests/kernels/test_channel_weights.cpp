@@ -7,32 +7,48 @@ using namespace fastcam;
 
 namespace {
 
-template <class T, class Method>
-std::vector<arithmetic_t<T>> run(const Array<T>& a, const Array<T>& g, const Method& method) {
+template <bool kAcross, class T, class Method>
+std::vector<arithmetic_t<T>> run(
+    const Array<T>& a, const Array<T>& g, const Method& method, int64_t slices) {
+  using F = arithmetic_t<T>;
   const Extents& e = g.extents;
-  std::vector<arithmetic_t<T>> weights(e.images * e.classes * e.channels, arithmetic_t<T>(kNaN));
-  const auto launch = [&](auto kernel, int64_t channels) {
+  const int64_t maps = e.images * e.classes;
+  const int64_t tiles = blocks_of(e.channels, channels_per_block<kAcross>(e.positions));
+  std::vector<F> weights(maps * e.channels, F(kNaN)), terms(slices * maps * e.channels, F(kNaN)),
+      totals(slices * e.images * e.channels, F(kNaN));
+  const auto step = [&](WeightStep which, int64_t blocks, const Extents& extents) {
     emulator::launch(
-        kernel, grid(e.images * e.classes * blocks_of(e.channels, channels)), a.features(),
-        g.features(), e, method, weights.data());
+        channel_weights_kernel<kAcross, T, Method>, grid(blocks), a.features(), g.features(),
+        extents, method, which, ChannelSums<F>{slices, totals.data(), terms.data()},
+        weights.data());
   };
-  if (g.strides.channel == 1 && g.strides.position != 1) {
-    launch(channel_weights_kernel<true, T, Method>, channels_per_block<true>(e.positions));
-  } else {
-    launch(channel_weights_kernel<false, T, Method>, channels_per_block<false>(e.positions));
+  if (slices == 1) {
+    step(WeightStep::kWhole, maps * tiles, e);
+    return weights;
   }
+  if (Method::kUsesActivations)
+    step(WeightStep::kTotals, e.images * tiles * slices, {e.images, 1, e.channels, e.positions});
+  step(WeightStep::kTerms, maps * tiles * slices, e);
+  step(WeightStep::kFold, maps * tiles, e);
   return weights;
 }
 
+template <class T, class Method>
+std::vector<arithmetic_t<T>> run(
+    const Array<T>& a, const Array<T>& g, const Method& method, int64_t slices) {
+  const bool across = g.strides.channel == 1 && g.strides.position != 1;
+  return across ? run<true>(a, g, method, slices) : run<false>(a, g, method, slices);
+}
+
 template <class T>
-void test_weights(const Extents& e, Layout a_layout, Layout g_layout) {
+void test_weights(const Extents& e, Layout a_layout, Layout g_layout, int64_t slices = 1) {
   using F = arithmetic_t<T>;
   constexpr double kEps = 1, kXEps = 100;
   const Array<T> a({e.images, 1, e.channels, e.positions}, a_layout), g(e, g_layout);
-  const auto gap = run(a, g, GradCAM<F>{});
-  const auto plus_plus = run(a, g, GradCAMPlusPlus<F>{F(kEps)});
-  const auto no_floor = run(a, g, GradCAMPlusPlus<F>{F(kEps), -INFINITY});
-  const auto x = run(a, g, XGradCAM<F>{F(kXEps)});
+  const auto gap = run(a, g, GradCAM<F>{}, slices);
+  const auto plus_plus = run(a, g, GradCAMPlusPlus<F>{F(kEps)}, slices);
+  const auto no_floor = run(a, g, GradCAMPlusPlus<F>{F(kEps), -INFINITY}, slices);
+  const auto x = run(a, g, XGradCAM<F>{F(kXEps)}, slices);
   const std::string layouts = std::string(", A ") + name_of(a_layout) + ", g " + name_of(g_layout);
 
   for (int64_t n = 0; n < e.images; ++n) {
@@ -86,12 +102,15 @@ void test_type() {
     test_weights<T>({2, 1, 9, 49}, layout, layout);
     test_weights<T>({1, 2, 33, 5}, layout, layout);
     test_weights<T>({1, 1, 1, 1}, layout, layout);
+    test_weights<T>({2, 2, 9, 20}, layout, layout, 3);
     // several rows of threads a channel, more than one run of a sum
     test_weights<T>({1, 1, 5, 1040}, layout, layout);
     if (kSanitized) continue;
     test_weights<T>({1, 1, 130, 3}, layout, layout);
     test_weights<T>({1, 1, 3, 8600}, layout, layout);
     test_weights<T>({3, 3, 5, 33}, layout, layout);
+    test_weights<T>({1, 1, 130, 70}, layout, layout, 7);
+    test_weights<T>({1, 2, 3, 1040}, layout, layout, 2);
   }
   test_weights<T>({1, 2, 33, 40}, Layout::kContiguous, Layout::kChannelsLast);
   test_weights<T>({1, 2, 33, 40}, Layout::kChannelsLast, Layout::kContiguous);
@@ -101,6 +120,11 @@ void test_type() {
 }  // namespace
 
 int main() {
+  constexpr Device kH200{132, 227 << 10, 228 << 10};
+  expect(plan_weight_slices(1, 112 * 112, kH200) == 49, "one block's work fills the device");
+  expect(plan_weight_slices(1024, 112 * 112, kH200) == 1, "many blocks take whole channels");
+  expect(plan_weight_slices(1, 49, kH200) == 1, "few positions");
+  expect(plan_weight_slices(0, 49, kH200) == 1, "no channel");
   for_types([](auto element) { test_type<decltype(element)>(); });
   return report();
 }

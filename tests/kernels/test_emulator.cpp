@@ -25,7 +25,7 @@ __global__ void reverse_kernel(const int* source, int* target) {
 }
 
 __global__ void warp_kernel(unsigned* wrong) {
-  __shared__ int shared[kThreads];
+  auto& shared = static_memory<struct Shared, int, kThreads>();
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int value = static_cast<int>(threadIdx.x) * 3;
   bool right = __shfl_xor_sync(~0u, value, 5) == static_cast<int>(threadIdx.x ^ 5) * 3;
@@ -48,7 +48,7 @@ __global__ void grid_kernel(unsigned* seen) {
 
 // The last block to come adds up what all have written.
 __global__ void last_block_kernel(const int* source, int* partial, unsigned* ticket, int* total) {
-  __shared__ bool last;
+  bool& last = static_memory<struct Last, bool, 1>()[0];
   if (threadIdx.x == 0) {
     partial[blockIdx.x] = source[blockIdx.x];
     __threadfence();
@@ -77,40 +77,6 @@ __global__ void copy_async_kernel(const int* source, int rounds, int* target) {
   wait_for_copies<0>();
 }
 
-// A ring of two bulk copies
-__global__ void bulk_copy_kernel(const int* source, int rounds, int* target) {
-  __shared__ CopyBarrier barriers[2];
-  int* ring = reinterpret_cast<int*>(shared_memory());
-  const int count = blockDim.x;
-  const auto fetch = [&](int round) {
-    if (threadIdx.x != 0 || round >= rounds) return;
-    expect_bytes(&barriers[round % 2], count * 4);
-    bulk_copy(ring + round % 2 * count, source + round * count, count * 4, &barriers[round % 2]);
-  };
-  if (threadIdx.x < 2) init_barrier(&barriers[threadIdx.x]);
-  __syncthreads();
-  fetch(0);
-  for (int round = 0; round < rounds; ++round) {
-    fetch(round + 1);
-    wait_barrier(&barriers[round % 2], round / 2 % 2);
-    target[round * count + threadIdx.x] = ring[round % 2 * count + count - 1 - threadIdx.x];
-    __syncthreads();
-  }
-}
-
-// Each block reads its right neighbour's dynamic and static memory.
-__global__ void cluster_kernel(unsigned cluster, int* target) {
-  __shared__ int shared_rank;
-  const unsigned rank = blockIdx.x % cluster, next = (rank + 1) % cluster;
-  int* shared = reinterpret_cast<int*>(shared_memory());
-  shared[threadIdx.x] = blockIdx.x * 1000 + threadIdx.x;
-  if (threadIdx.x == 0) shared_rank = rank;
-  cluster_sync();
-  target[blockIdx.x * blockDim.x + threadIdx.x] =
-      peer_memory(shared, next)[threadIdx.x] + 1000000 * *peer_memory(&shared_rank, next);
-  cluster_sync();
-}
-
 // Threads that have ended are not waited for.
 __global__ void early_kernel(int* target) {
   if (threadIdx.x >= 32) return;
@@ -121,14 +87,14 @@ __global__ void early_kernel(int* target) {
 // ---- kernels with a fault ----
 
 __global__ void missing_barrier_kernel(int* target) {
-  __shared__ int shared[kThreads];
+  auto& shared = static_memory<struct Shared, int, kThreads>();
   shared[threadIdx.x] = threadIdx.x;
   target[threadIdx.x] = shared[kThreads - 1 - threadIdx.x];
 }
 
 // A shuffle is no barrier.
 __global__ void missing_warp_barrier_kernel(int* target) {
-  __shared__ int shared[kThreads];
+  auto& shared = static_memory<struct Shared, int, kThreads>();
   shared[threadIdx.x] = __shfl_xor_sync(~0u, static_cast<int>(threadIdx.x), 1);
   const int other = __shfl_xor_sync(~0u, static_cast<int>(threadIdx.x), 2);
   target[threadIdx.x] = other + shared[threadIdx.x ^ 1];
@@ -136,7 +102,7 @@ __global__ void missing_warp_barrier_kernel(int* target) {
 
 // The next round overwrites what slow threads still read.
 __global__ void missing_second_barrier_kernel(int* target) {
-  __shared__ int shared[kThreads];
+  auto& shared = static_memory<struct Shared, int, kThreads>();
   for (int round = 0; round < 2; ++round) {
     shared[threadIdx.x] = threadIdx.x + round;
     __syncthreads();
@@ -182,31 +148,6 @@ __global__ void misaligned_kernel(const float* source) {
   copy_async(shared_memory() + threadIdx.x * 16, source + threadIdx.x * 4 + 1);
 }
 
-__global__ void bulk_kernel(const float* source, uint32_t expected, uint32_t issued, bool wait) {
-  __shared__ CopyBarrier barrier;
-  if (threadIdx.x == 0) init_barrier(&barrier);
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    expect_bytes(&barrier, expected);
-    bulk_copy(shared_memory(), source, issued, &barrier);
-  }
-  if (wait) wait_barrier(&barrier, 0);
-}
-
-__global__ void uninitialized_barrier_kernel() {
-  wait_barrier(reinterpret_cast<CopyBarrier*>(shared_memory()), 0);
-}
-
-__global__ void missing_barrier_after_init_kernel(const float* source) {
-  __shared__ CopyBarrier barrier;
-  if (threadIdx.x == 0) {
-    init_barrier(&barrier);
-    expect_bytes(&barrier, 16);
-    bulk_copy(shared_memory(), source, 16, &barrier);
-  }
-  wait_barrier(&barrier, 0);
-}
-
 __global__ void divergent_kernel() {
   if (threadIdx.x % 2)
     __syncwarp();
@@ -226,28 +167,13 @@ __global__ void dynamic_overflow_kernel() {
 }
 
 __global__ void static_overflow_kernel(int* target, unsigned bound) {
-  __shared__ int shared[kThreads];
+  auto& shared = static_memory<struct Shared, int, kThreads>();
   for (unsigned i = threadIdx.x; i < bound; i += blockDim.x) target[i] = shared[i];
 }
 
-__global__ void peer_without_barrier_kernel(int* target) {
-  int* shared = reinterpret_cast<int*>(shared_memory());
-  shared[threadIdx.x] = blockIdx.x;
-  target[blockIdx.x * blockDim.x + threadIdx.x] = peer_memory(shared, 1 - blockIdx.x)[threadIdx.x];
-  cluster_sync();
-}
-
-// A block must not end while another one reads its memory.
-__global__ void peer_ends_kernel(int* target) {
-  int* shared = reinterpret_cast<int*>(shared_memory());
-  shared[threadIdx.x] = blockIdx.x;
-  cluster_sync();
-  if (blockIdx.x == 1) return;
-  target[threadIdx.x] = peer_memory(shared, 1)[threadIdx.x];
-}
-
-__global__ void no_such_peer_kernel() {
-  peer_memory(shared_memory(), 2);
+// 48 KiB together, and 16 bytes
+__global__ void static_and_dynamic_kernel() {
+  static_memory<struct Sixteen, int, 4>()[0] = 0;
 }
 
 __global__ void empty_kernel() {}
@@ -302,20 +228,6 @@ void run_all() {
       copy_async_kernel, {dim3{}, threads, kThreads * 32}, source.data(), kRounds, copied.data());
   expect(copied == source, "copy_async");
 
-  std::vector<int> ring(kRounds * kCount, -1);
-  emulator::launch(
-      bulk_copy_kernel, {dim3{}, threads, kThreads * 8}, source.data(), kRounds, ring.data());
-  expect_all(
-      ring, [](int i) { return i / kCount * kCount + kCount - 1 - i % kCount; }, "bulk_copy");
-
-  std::vector<int> clusters(9 * kCount, -1);
-  emulator::launch(cluster_kernel, {dim3{9}, threads, kThreads * 4, 3}, 3, clusters.data());
-  const auto neighbour = [](int i) {
-    const int block = i / kCount, next = block / 3 * 3 + (block + 1) % 3;
-    return next * 1000 + i % kCount + 1000000 * (next % 3);
-  };
-  expect_all(clusters, neighbour, "clusters");
-
   std::vector<int> early(32);
   emulator::launch(early_kernel, {dim3{}, threads}, early.data());
   expect_all(early, [](int) { return 1; }, "threads that end early");
@@ -364,30 +276,15 @@ void run_fault(const std::string& name) {
        }},
       {"never_waits", [&] { emulator::launch(never_waits_kernel, {one, threads, 1024}, source); }},
       {"misaligned", [&] { emulator::launch(misaligned_kernel, {one, threads, 1024}, source); }},
-      {"misaligned_bulk",
-       [&] { emulator::launch(bulk_kernel, {one, threads, 1024}, source, 24u, 24u, true); }},
-      {"bulk_bytes_disagree",
-       [&] { emulator::launch(bulk_kernel, {one, threads, 1024}, source, 48u, 32u, true); }},
-      {"bulk_never_waits",
-       [&] { emulator::launch(bulk_kernel, {one, threads, 1024}, source, 32u, 32u, false); }},
-      {"uninitialized_barrier",
-       [&] { emulator::launch(uninitialized_barrier_kernel, {one, threads, 16}); }},
-      {"missing_barrier_after_init",
-       [&] { emulator::launch(missing_barrier_after_init_kernel, {one, threads, 16}, source); }},
       {"divergent", [&] { emulator::launch(divergent_kernel, {one, threads}); }},
       {"deadlock", [&] { emulator::launch(deadlock_kernel, {one, threads}); }},
       {"dynamic_overflow", [&] { emulator::launch(dynamic_overflow_kernel, {one, threads, 64}); }},
       {"static_overflow",
        [&] { emulator::launch(static_overflow_kernel, {one, threads}, target, kThreads + 1); }},
-      {"bulk_overflow",
-       [&] { emulator::launch(bulk_kernel, {one, threads, 16}, source, 32u, 32u, true); }},
-      {"peer_without_barrier",
-       [&] { emulator::launch(peer_without_barrier_kernel, {two, threads, 256, 2}, target); }},
-      {"peer_ends", [&] { emulator::launch(peer_ends_kernel, {two, threads, 256, 2}, target); }},
-      {"no_such_peer", [&] { emulator::launch(no_such_peer_kernel, {two, threads, 16, 2}); }},
       {"too_many_threads", [&] { emulator::launch(empty_kernel, {one, dim3{32, 33}}); }},
       {"too_much_memory", [&] { emulator::launch(empty_kernel, {one, threads, 227 * 1024 + 1}); }},
-      {"broken_cluster", [&] { emulator::launch(empty_kernel, {dim3{3}, threads, 0, 2}); }},
+      {"static_and_dynamic",
+       [&] { emulator::launch(static_and_dynamic_kernel, {one, threads, 48 * 1024}); }},
   };
   faults.at(name)();
 }

@@ -120,6 +120,13 @@ void test_maps() {
               SmallMaps<F>(2, 2, slices, slices == 3, true, test.size), test.enlarged, true, 0.25);
     }
   }
+  // with the block's static memory more than it gets unasked
+  if (!kSanitized)
+    for (const Size& size : {Size{1, 96, 128}, Size{1, 93, 132}})
+      if (sizeof(F) == 4)
+        test_upsample(SmallMaps<F>(1, 1, 1, false, true, size), {1, 50, 70}, true, 0.0);
+  if (sizeof(F) == 8)
+    test_upsample(SmallMaps<F>(1, 1, 1, false, true, {1, 64, 96}), {1, 20, 30}, true, 0.0);
   // coordinates beyond 32 bits
   test_upsample(SmallMaps<F>(1, 1, 1, false, false, {1, 1, 40000}), {1, 1, 30001}, false, 0.0);
 }

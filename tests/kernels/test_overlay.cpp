@@ -89,5 +89,9 @@ void test_type() {
 int main() {
   for_types([](auto element) { test_type<decltype(element)>(); });
   test_type<uint8_t>();
+  // with the colors more shared memory than a block gets unasked
+  constexpr ChannelOrder kPlanar = ChannelOrder::kPlanar;
+  if (!kSanitized)
+    test_overlay<uint8_t>({1, 110, 110}, {1, 50, 70}, kPlanar, kPlanar, false, 0.5f, 1);
   return report();
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/layout.h"
+#include "kernels/plan.h"
 #include "kernels/scalar.h"
 
 namespace fastcam {
@@ -172,10 +173,9 @@ inline unsigned blocks_of(int64_t total, int64_t each) {
 }
 
 // Blocks of the kernels' shape
-inline emulator::Configuration grid(int64_t blocks, int64_t shared_bytes = 0, int64_t cluster = 1) {
-  return {
-      dim3{static_cast<unsigned>(blocks)}, dim3{32, 8}, static_cast<size_t>(shared_bytes),
-      static_cast<unsigned>(cluster)};
+inline emulator::Configuration grid(int64_t blocks, int64_t shared_bytes = 0) {
+  emulator::asks_for_memory = needs_opt_in;
+  return {dim3{static_cast<unsigned>(blocks)}, dim3{32, 8}, static_cast<size_t>(shared_bytes)};
 }
 
 }  // namespace fastcam

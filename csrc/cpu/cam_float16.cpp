@@ -1,0 +1,7 @@
+#include "cpu/cam.h"
+
+namespace fastcam::cpu {
+
+template void cam_of<float16>(const CamOperands&, const std::string&, bool, double, const Tensor&);
+
+}  // namespace fastcam::cpu
