@@ -29,7 +29,7 @@ TESTS_OF_captum := tests/test_dropin_captum.py tests/test_dropin_matrix.py tests
 N ?= 10000
 SEED ?= 300
 
-.PHONY: help demo test peers fuzz lint kernels emulate resources mutants bench build format clean
+.PHONY: help demo test peers peer-suites fuzz lint kernels emulate resources mutants bench build format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +48,9 @@ peer-%: build
 	@[ -d build/peers/$* ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --target build/peers/$* $(subst @,==,$*)
 	PYTHONPATH=build/peers/$* $(BIN)/python -m pytest -q $(TESTS_OF_$(firstword $(subst @, ,$*)))
+
+peer-suites: build  ## the tests of a library, from its checkout SRC, under the drop-in; AS=compat: as fastcam.compat
+	$(BIN)/python tests/peer_suites.py $(SRC) $(if $(filter compat,$(AS)),--as-compat)
 
 fuzz: build  ## N random networks from SEED on, explained and compared with whole-graph autograd
 	$(BIN)/python -m tests.fuzz --cases $(N) --seed $(SEED)

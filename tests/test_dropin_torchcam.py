@@ -389,6 +389,7 @@ def test_subclasses_keep_their_weights() -> None:
         (lambda model, x: model.train(), "in training mode"),
         (lambda model, x: model.head.train(), "in training mode"),
         (lambda model, x: x.requires_grad_(), "input requires"),
+        (lambda model, x: vars(model.block).update(forward=model.block.forward), "forward of"),
         (lambda model, x: model.stem.register_forward_hook(lambda *a: None), "other hooks"),
         (
             lambda model, x: model.head.register_full_backward_hook(lambda *a: None),
@@ -410,6 +411,25 @@ def test_the_graph_is_whole_where_it_may_be_needed(change: Any, reason: str) -> 
     assert (gradients[0] is not None) == bool(reason) and gradients[1] is not None
     (call,) = dropin.report().calls
     assert reason in call.why if reason else "begins at the first" in call.why
+
+
+def test_a_forward_set_on_an_object_runs_as_often_as_the_user_runs_it() -> None:
+    model, x = net(), images()
+    plain, runs = model.forward, []
+
+    def counting(images: Tensor) -> Tensor:
+        runs.append(len(images))
+        return plain(images) * len(runs)
+
+    vars(model)["forward"] = counting
+
+    def script() -> list[Tensor]:
+        runs.clear()
+        with methods.GradCAM(model, "features") as cam:
+            return cam(1, model(x), normalized=False) + cam(1, model(x), normalized=False)
+
+    compare(script)
+    assert runs == [3, 3]
 
 
 def test_extractors_together_begin_at_the_lowest_layer() -> None:

@@ -250,6 +250,8 @@ class Forward:
             state = vars(module)  # a tenth of the time that attributes of a module take
             if state.get("training", True):
                 return "the model, or a part of it, is in training mode or TorchScript"
+            if "forward" in state:  # it may count its runs
+                return "a module has a forward of its own"
             if may_be_compiled and is_compiled(module):
                 return "the model is compiled"
             if state["_backward_hooks"] or state["_backward_pre_hooks"]:
