@@ -273,7 +273,7 @@ class Capture:
         Raises:
             ValueError: as :meth:`inputs`, and if the model gives another number of rows.
         """
-        with self._as_before(), self.autocast():
+        with self.as_before():
             outputs = run(self._model, self.inputs(rows, images), hooks, before=before)
             logits = logits_of(outputs, self._output, len(rows)).detach()
         if logits.shape[0] != len(rows):
@@ -284,23 +284,24 @@ class Capture:
         return logits
 
     @contextmanager
-    def _as_before(self) -> Iterator[None]:
-        """Meanwhile the model keeps what it did before the run."""
-        if self.before is None:
-            yield
-            return
-        now = State(self._model)
-        self.before.restore()
-        try:
-            yield
-        finally:
-            now.restore()
+    def as_before(self) -> Iterator[None]:
+        """Meanwhile the precision is that of the run, and the model keeps what it did before it."""
+        with self.autocast():
+            if self.before is None:
+                yield
+                return
+            now = State(self._model)
+            self.before.restore()
+            try:
+                yield
+            finally:
+                now.restore()
 
     def for_runs_of(self, prepare: Callable[[nn.Module, Inputs], nn.Module]) -> Capture:
         """The same, whose :meth:`again` runs what ``prepare`` makes of the model and one image."""
         if self.exact:
             return self
-        with self._as_before(), self.autocast(), torch.no_grad():
+        with self.as_before(), torch.no_grad():
             one = self._per_image.first(self._model, self._inputs, self._output)
             prepared = prepare(self._model, one)
             return replace(self, _model=prepared, before=State(prepared))

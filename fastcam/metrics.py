@@ -31,7 +31,7 @@ from fastcam.engine.running import (
     unwrap,
 )
 from fastcam.imputation import impute
-from fastcam.targets import Selection, Targets, select
+from fastcam.targets import Selection, Targets, probabilities, select
 
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
@@ -400,7 +400,7 @@ class _Scorer:
     def _confidence(self, logits: Tensor, rows: Tensor) -> Tensor:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self._probabilities and self._selection.class_ids is not None and logits.dim() == 2:
-            logits = logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
+            logits = probabilities(logits)
         return self._selection.of(logits, rows)
 
 

@@ -110,7 +110,24 @@ def gap(gradients: Tensor, spatial_dims: int | None = None) -> Tensor:
 
 
 def gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float = 0.0) -> Tensor:
-    weights = _gradcam_plus_plus_weights(*_operands(activations, gradients), eps)
+    return channel_weights(activations, gradients, "gradcam++", eps)
+
+
+def channel_weights(
+    activations: Tensor, gradients: Tensor, method: str, eps: float = 0.0
+) -> Tensor:
+    """The weights w_k of one of the methods of :func:`fastcam.ops.cam` that have them.
+
+    Args:
+        activations: (N, C, *S).
+        gradients: (N, C, *S) or (N, K, C, *S).
+        method: ``gradcam``, ``gradcam++``, ``gradcam++-signed`` or ``xgradcam``.
+        eps: as for :func:`fastcam.ops.cam`.
+
+    Returns:
+        (N, C) or (N, K, C).
+    """
+    weights = _CHANNEL_WEIGHTS[method](*_operands(activations, gradients), eps)
     return weights if gradients.dim() > activations.dim() else weights.squeeze(1)
 
 

@@ -134,6 +134,11 @@ def look_like_probabilities(logits: Tensor) -> bool:
     return bool(((rows >= 0).all(1) & ((rows.sum(1) - 1).abs() < 1e-2)).all())
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Softmax over the classes of (N, classes, ...); of a single logit, (N,) or (N, 1), sigmoid."""
+    return logits.softmax(1) if logits.dim() > 1 and logits.shape[1] > 1 else logits.sigmoid()
+
+
 def _functions(targets: Any, images: int) -> list[Target] | None:
     """One function an image, None where the targets are no functions."""
     if callable(targets):

@@ -40,6 +40,7 @@ MODULES = {
         "random_cam",
         "refine_cam",
         "score_cam",
+        "sess",
         "shapley_cam",
         "utils.find_layers",
         "utils.image",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import fastcam.compat.pytorch_grad_cam as compat
 from fastcam import dropin
+from fastcam.compat.pytorch_grad_cam import base_cam
 
 peer = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is missing")
 from pytorch_grad_cam.utils.model_targets import (  # noqa: E402
@@ -98,8 +100,6 @@ def test_signatures(name: str) -> None:
 def test_maps(name: str, aug_smooth: bool, eigen_smooth: bool) -> None:
     if not hasattr(peer, name):
         pytest.skip(f"the installed release has no {name}")
-    if name == "ShapleyCAM" and eigen_smooth:
-        pytest.skip("fastcam.compat has no principal component of it, and says so")
 
     def script(library: Any) -> Any:
         model = network()
@@ -249,3 +249,253 @@ def test_softmax_targets() -> None:
             return [cam(images(), [ClassifierOutputSoftmaxTarget(2)] * 2)]
 
     assert_same(script)
+
+
+class _Tokens(nn.Module):
+    """A class token and the positions of a grid, (N, 1 + 9, 6), and a head on the mean of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.patches = nn.Conv2d(3, 6, 8, 8)
+        self.layer = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+        return self.head(self.layer(tokens).relu().mean(1))
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.4])
+@pytest.mark.parametrize("served", [True, False])
+def test_ablation_of_channels(served: bool, ratio: float) -> None:
+    """By replays; and by runs of the whole network, for an ablation layer of one's own."""
+
+    def script(library: Any) -> Any:
+        model, layers = network(), library.AblationLayer
+        stand_in = layers() if served else type("Mine", (layers,), {})()
+        with library.AblationCAM(
+            model,
+            [model[2]],  # before a ReLU, so ablated channels are far below the least activation
+            ablation_layer=stand_in,
+            batch_size=3,
+            ratio_channels_to_ablate=ratio,
+        ) as cam:
+            maps = [cam(images(), targets) for targets in (None, TARGETS)]
+        assert model[2] in list(model.children())
+        return maps
+
+    assert_same(script)
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_ablation_of_tokens(served: bool) -> None:
+    def script(library: Any) -> Any:
+        model, layers = _Tokens().eval(), library.AblationLayerVit
+        stand_in = layers() if served else type("Mine", (layers,), {})()
+        reshape = importlib.import_module(
+            f"{library.__name__}.utils.reshape_transforms"
+        ).vit_reshape_transform
+        with library.AblationCAM(
+            model,
+            [model.layer],
+            lambda tokens: reshape(tokens, 3, 3),
+            ablation_layer=stand_in,
+            batch_size=4,
+        ) as cam:
+            return [cam(images(24, 24), targets) for targets in (None, TARGETS)]
+
+    assert_same(script)
+
+
+def test_ablation_of_a_feature_pyramid() -> None:
+    def script(library: Any) -> Any:
+        layer = library.AblationLayerFasterRCNN()
+        generator = torch.Generator().manual_seed(0)
+        levels = {
+            name: torch.randn(2, 256, 3, 4, generator=generator)
+            for name in ("0", "1", "2", "3", "pool")
+        }
+        layer.set_next_batch(1, levels, 3)
+        layer.indices = np.array([4, 256 + 7, 4 * 256 + 1])
+        return [level.numpy() for level in layer(None).values()]
+
+    assert_same(script)
+
+
+def _of_ones_own(library: Any) -> Any:
+    """A method as its users write one: with the base class's sum, and of tensors."""
+
+    base = importlib.import_module(f"{library.__name__}.base_cam").BaseCAM
+
+    class OfTensors(base):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, compute_input_gradient=True, detach=False)
+
+        def get_cam_weights(self, images: Any, layer: Any, targets: Any, a: Any, g: Any) -> Any:
+            return g.mean((2, 3)).detach().numpy()
+
+    return OfTensors
+
+
+def test_a_method_of_ones_own_that_keeps_graphs() -> None:
+    def script(library: Any) -> Any:
+        model = network()
+        with _of_ones_own(library)(model, [model[3]]) as cam:
+            return [cam(images(), targets) for targets in (None, TARGETS)]
+
+    assert_same(script)
+
+
+@pytest.mark.parametrize("way", ["training", "twice", "no gradient"])
+@pytest.mark.parametrize("name", ["GradCAM", "LayerCAM", "EigenCAM", "ShapleyCAM", "FullGrad"])
+def test_networks_that_are_recorded_whole(name: str, way: str) -> None:
+    """Where the graph cannot start at the layer, it starts at the image."""
+
+    def script(library: Any) -> Any:
+        model = network()
+        layers = [] if name == "FullGrad" else [model[3]]
+        if way == "twice":
+            model = nn.Sequential(*model[:4], nn.Conv2d(8, 8, 1), model[3], *model[4:]).eval()
+        with getattr(library, name)(model, layers) as cam:
+            if way == "training":
+                model[0].train()
+            maps = []
+            for targets in (None, TARGETS):
+                with torch.set_grad_enabled(way != "no gradient"):
+                    maps.append(cam(images(), targets))
+            return maps
+
+    if raised(script, peer) is None:
+        assert_same(script)
+    elif way != "no gradient":  # which pytorch-grad-cam does not take
+        assert raised(script, compat) is not None
+
+
+def test_an_index_error_ends_with_the_block(capsys: pytest.CaptureFixture[str]) -> None:
+    for library in (peer, compat):
+        model = network()
+        with library.GradCAM(model, [model[3]]):
+            raise IndexError("nothing there")
+        assert "nothing there" in capsys.readouterr().out
+        with pytest.raises(KeyError), library.GradCAM(model, [model[3]]):
+            raise KeyError
+
+
+def test_full_grad_of_batch_norm(capsys: pytest.CaptureFixture[str]) -> None:
+    def script(library: Any) -> Any:
+        torch.manual_seed(0)
+        normal = nn.BatchNorm2d(6)
+        for tensor in (normal.weight, normal.bias, normal.running_mean, normal.running_var):
+            nn.init.uniform_(tensor, 0.5, 2)  # type: ignore[arg-type]
+        model = nn.Sequential(network()[0], normal, *network()[1:]).eval()
+        with library.FullGrad(model, [model[0]]) as cam:
+            maps = [cam(images(24, 32), t, eigen_smooth=e) for t in (None, TARGETS) for e in (0, 1)]
+        assert "target" in capsys.readouterr().out
+        return maps
+
+    assert_same(script)
+
+
+def test_full_grads_sum_over_layers() -> None:
+    """What its own forward calls, for those who call it too."""
+
+    def script(library: Any) -> Any:
+        model = network()
+        with library.FullGrad(model, []) as cam:
+            given = images().requires_grad_()
+            cam.activations_and_grads(given)[:, 1].sum().backward()
+            return [cam.compute_cam_per_layer(given, TARGETS, False)]
+
+    assert_same(script)
+
+
+@pytest.mark.parametrize("name", ["GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM"])
+@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (2, 5, 2, 3, 4)])
+def test_formulas_of_arrays(name: str, shape: tuple[int, ...]) -> None:
+    """What subclasses call: of arrays, and of two extents and three."""
+    if len(shape) == 5 and not NEWEST:
+        pytest.skip("1.5.5 has formulas of two extents only")
+    rng = np.random.default_rng(0)
+    a, g = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+
+    def script(library: Any) -> Any:
+        model = network()
+        cam = getattr(library, name)(model, [model[3]])
+        return [cam.get_cam_image(None, None, None, a, g, eigen_smooth=e) for e in (False, True)]
+
+    assert_same(script)
+
+
+def test_activations_without_positions() -> None:
+    model, flat = network(), np.ones((2, 5), np.float32)
+    for name in ("GradCAM", "LayerCAM", "EigenGradCAM"):
+        cam = getattr(compat, name)(model, [model[3]])
+        if name != "EigenGradCAM":
+            with pytest.raises(ValueError, match="activations: got 2 dimensions"):
+                cam.get_cam_image(None, None, None, flat, flat)
+    cam = compat.GradCAM(model, [model[3]])
+    cam.get_cam_weights = lambda *args: flat
+    with pytest.raises(ValueError, match="activations: got 2 dimensions"):
+        cam.get_cam_image(None, None, None, flat, flat)
+    with pytest.raises(NotImplementedError, match="BaseCAM"):
+        base_cam.BaseCAM(model, [model[3]])(images())
+    with pytest.raises(ValueError, match="input_tensor: got 2 dimensions"):
+        base_cam.BaseCAM(model, [model[3]]).get_target_width_height(torch.zeros(2, 3))
+
+
+@newest_only
+def test_sess_with_scores_of_ones_own() -> None:
+    """A subclass that scores windows in another way is asked, here and under the drop-in."""
+
+    def script(library: Any) -> Any:
+        class Mine(library.SESS):  # type: ignore[misc]
+            def get_scores(self, patches: Any, target: Any) -> Any:
+                return super().get_scores(patches, target)[::-1].copy()
+
+        model = network()
+        own, plain = (
+            kind(model, [model[3]], num_scales=3)(images(), TARGETS)
+            for kind in (Mine, library.SESS)
+        )
+        assert np.abs(own - plain).max() > 0.01
+        return [own]
+
+    assert_same(script)
+    expected = script(peer)
+    with dropin.install("pytorch_grad_cam"):
+        assert max(differences(expected, script(peer))) < 1e-4
+
+
+def test_windows_of_a_picture_smaller_than_them() -> None:
+    for library in (peer, compat) if NEWEST else (compat,):
+        sess = importlib.import_module(f"{library.__name__}.sess")
+        assert sess.sliding_window(5, 12, 4, 7) == [(0, 0), (4, 0), (5, 0)]
+        assert sess.window_starts(0, 4, 7) == []
+
+
+@newest_only
+def test_finer_cam_of_ones_own_targets() -> None:
+    def script(library: Any) -> Any:
+        model = network()
+        with library.FinerCAM(model, [model[3]], base_method=library.HiResCAM) as cam:
+            return [cam(images(), TARGETS)]
+
+    assert_same(script)
+
+
+def test_one_image_times_its_map() -> None:
+    image, heat = torch.rand(3, 4, 5), torch.rand(4, 5)
+    for library in (peer, compat):
+        module = importlib.import_module(f"{library.__name__}.metrics.cam_mult_image")
+        assert torch.equal(module.multiply_tensor_with_cam(image, heat), image * heat)
+
+
+def test_score_cam_of_too_few_targets() -> None:
+    for library in (peer, compat):
+        model = network()
+        with pytest.raises(RuntimeError), library.ScoreCAM(model, [model[3]]) as cam:
+            cam(images(), TARGETS[:1])
+        with dropin.install("pytorch_grad_cam"), pytest.raises(RuntimeError, match="targets"):
+            library.ScoreCAM(model, [model[3]])(images(), TARGETS[:1])

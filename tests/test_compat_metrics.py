@@ -19,6 +19,7 @@ from fastcam.compat.pytorch_grad_cam.metrics import (
     perturbation_confidence,
     road,
 )
+from fastcam.dropin.pytorch_grad_cam import metrics
 
 pytest.importorskip("pytorch_grad_cam", reason="grad-cam is missing")
 import pytorch_grad_cam.metrics.cam_mult_image as peer_mult
@@ -252,7 +253,7 @@ def test_percentiles_run_together(model: Network) -> None:
 
 
 def test_more_rows_than_run_together(model: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perturbation_confidence, "_ROWS", 7)
+    monkeypatch.setattr(metrics, "_ROWS", 7)
     metric = road.ROADMostRelevantFirstAverage([20, 40, 60, 80, 90])
     got, _ = seeded(metric, *given(3), model)
     assert model.rows == [3, 6, 6, 3]

@@ -19,6 +19,7 @@ from fastcam.capture import (
 )
 from fastcam.continuation import Continuation
 from fastcam.methods.eigen import kernel_component, principal_component
+from fastcam.methods.masked_runs import masked_runs
 from fastcam.targets import select
 
 CLASSES = torch.tensor([1, 4, 2])
@@ -231,6 +232,28 @@ def test_constant_channels_share_one_run(monkeypatch: pytest.MonkeyPatch) -> Non
     near(raw("scorecam", model, images), summed(a, scores.softmax(1)))
     # one image, two for the axes, the images, an image beside itself and another, the masked ones
     assert rows == [1, 2, 3, 2, 2, 3 * (7 - 4 + 1)]
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 6, 3, 2), (1, 1, 2, 2, 2), (0, 3, 2, 2)])
+@pytest.mark.parametrize("share", [True, False])
+def test_runs_that_give_each_channel_a_score(shape: tuple[int, ...], share: bool) -> None:
+    a = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if shape[0] > 1:
+        a[0, 1], a[0, 3], a[1, 0], a[1, 2] = 0.5, -1.0, 2.0, torch.nan
+    runs = masked_runs(a, share)
+    first: dict[int, int] = {}  # by image, what its constant channels share
+    wanted, own = [], torch.zeros(shape[:2])
+    for n, k in np.ndindex(*shape[:2]):
+        number = n * shape[1] + k
+        if share and a[n, k].unique().numel() == 1 and not a[n, k].isnan().any():
+            number = first.setdefault(n, number)
+        own[n, k] = number
+        if number == n * shape[1] + k:
+            wanted.append(number)
+    assert runs.rows.tolist() == wanted
+    assert runs.images.tolist() == [number // shape[1] for number in wanted]
+    scores = runs.rows[:, None] * torch.tensor([1.0, -2.0])
+    assert runs.spread(scores).equal(own[..., None] * torch.tensor([1.0, -2.0]))
 
 
 def ablated(model: Net, images: Tensor) -> Tensor:
@@ -605,9 +628,9 @@ def test_legrad_says_what_it_cannot_explain() -> None:
 FURTHER = [
     *("eigencam", "eigengradcam", "segeigencam", "kpcacam", "fem", "randomcam", "scorecam"),
     *("sscam", "iscam", "ablationcam", "shapleycam", "finercam", "refinecam", "smoothgradcam++"),
-    "fullgrad",
+    *("fullgrad", "sess"),
 ]
-AT_ONCE = {"sscam": {"samples": 2}}
+AT_ONCE = {"sscam": {"samples": 2}, "sess": {"scales": 3}}
 
 
 @pytest.mark.parametrize("name", FURTHER)

@@ -44,6 +44,7 @@ from fastcam.engine.values import (
 )
 from fastcam.errors import first_line
 from fastcam.fast import FastModel, Options, folded, preferred_dtype
+from fastcam.methods.masked_runs import masked_runs
 from fastcam.methods.smooth import smooth_weights
 
 EPS = 1e-8
@@ -790,24 +791,19 @@ def _masked_scores(
     scores_of: Callable[[Tensor, Tensor], Tensor],
     variations: _Variations,
 ) -> Tensor:
-    """(N C,), the mean over variations of S(x H_k)."""
-    count, channels = activations.shape[:2]
+    """(N, C), the mean over variations of S(x H_k)."""
     samples = getattr(extractor, "num_samples", 1)
+    runs = masked_runs(activations)
     flat = activations.flatten(0, 1)
-    numbers = torch.arange(len(flat), device=flat.device)
-    # each masked image's own number, or that of the image's first one that masks everything
-    constant = (flat.flatten(1).amax(1) == 0).view(count, channels)
-    first = constant.int().argmax(1) + channels * torch.arange(count, device=flat.device)
-    numbers = torch.where(constant, first[:, None], numbers.view(count, channels)).flatten()
-    scores = torch.zeros(
-        len(flat), dtype=torch.promote_types(flat.dtype, torch.float32), device=flat.device
-    )
-    for rows in numbers.unique().cpu().split(extractor.bs):
-        images = rows // channels
-        masked = _masks(extractor, flat[rows]) * _images(extractor, images)
+    dtype = torch.promote_types(flat.dtype, torch.float32)
+    scores = torch.zeros(len(runs.rows), dtype=dtype, device=flat.device)
+    images_of_runs = runs.images.cpu()
+    for chunk in torch.arange(len(runs.rows)).split(extractor.bs):
+        images = images_of_runs[chunk]
+        masked = _masks(extractor, flat[runs.rows[chunk]]) * _images(extractor, images)
         for varied in variations(masked, samples):
-            scores[rows] += scores_of(varied, images)
-    return scores[numbers] / samples
+            scores[chunk] += scores_of(varied, images)
+    return runs.spread(scores) / samples
 
 
 def _noisy_scores(

@@ -19,7 +19,7 @@ from fastcam.layers import Layers
 from fastcam.layout import Reshape
 from fastcam.methods.activation import FEM, RandomCAM
 from fastcam.methods.base import Method
-from fastcam.methods.composed import FinerCAM, RefineCAM
+from fastcam.methods.composed import SESS, FinerCAM, RefineCAM
 from fastcam.methods.eigen import KPCACAM, EigenCAM, EigenGradCAM, SegEigenCAM
 from fastcam.methods.fullgrad import FullGrad
 from fastcam.methods.gradient import (
@@ -44,6 +44,7 @@ __all__ = [
     "ISCAM",
     "KPCACAM",
     "METHODS",
+    "SESS",
     "SSCAM",
     "AblationCAM",
     "Deconvnet",
@@ -84,6 +85,7 @@ METHODS: dict[str, type[Method]] = {
         SmoothGradCAMPlusPlus,
         FinerCAM,
         RefineCAM,
+        SESS,
         EigenCAM,
         EigenGradCAM,
         SegEigenCAM,

@@ -44,14 +44,19 @@ class FEM(MapMethod):
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         maps = []
         for activations in record.activations:
-            a = activations if activations.dtype == torch.float64 else activations.float()
-            a = a.flatten(2)
-            mean = a.mean(2, keepdim=True)
-            deviation = (a - mean).square().mean(2, keepdim=True).sqrt()
-            weights = (a > mean + self.k * deviation).to(a.dtype).mean(2)
-            weights = weights.where(mean.squeeze(2).isfinite(), torch.nan)
+            weights = rare_shares(activations, self.k)
             maps.append(for_every_class(ops.weighted_sum(activations, weights, relu), selection))
         return maps
+
+
+def rare_shares(activations: Tensor, k: float) -> Tensor:
+    """FEM's weights (N, C), of activations (N, C, *S); NaN if a channel is not finite."""
+    a = activations if activations.dtype == torch.float64 else activations.float()
+    a = a.flatten(2)
+    mean = a.mean(2, keepdim=True)
+    deviation = (a - mean).square().mean(2, keepdim=True).sqrt()
+    shares = (a > mean + k * deviation).to(a.dtype).mean(2)
+    return shares.where(mean.squeeze(2).isfinite(), torch.nan)
 
 
 class RandomCAM(MapMethod):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypedDict
 from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam import ops
 from fastcam.capture import (
@@ -75,6 +76,10 @@ class Method:
     """What it derives the score by: see :func:`fastcam.capture.capture`."""
     reruns: ClassVar[bool] = False
     """Whether it runs the model again with other images or activations."""
+    captures: ClassVar[bool] = False
+    """Whether it captures further runs by itself, so that it is no base for another method."""
+    twice: bool = False
+    """Whether it derives the score twice."""
 
     def __init__(
         self,
@@ -153,24 +158,7 @@ class Method:
     def _run(
         self, inputs: Inputs, targets: Targets, hooks: Hooks = ()
     ) -> tuple[Capture, Selection]:
-        layouts = self._find_layouts(inputs)
-        self._find_start(inputs)
-        model, inputs = self._network(inputs)
-        record = capture(
-            model,
-            inputs,
-            self.layers,
-            reshape=self._reshape,
-            output=self._output,
-            graph=self.graph,
-            start=self._start,
-            hooks=hooks,
-            per_image=self._per_image,
-            repeats=self._repeats,
-            layouts=layouts,
-            reruns=self.reruns,
-        )
-        self._started += record.started
+        record = self._record(inputs, hooks)
         selection = select(record.logits, targets)
         if not self._checked:
             self._checked = True
@@ -190,6 +178,41 @@ class Method:
         self.outputs = record.outputs
         self.class_ids, self.scores = selection.class_ids, selection.scores.detach()
         return record, selection
+
+    def _record(self, inputs: Inputs, hooks: Hooks = (), *, exact: bool = False) -> Capture:
+        """One run.
+
+        Args:
+            inputs: what goes in.
+            hooks: further forward hooks, for this run.
+            exact: whether it is one of the model itself, with everything recorded.
+        """
+        layouts = self._find_layouts(inputs)
+        self._find_start(inputs)
+        model, start = self.model, self._start
+        if exact:
+            passing_on = frozenset() if start is None else start.copying
+            start = Start("model", passing_on)
+        else:
+            model, inputs = self._network(inputs)
+        # the fused kinds of attention have no second derivative
+        with sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext():
+            record = capture(
+                model,
+                inputs,
+                self.layers,
+                reshape=self._reshape,
+                output=self._output,
+                graph=self.graph,
+                start=start,
+                hooks=hooks,
+                per_image=self._per_image,
+                repeats=self._repeats,
+                layouts=layouts,
+                reruns=self.reruns,
+            )
+        self._started += record.started
+        return replace(record, exact=exact)
 
     def _network(self, inputs: Inputs) -> tuple[nn.Module, Inputs]:
         """What to run, and on what."""
@@ -308,7 +331,7 @@ class _FastMode:
 class MapMethod(Method):
     """A method that gives one map an image and class."""
 
-    relu: ClassVar[bool] = True
+    relu: bool = True
 
     _fast: _FastMode | None = None  # None: exact mode
     _looked = False  # at the maps, for being constant
@@ -492,7 +515,20 @@ class MapMethod(Method):
         self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
     ) -> Any:
         """What the call returns."""
-        return finish(self._maps(record, selection, relu), record, size, normalize)
+        maps = self._maps(record, selection, relu)
+        if size != "layer":
+            return self._joined(maps, extents_of(record, size), normalize)
+        if normalize:
+            dims = [activations.dim() - 2 for activations in record.activations]
+            maps = [ops.normalize(m, d) for m, d in zip(maps, dims, strict=True)]
+        return maps[0] if len(maps) == 1 else maps
+
+    def _joined(self, maps: list[Tensor], extents: tuple[int, ...], normalize: bool) -> Any:
+        """Enlargement, then min-max; of several layers the mean (:func:`mean_of_layers`)."""
+        if normalize and len(maps) > 1:
+            return mean_of_layers(maps, extents)
+        maps = [ops.upsample(m, extents, normalize) for m in maps]
+        return maps[0] if len(maps) == 1 else maps
 
     def _look(self, maps: Any, record: Capture, relu: bool) -> None:
         """Warns if all maps of the first call are constant; later calls do not wait for theirs."""
@@ -546,19 +582,6 @@ def for_every_class(maps: Tensor, selection: Selection) -> Tensor:
         return maps
     count, classes = selection.scores.shape
     return maps.unsqueeze(1).expand(count, classes, *maps.shape[1:])
-
-
-def finish(maps: list[Tensor], record: Capture, size: Size, normalize: bool) -> Any:
-    """Enlargement, then min-max; of several layers the mean (:func:`mean_of_layers`)."""
-    if size == "layer":
-        dims = [activations.dim() - 2 for activations in record.activations]
-        maps = [ops.normalize(m, d) for m, d in zip(maps, dims, strict=True)] if normalize else maps
-    else:
-        extents = extents_of(record, size)
-        if normalize and len(maps) > 1:
-            return mean_of_layers(maps, extents)
-        maps = [ops.upsample(m, extents, normalize) for m in maps]
-    return maps[0] if len(maps) == 1 else maps
 
 
 def mean_of_layers(maps: list[Tensor], extents: tuple[int, ...]) -> Tensor:

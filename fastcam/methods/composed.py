@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -13,12 +15,32 @@ from fastcam.capture import (
     Capture,
 )
 from fastcam.layers import Layers
-from fastcam.methods.base import MapMethod, Reading, Size, extents_of
+from fastcam.methods.base import MapMethod, Reading, Size
 from fastcam.methods.gradient import GradCAM, GradCAMPlusPlus
-from fastcam.targets import Selection
+from fastcam.targets import Selection, probabilities
 
 
-class FinerCAM(MapMethod):
+class _Composed(MapMethod):
+    """A method on top of another one, which it derives the score for and runs the network as."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Layers | None,
+        base: type[MapMethod],
+        reading: Reading,
+    ) -> None:
+        super().__init__(model, target_layers, **reading)
+        if not issubclass(base, MapMethod) or base.captures:
+            raise ValueError(
+                f"base: got '{base.name}', expected a method whose map comes from one run of the "
+                "network, such as GradCAM"
+            )
+        self._base = base(model)
+        self.graph, self.twice = self._base.graph, self._base.twice
+
+
+class FinerCAM(_Composed):
     """The map of S_c - gamma sum_d p_d S_d: what speaks for class c and not for its likes d.
 
     Zhang et al. 2025, arXiv 2501.11309. The references d are the classes with the scores nearest to
@@ -48,8 +70,8 @@ class FinerCAM(MapMethod):
             references: how many there are; all other classes where the model has fewer.
             weights: how they are weighed.
         """
-        super().__init__(model, target_layers, **reading)
-        if base.graph != "layers":
+        super().__init__(model, target_layers, base, reading)
+        if base.graph != "layers" or base.reruns:
             raise ValueError(
                 f"base: got '{base.name}', expected a method of gradients, such as GradCAM"
             )
@@ -59,14 +81,21 @@ class FinerCAM(MapMethod):
                 '"equal" or "softmax"'
             )
         self.gamma, self.references, self.weights = gamma, references, weights
-        self._base = base(model)
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
-        finer = Selection(self._contrast(record.logits, selection), None)
-        return self._base._maps(record, finer, relu)
+        return self._base._maps(record, self._contrast(record.logits, selection), relu)
 
-    def _contrast(self, logits: Tensor, selection: Selection) -> Tensor:
-        """The scores to explain instead, (N,) or (N, K)."""
+    def _finished(
+        self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
+    ) -> Any:
+        finer = self._contrast(record.logits, selection)
+        return self._base._finished(record, finer, relu, size, normalize)
+
+    def _joined(self, maps: list[Tensor], extents: tuple[int, ...], normalize: bool) -> Any:
+        return self._base._joined(maps, extents, normalize)
+
+    def _contrast(self, logits: Tensor, selection: Selection) -> Selection:
+        """The scores to explain instead."""
         ids = selection.class_ids
         if ids is None:
             raise ValueError(
@@ -90,10 +119,10 @@ class FinerCAM(MapMethod):
                 other = others.mean(2)
             else:
                 other = (others.softmax(2) * others).sum(2)
-            return (scores - self.gamma * other).reshape(ids.shape)
+            return Selection((scores - self.gamma * other).reshape(ids.shape), None)
 
 
-class RefineCAM(MapMethod):
+class RefineCAM(_Composed):
     """The product of several layers' maps: each normalized at its layer, then enlarged.
 
     How to Evaluate and Refine your CAM, 2026, arXiv 2605.14641. The last layer says where, the
@@ -115,9 +144,10 @@ class RefineCAM(MapMethod):
         Args:
             base: the method whose maps are multiplied.
         """
-        super().__init__(model, target_layers, **reading)
-        self._base = base(model)
-        self.graph = base.graph
+        super().__init__(model, target_layers, base, reading)
+
+    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        return self._base._maps(record, selection, relu)
 
     def _finished(
         self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
@@ -126,11 +156,253 @@ class RefineCAM(MapMethod):
         if size == "layer":
             shapes = [a.shape[2:] for a in record.activations]
             size = [max(extents) for extents in zip(*shapes, strict=True)]
-        extents = extents_of(record, size)
+        return super()._finished(record, selection, relu, size, normalize)
+
+    def _joined(self, maps: list[Tensor], extents: tuple[int, ...], normalize: bool) -> Any:
         dims = len(extents)
         product: Tensor | None = None
-        for maps in self._base._maps(record, selection, relu):
-            enlarged = ops.upsample(ops.normalize(maps, dims), extents, normalize=False)
+        for each in maps:
+            enlarged = ops.upsample(ops.normalize(each, dims), extents, normalize=False)
             product = enlarged if product is None else product * enlarged
         assert product is not None
         return ops.normalize(product, dims) if normalize else product
+
+
+class SESS(_Composed):
+    """The maps of windows of the enlarged image, each weighed by its own score, put together.
+
+    Tursun et al. 2022, arXiv 2207.01769: finds objects of other sizes than the network's, and
+    several of them. The image is enlarged to several sizes, and each of these cut into windows. The
+    class is that of the whole image. A window's map, in [0, 1], counts as the window's score over
+    the highest of the image's windows; negative scores count as 0, and all as 1 if none is
+    positive. Reduced to the image's size, the maps are averaged where they lie above ``theta``.
+
+    It costs the network's run on each image and one run of each window, from which both its score
+    and its map come: with 12 sizes and windows side by side 1 + 122 runs an image. Of each window a
+    map at the layer's resolution is kept until the image's last one has run.
+    """
+
+    name = "sess"
+    reruns = True
+    captures = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Layers | None = None,
+        *,
+        base: type[MapMethod] = GradCAM,
+        scales: int | Sequence[int] = 12,
+        window: int | None = None,
+        step: int | None = None,
+        drop: float = 0.0,
+        theta: float = 0.0,
+        pool: Literal["mean", "max"] = "mean",
+        smooth: bool = True,
+        probabilities: bool = True,
+        batch_size: int = 32,
+        **reading: Unpack[Reading],
+    ) -> None:
+        """As for the other methods.
+
+        Args:
+            base: the method whose maps are put together.
+            scales: the image's shorter side at each size, in pixels; or how many sizes there are,
+                from the window's shorter side on in steps of 2/7 of it.
+            window: the side of square windows, in pixels; by default they are as large as the
+                images, which is what a network of a fixed input size needs.
+            step: from one window to the next, in pixels; by default they lie side by side, the last
+                ones shifted back to the border.
+            drop: the share of an image's windows that is left out, those of the least scores.
+            theta: what a map has to lie above to count for the mean, in [0, 1).
+            pool: "mean", or "max" for the largest value.
+            smooth: whether the result is blurred, with a standard deviation of 5 pixels.
+            probabilities: whether a window's score is the target of the class probabilities, rather
+                than of the logits.
+            batch_size: how many windows run together, of any sizes and images.
+        """
+        super().__init__(model, target_layers, base, reading)
+        sizes = [scales] if isinstance(scales, int) else list(scales)
+        for argument, numbers in (
+            ("scales", sizes or [0]),
+            ("window", [window]),
+            ("step", [step]),
+            ("batch_size", [batch_size]),
+        ):
+            if any(number is not None and number < 1 for number in numbers):
+                raise ValueError(f"{argument}: got {numbers}, expected positive integers")
+        for argument, share in (("drop", drop), ("theta", theta)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{argument}: got {share}, expected it in [0, 1)")
+        if pool not in ("mean", "max"):
+            raise ValueError(f'pool: got {pool!r}, expected "mean" or "max"')
+        self.relu = self._base.relu
+        self.scales = scales if isinstance(scales, int) else sizes
+        self.window, self.step, self.batch_size = window, step, batch_size
+        self.drop, self.theta, self.pool, self.smooth = drop, theta, pool, smooth
+        self.probabilities = probabilities
+
+    def _finished(
+        self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
+    ) -> Any:
+        """One map whatever the number of layers; "layer" is the images' size."""
+        size = record.extents if size == "layer" else size
+        return super()._finished(record, selection, relu, size, normalize)
+
+    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        """One, of all layers, at the images' size."""
+        images = record.images
+        if (
+            images is None
+            or images.dim() != 4
+            or len(record.places) != 2
+            or not images.is_floating_point()
+        ):
+            came = "none" if images is None else f"{images.dtype} {tuple(images.shape)}"
+            raise ValueError(
+                f"images: got {came}, but SESS cuts windows out of images: it expects "
+                "floating-point images (N, C, H, W)"
+            )
+        images = images.movedim(record.places, (2, 3))
+        height, width = images.shape[2:]
+        window = (height, width) if self.window is None else (self.window, self.window)
+        grid = self._grid((height, width), window)
+        kind = selection.scores.shape[1:]
+        dtype = torch.promote_types(record.logits.dtype, torch.float32)
+        scores = torch.zeros(len(images) * len(grid), *kind, dtype=dtype, device=images.device)
+        found: list[list[Tensor]] = []  # by window, one map a layer
+        for patches in self._batches(images, window, grid):
+            numbers = torch.arange(len(patches), device=images.device) + len(found)
+            patches = patches.movedim((2, 3), record.places)
+            maps, scores[numbers] = self._explained(
+                record, selection, relu, numbers // len(grid), patches
+            )
+            found += [list(each) for each in zip(*(m.split(1) for m in maps), strict=True)]
+        weights = self._weights(scores.unflatten(0, (len(images), len(grid))))
+        fused = weights.new_zeros(len(images), *kind, height, width)
+        for n, total in enumerate(fused):
+            counts = torch.zeros_like(total)
+            for w, (extents, corner) in enumerate(grid):
+                (map_,) = self._base._joined(found[n * len(grid) + w], window, True)
+                placed = _placed(map_ * weights[n, w, ..., None, None], extents, corner, total)
+                if self.pool == "max":
+                    torch.maximum(total, placed, out=total)
+                else:
+                    counted = ~(placed <= self.theta)  # NaN counts
+                    total += placed.where(counted, 0)
+                    counts += counted
+            if self.pool == "mean":
+                total /= counts.clamp(min=1)
+        return [_blurred(fused) if self.smooth else fused]
+
+    def _grid(self, extents: tuple[int, int], window: tuple[int, int]) -> list[_Window]:
+        """The windows of an image of these extents, size by size and row by row."""
+        if isinstance(self.scales, int):
+            least = min(window)
+            sizes = [least + round(least * 2 / 7) * i for i in range(self.scales)]
+        else:
+            sizes = list(self.scales)
+        grid = []
+        for size in sizes:
+            enlarged = _with_shorter_side(extents, size)
+            if enlarged[0] < window[0] or enlarged[1] < window[1]:
+                raise ValueError(
+                    f"scales: got {size}, which makes the images {enlarged}, expected at least the "
+                    f"windows' {window}"
+                )
+            steps = window if self.step is None else (self.step, self.step)
+            down, across = map(_starts, enlarged, window, steps)
+            grid += [_Window(enlarged, (y, x)) for y in down for x in across]
+        return grid
+
+    def _batches(
+        self, images: Tensor, window: tuple[int, int], grid: list[_Window]
+    ) -> Iterator[Tensor]:
+        """The windows (R, C, *window) of (N, C, H, W), image by image; R is the batch size."""
+        waiting: list[Tensor] = []
+        for n in range(len(images)):
+            enlarged = image = images[n : n + 1]
+            for extents, (y, x) in grid:
+                if enlarged.shape[2:] != extents:
+                    enlarged = _enlarged(image, extents)
+                waiting.append(enlarged[:, :, y : y + window[0], x : x + window[1]])
+                if len(waiting) == self.batch_size:
+                    yield torch.cat(waiting)
+                    waiting = []
+        if waiting:
+            yield torch.cat(waiting)
+
+    def _explained(
+        self, record: Capture, selection: Selection, relu: bool, rows: Tensor, patches: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """The maps of some windows, one a layer and at its resolution, and their scores.
+
+        Args:
+            rows: (R,), which image each window is of.
+            patches: the windows, (R, ...) as the images are.
+        """
+        with record.as_before():
+            windows = self._record(record.inputs(rows, patches), exact=record.exact)
+            logits = windows.logits.detach()
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            scores = selection.of(probabilities(logits) if self.probabilities else logits, rows)
+            ids = None if selection.class_ids is None else selection.class_ids[rows]
+            with torch.enable_grad():
+                explained = Selection(selection.of(windows.logits, rows), ids)
+            with torch.autocast(logits.device.type, enabled=False):
+                return self._base._maps(windows, explained, relu), scores
+
+    def _weights(self, scores: Tensor) -> Tensor:
+        """Of each image's windows, for scores (N, W) or (N, W, K)."""
+        positive = scores.clamp(min=0)
+        highest = positive.amax(1, keepdim=True)
+        weights = torch.where(highest == 0, 1.0, positive / highest)
+        dropped = scores.argsort(1)[:, : int(scores.shape[1] * self.drop)]
+        return weights.scatter(1, dropped, 0.0)
+
+
+class _Window(NamedTuple):
+    extents: tuple[int, int]
+    """Of the enlarged image that it is in."""
+    corner: tuple[int, int]
+    """Its first row and column there."""
+
+
+def _with_shorter_side(extents: tuple[int, int], size: int) -> tuple[int, int]:
+    height, width = extents
+    longer = int(size * max(extents) / min(extents))
+    return (longer, size) if height > width else (size, longer)
+
+
+def _starts(length: int, window: int, step: int) -> list[int]:
+    """Where windows begin along an axis; the last one ends with it."""
+    return [*range(0, length - window, step), length - window]
+
+
+def _enlarged(image: Tensor, extents: tuple[int, int]) -> Tensor:
+    wide = image if image.dtype == torch.float64 else image.float()
+    resized = F.interpolate(wide, extents, mode="bilinear", antialias=True)
+    return resized.to(image.dtype)
+
+
+def _placed(
+    maps: Tensor, extents: tuple[int, int], corner: tuple[int, int], like: Tensor
+) -> Tensor:
+    """Maps ([K], h, w) in their place of the enlarged image, else 0, at the size of ``like``."""
+    (y, x), (height, width) = corner, maps.shape[-2:]
+    borders = (x, extents[1] - x - width, y, extents[0] - y - height)
+    return ops.upsample(F.pad(maps, borders), like.shape[-2:], normalize=False)
+
+
+def _blurred(maps: Tensor) -> Tensor:
+    """By a Gaussian of 11 x 11 pixels and standard deviation 5; mirrored at the border."""
+    offsets = torch.arange(-5, 6, dtype=torch.float64)
+    kernel = (-(offsets**2) / 50).exp()
+    kernel = (kernel / kernel.sum()).to(maps)
+    for axis in (-2, -1):
+        extent = maps.shape[axis]
+        period = max(2 * (extent - 1), 1)
+        places = torch.arange(-5, extent + 5, device=maps.device) % period
+        mirrored = maps.index_select(axis, torch.minimum(places, period - places))
+        maps = mirrored.unfold(axis, 11, 1) @ kernel
+    return maps

@@ -17,6 +17,7 @@ from fastcam.continuation import Continuation
 from fastcam.fast import folded
 from fastcam.layers import Layers
 from fastcam.methods.base import MapMethod, Reading, extents_of
+from fastcam.methods.masked_runs import masked_runs
 from fastcam.targets import Selection
 
 
@@ -66,31 +67,22 @@ class ScoreCAM(MapMethod):
 
     def _masked_scores(self, record: Capture, selection: Selection, activations: Tensor) -> Tensor:
         assert record.images is not None
-        count, channels = activations.shape[:2]
+        runs = masked_runs(activations, self._shares_constants)
         flat = activations.flatten(0, 1)  # (N C, *S)
         extents = extents_of(record, None)
-        # each masked image's own number, or that of the first one that is masked in the same way
-        numbers = torch.arange(len(flat), device=flat.device)
-        rows = numbers
-        if self._shares_constants:
-            low, high = flat.flatten(1).aminmax(dim=1)
-            constant = (low == high).view(count, channels)
-            first = constant.int().argmax(1) + channels * torch.arange(count, device=flat.device)
-            numbers = torch.where(constant, first[:, None], numbers.view(count, channels)).flatten()
-            rows = numbers.unique()
         again = record if self.compiled else record.for_runs_of(folded)
         dtype = torch.promote_types(record.logits.dtype, torch.float32)
         scores = torch.zeros(
-            len(flat), *selection.scores.shape[1:], dtype=dtype, device=flat.device
+            len(runs.rows), *selection.scores.shape[1:], dtype=dtype, device=flat.device
         )
-        for chunk in rows.split(self.batch_size):
-            masks = self._masks(flat[chunk], extents)
-            images = chunk // channels
+        for chunk in torch.arange(len(runs.rows), device=flat.device).split(self.batch_size):
+            masks = self._masks(flat[runs.rows[chunk]], extents)
+            images = runs.images[chunk]
             for varied in self._variations(masks):
                 shown = record.over_images(varied.to(record.images.dtype))
                 masked = record.images[images] * shown
                 scores[chunk] += selection.of(again.again(images, masked), images)
-        return (scores[numbers] / self._samples()).unflatten(0, (count, channels))
+        return runs.spread(scores / self._samples())
 
     def _masks(self, activations: Tensor, extents: tuple[int, ...]) -> Tensor:
         """(R, *extents) in [0, 1], for activations (R, *S)."""

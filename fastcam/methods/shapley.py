@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam import ops
 from fastcam.capture import (
     Capture,
 )
-from fastcam.engine.inputs import (
-    Inputs,
-)
-from fastcam.engine.running import Hooks
 from fastcam.methods.base import MapMethod
-from fastcam.targets import Selection, Targets
+from fastcam.targets import Selection
 
 
 class ShapleyCAM(MapMethod):
@@ -26,12 +21,7 @@ class ShapleyCAM(MapMethod):
     """
 
     name = "shapleycam"
-
-    def _run(
-        self, inputs: Inputs, targets: Targets, hooks: Hooks = ()
-    ) -> tuple[Capture, Selection]:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative
-            return super()._run(inputs, targets, hooks)
+    twice = True
 
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         columns = selection.columns()

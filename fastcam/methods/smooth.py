@@ -26,6 +26,7 @@ class SmoothGradCAMPlusPlus(MapMethod):
 
     name = "smoothgradcam++"
     graph = None
+    captures = True
 
     def __init__(
         self,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fastcam.capture import Capture, capture
+from fastcam.capture import Capture
 from fastcam.engine.inputs import Inputs
-from fastcam.engine.recording import Start
 from fastcam.engine.running import run
 from fastcam.engine.values import tensors_of
 from fastcam.targets import Selection, Targets, select
@@ -42,22 +41,7 @@ def verify(cam: MapMethod, images: Inputs, targets: Targets) -> Verification:
     """See :meth:`fastcam.methods.base.MapMethod.verify`."""
     with cam._calling():
         cam._find_layers(images)
-        cam._find_start(images)
-        passing_on = frozenset() if cam._start is None else cam._start.copying
-        whole_start = Start("model", passing_on)
-        whole = capture(
-            cam.model,
-            images,
-            cam.layers,
-            reshape=cam._reshape,
-            output=cam._output,
-            graph=cam.graph,
-            start=whole_start,
-            per_image=cam._per_image,
-            repeats=cam._repeats,
-            layouts=cam._find_layouts(images),
-        )
-        whole = replace(whole, exact=True)
+        whole = cam._record(images, exact=True)
         selection = select(whole.logits, targets)
         gradients = None if cam.graph is None else _gradients(whole, selection)
         with torch.autocast(whole.logits.device.type, enabled=False):

@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcam.compat.pytorch_grad_cam.run import Array
-from fastcam.compat.pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
-
-BELOW_ALL = 1e7
-"""How far an ablated channel lies below the least activation, where that is not 0."""
+from fastcam.dropin.pytorch_grad_cam.ablation import values_of_ablated
+from fastcam.dropin.pytorch_grad_cam.projection import get_2d_projection
+from fastcam.dropin.pytorch_grad_cam.run import Array
 
 
 class AblationLayer(nn.Module):
@@ -105,17 +103,6 @@ def ablate(activations: Tensor, channels: Any) -> None:
     written = torch.tensor(values, dtype=activations.dtype, device=activations.device)
     shape = (count, *[1] * (activations.dim() - 2))
     activations[rows, chosen] = written.reshape(shape).expand_as(activations[rows, chosen])
-
-
-def values_of_ablated(least: float, count: int) -> list[float]:
-    """What each of ``count`` rows is ablated to, where ``least`` is the least activation."""
-    if least == 0:
-        return [0.0] * count
-    values = []
-    for _ in range(count):
-        least = float(np.float32(least) - np.float32(BELOW_ALL))
-        values.append(least)
-    return values
 
 
 def _repeated(activations: Tensor, count: int) -> Tensor:

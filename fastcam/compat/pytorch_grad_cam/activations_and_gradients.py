@@ -7,23 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-
-class _OnTheCPU:
-    """A list of tensors that are brought to the CPU when somebody looks at them."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: Any, owner: type) -> Any:
-        if instance is None:
-            return self
-        kept: list[Tensor] = vars(instance)[self._name]
-        if instance.detach:
-            kept[:] = [tensor.detach().cpu() for tensor in kept]
-        return kept
-
-    def __set__(self, instance: Any, value: list[Tensor]) -> None:
-        vars(instance)[self._name] = value
+from fastcam.dropin.pytorch_grad_cam.run import OnTheCPU, clear
 
 
 class ActivationsAndGradients:
@@ -36,8 +20,8 @@ class ActivationsAndGradients:
         detach: whether both are kept on the CPU and without a graph.
     """
 
-    activations = _OnTheCPU()
-    gradients = _OnTheCPU()
+    activations = OnTheCPU("activations")
+    gradients = OnTheCPU("gradients")
 
     def __init__(
         self,
@@ -77,11 +61,7 @@ class ActivationsAndGradients:
 
     def clear(self) -> None:
         """Empties both lists, and detaches the tensors that were in them."""
-        for kept in (vars(self)["activations"], vars(self)["gradients"]):
-            for tensor in kept:
-                if isinstance(tensor, Tensor) and tensor.requires_grad:
-                    tensor.detach_()
-            kept.clear()
+        clear(self)
 
     def release(self) -> None:
         """Takes the hooks off, and forgets what they kept."""

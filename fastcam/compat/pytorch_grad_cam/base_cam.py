@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastcam.compat.pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
-from fastcam.compat.pytorch_grad_cam.run import (
-    RUNNERS,
-    Array,
-    TargetFunctions,
-    explain,
-    top_classes,
-)
-from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
-from fastcam.compat.pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
+from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from fastcam.dropin.pytorch_grad_cam.image import scale_cam_image
+from fastcam.dropin.pytorch_grad_cam.maps import FORMULAS, KERNELS, Formula, explain, top_classes
+from fastcam.dropin.pytorch_grad_cam.projection import get_2d_projection
+from fastcam.dropin.pytorch_grad_cam.run import RUNNERS, Array, Choose, TargetFunctions
 
 RUNNERS.add(ActivationsAndGradients)
+T = TypeVar("T")
 
 
 class BaseCAM:
@@ -91,7 +88,7 @@ class BaseCAM:
                 "(N, C, D, H, W); reshape_transform may help"
             )
         weighted = weights.reshape(*weights.shape, *[1] * (activations.ndim - 2)) * activations
-        return projected(weighted) if eigen_smooth else weighted.sum(axis=1)
+        return get_2d_projection(weighted) if eigen_smooth else weighted.sum(axis=1)
 
     def forward(
         self, input_tensor: Any, targets: TargetFunctions | None, eigen_smooth: bool = False
@@ -100,7 +97,7 @@ class BaseCAM:
         maps: Array = explain(
             self,
             input_tensor,
-            lambda outputs: top_classes(outputs) if targets is None else targets,
+            chosen(targets),
             eigen_smooth,
             lambda: self._through_everything(input_tensor, targets, eigen_smooth),
             f"pytorch_grad_cam.{type(self).__name__}",
@@ -115,7 +112,7 @@ class BaseCAM:
         if self.compute_input_gradient:
             input_tensor = input_tensor.detach().requires_grad_()
         self.outputs = outputs = self.activations_and_grads(input_tensor)
-        targets = top_classes(outputs) if targets is None else targets
+        targets = chosen(targets)(outputs)
         if self.uses_gradients:
             self.model.zero_grad()
             loss: Any = sum(t(output) for t, output in zip(targets, outputs, strict=False))
@@ -223,7 +220,14 @@ FLIPS_AND_FACTORS = [
 ]
 
 
-def projected(features: Array) -> Array:
-    """The first principal component (N, *S) of features (N, C, *S)."""
-    component: Array = get_2d_projection(features)
-    return component
+def by_kernel(cam: type[T]) -> type[T]:
+    """Decorates a class whose maps a kernel gives, unless a subclass has a formula of its own."""
+    FORMULAS[cam] = Formula(KERNELS[cam.__name__])
+    return cam
+
+
+def chosen(targets: TargetFunctions | None) -> Choose:
+    """These targets whatever the outputs; None for the class of the highest score."""
+    if targets is None:
+        return lambda outputs: top_classes(outputs, ClassifierOutputTarget)
+    return lambda outputs: targets

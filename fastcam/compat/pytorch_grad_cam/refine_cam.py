@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from fastcam.compat.pytorch_grad_cam.cams import GradCAMPlusPlus
-from fastcam.compat.pytorch_grad_cam.run import Array, TargetFunctions
-from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
-from fastcam.dropin.settings import settings
+from fastcam.dropin.pytorch_grad_cam.refine import product_of_maps
+from fastcam.dropin.pytorch_grad_cam.run import Array, TargetFunctions
 
 
 class RefineCAM:
@@ -44,11 +42,5 @@ class RefineCAM:
         targets: TargetFunctions | None = None,
         eigen_smooth: bool = False,
     ) -> Array:
-        """Maps (N, *S) in [0, 1], float32.
-
-        ``eigen_smooth`` is passed on as the base method's ``aug_smooth``, as pytorch-grad-cam does;
-        with :attr:`Settings.fix`, as ``eigen_smooth``.
-        """
-        smooth = (False, eigen_smooth) if settings.fix else (eigen_smooth,)
-        maps = [cam(input_tensor, targets, *smooth) for cam in self.base_cam_per_layer]
-        return scale_cam_image(np.prod(maps, axis=0))
+        """Maps (N, *S) in [0, 1], float32; see :func:`product_of_maps` for ``eigen_smooth``."""
+        return product_of_maps(self, input_tensor, targets, eigen_smooth)

@@ -9,13 +9,15 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from fastcam.compat.pytorch_grad_cam.cams import GradCAM
-from fastcam.compat.pytorch_grad_cam.run import Array, top_classes
-from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
+from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from fastcam.dropin.pytorch_grad_cam.image import scale_cam_image
+from fastcam.dropin.pytorch_grad_cam.maps import top_classes
+from fastcam.dropin.pytorch_grad_cam.run import Array
+from fastcam.dropin.pytorch_grad_cam.sess import map_of_windows
 
 Window = tuple[int, int, int, int]
 """Left, top, and the width and height of the enlarged image that it is in."""
@@ -111,36 +113,7 @@ class SESS:
         self, input_tensor: Tensor, target: Any, eigen_smooth: bool = False
     ) -> Array:
         """The map (H, W) of an image (1, C, H, W), before it is normalized."""
-        height, width = input_tensor.shape[-2:]
-        window = min(height, width) if self.window_size is None else self.window_size
-        step = window if self.step_size is None else self.step_size
-        target = self.get_target(input_tensor) if target is None else target
-        patches, coordinates = self.collect_patches(input_tensor, window, step)
-        scores = self.get_scores(patches, target)
-        order = np.argsort(scores)[int(len(scores) * self.pre_filter_ratio) :]
-        highest = scores[order[-1]]
-        weights = scores / highest if highest > 0 else np.ones_like(scores)
-        total: NDArray[np.float32] = np.zeros((height, width), np.float32)
-        counts: NDArray[np.float32] = np.zeros((height, width), np.float32)
-        for start in range(0, len(order), self.batch_size):
-            some = order[start : start + self.batch_size]
-            batch = torch.cat([patches[i] for i in some])
-            maps = self.base_cam(batch, [target] * len(some), eigen_smooth=eigen_smooth)
-            for index, of_window in zip(some, maps, strict=True):
-                placed = self.paste_cam(
-                    of_window * weights[index], coordinates[index], (height, width)
-                )
-                if self.pool == "max":
-                    np.maximum(total, placed, out=total)
-                else:
-                    counted = placed > self.theta
-                    total[counted] += placed[counted]
-                    counts += counted
-        if self.pool == "mean":
-            np.divide(total, counts, out=total, where=counts > 0)  # where 0 both are
-        if self.smooth:
-            cv2.GaussianBlur(total, (11, 11), sigmaX=5.0, dst=total)
-        return total
+        return map_of_windows(self, SESS, input_tensor, target, eigen_smooth)
 
     def get_scales(self, window_size: int) -> list[int]:
         """The shorter side of the image at each size."""
@@ -168,7 +141,7 @@ class SESS:
     def get_target(self, input_tensor: Tensor) -> Any:
         """The class of the highest score."""
         with torch.no_grad():
-            (target,) = top_classes(self.model(input_tensor))
+            (target,) = top_classes(self.model(input_tensor), ClassifierOutputTarget)
         return target
 
     def get_scores(self, patches: list[Tensor], target: Any) -> Array:

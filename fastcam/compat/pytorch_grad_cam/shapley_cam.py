@@ -5,25 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
-from fastcam.compat.pytorch_grad_cam.run import Run, TargetFunctions, keep, maps_by
+from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM, by_kernel
+from fastcam.dropin.pytorch_grad_cam.run import Array
 
 
-def _maps(cam: Any, run: Run, targets: TargetFunctions) -> list[Tensor]:
-    """One map a layer."""
-    products = run.hessian_products(targets)
-    keep(cam, run.activations, [])  # a run with hooks keeps those of both derivatives
-    maps = []
-    for a, (gradient, product) in zip(run.handed_on, products, strict=True):
-        weights = ops.gap(gradient) - ops.gap(product) / 2
-        maps.append(ops.weighted_sum(run.reshape(a.detach()), weights))
-    return maps
-
-
-@maps_by(_maps)
+@by_kernel
 class ShapleyCAM(BaseCAM):
     """w_k = mean(g - H A / 2), H the Hessian of S by A; Cai 2025, arXiv 2501.06261."""
 
@@ -36,3 +26,18 @@ class ShapleyCAM(BaseCAM):
         super().__init__(
             model, target_layers, reshape_transform, compute_input_gradient=True, detach=False
         )
+
+    def get_cam_weights(
+        self,
+        input_tensor: Any,
+        target_layers: Any,
+        targets: Any,
+        activations: Tensor,
+        grads: Tensor,
+    ) -> Array:
+        """(N, C), of activations and gradients with their graphs, as the layer returned them."""
+        (product,) = torch.autograd.grad(
+            grads, activations, activations, allow_unused=True, materialize_grads=True
+        )
+        reshape = self.reshape_transform or nn.Identity()
+        return ops.gap(reshape((grads - product / 2).detach())).cpu().numpy()

@@ -13,35 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastcam.compat.pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
 from fastcam.compat.pytorch_grad_cam.utils.image import (
     create_labels_legend,
-    scale_cam_image,
     show_factorization_on_image,
 )
+from fastcam.dropin.pytorch_grad_cam.factorization import dff, factorized
 
-Array = NDArray[Any]
-
-
-def dff(activations: Array, n_components: int = 5) -> tuple[Array, Array]:
-    """Activations as concepts and where they are, by scikit-learn's non-negative factorization.
-
-    Args:
-        activations: (N, C, H, W); NaN counts as 0.
-        n_components: K.
-
-    Returns:
-        Concepts (C, K) and maps (N, K, H, W).
-    """
-    from sklearn.decomposition import NMF
-
-    images, channels, height, width = activations.shape
-    values = activations.transpose(1, 0, 2, 3).reshape(channels, -1)
-    values = np.where(np.isnan(values), values.dtype.type(0), values)
-    low = values.min(axis=-1, keepdims=True)
-    model = NMF(n_components=n_components, init="random", random_state=0)
-    concepts = model.fit_transform(values - low) + low
-    maps = model.components_.reshape(n_components, images, height, width)
-    return concepts, maps.transpose(1, 0, 2, 3)
+__all__ = ["DeepFeatureFactorization", "dff", "run_dff_on_image"]
 
 
 class DeepFeatureFactorization:
@@ -61,10 +40,6 @@ class DeepFeatureFactorization:
         reshape_transform: Callable[[Any], Tensor] | None = None,
         computation_on_concepts: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        from fastcam.compat.pytorch_grad_cam.activations_and_gradients import (
-            ActivationsAndGradients,
-        )
-
         self.model = model
         self.computation_on_concepts = computation_on_concepts
         self.activations_and_grads = ActivationsAndGradients(
@@ -76,26 +51,11 @@ class DeepFeatureFactorization:
 
         And what ``computation_on_concepts`` gives, where there is one.
         """
-        height, width = input_tensor.shape[2:]
-        self.activations_and_grads(input_tensor)
-        activations = self.activations_and_grads.activations[0].detach().cpu().numpy()
-        concepts, maps = dff(activations, n_components=n_components)
-        enlarged = [scale_cam_image(of_image, (width, height)) for of_image in maps]
-        if not self.computation_on_concepts:
-            return concepts, enlarged
-        with torch.no_grad():
-            outputs = self.computation_on_concepts(torch.from_numpy(np.float32(concepts.T)))
-        return concepts, enlarged, outputs.cpu().numpy()
+        return factorized(self, input_tensor, n_components)
 
     def __del__(self) -> None:
         if hasattr(self, "activations_and_grads"):
             self.activations_and_grads.release()
-
-    def __enter__(self) -> DeepFeatureFactorization:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.activations_and_grads.release()
 
 
 def run_dff_on_image(

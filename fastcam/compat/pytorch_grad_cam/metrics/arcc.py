@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastcam.compat.pytorch_grad_cam.metrics.perturbation_confidence import Target
 from fastcam.compat.pytorch_grad_cam.metrics.road import ROADCombined
+from fastcam.dropin.pytorch_grad_cam.metrics import Target
 
 Array = NDArray[Any]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastcam.compat.pytorch_grad_cam.metrics.perturbation_confidence import (
     PerturbationConfidenceMetric,
-    Scores,
 )
+from fastcam.dropin.pytorch_grad_cam.metrics import Scores
 
 
 def multiply_tensor_with_cam(input_tensor: Tensor, cam: Tensor) -> Tensor:

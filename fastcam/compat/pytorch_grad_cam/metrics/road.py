@@ -9,19 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastcam import ops
 from fastcam.compat.pytorch_grad_cam.metrics.perturbation_confidence import (
     AveragerAcrossThresholds,
     PerturbationConfidenceMetric,
     RemoveLeastRelevantFirst,
     RemoveMostRelevantFirst,
-    Scores,
-    Target,
 )
+from fastcam.dropin.pytorch_grad_cam.metrics import Scores, Target, impute
 
 Array = NDArray[Any]
 Weighting = Sequence[tuple[tuple[int, int], float]]
@@ -97,13 +94,7 @@ class NoisyLinearImputer:
 
         The noise is drawn as pytorch-grad-cam draws it. Where no pixel is known, 0 and the noise.
         """
-        missing = (mask == 0).cpu()
-        precise = img.detach() if img.dtype == torch.float64 else img.detach().float()
-        solved = ops.impute(precise.unsqueeze(0), ~missing.to(img.device).unsqueeze(0))[0]
-        filled = solved[:, missing].float()  # (C, n)
-        imputed = img.clone()
-        imputed[:, missing] = (filled + self.noise * torch.randn_like(filled)).to(img.dtype)
-        return imputed
+        return impute(self, img, mask)
 
 
 class ROADMostRelevantFirst(PerturbationConfidenceMetric):

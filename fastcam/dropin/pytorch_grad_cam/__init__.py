@@ -1,4 +1,4 @@
-"""pytorch-grad-cam, taken over in place by :mod:`fastcam.compat.pytorch_grad_cam`."""
+"""pytorch-grad-cam, taken over in place."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ import importlib
 import inspect
 from typing import Any
 
-from fastcam.compat import pytorch_grad_cam as ours
-from fastcam.compat.pytorch_grad_cam.ablation_cam import ablation_weights
-from fastcam.compat.pytorch_grad_cam.finer_cam import finer_map, finer_targets, ranks_there
-from fastcam.compat.pytorch_grad_cam.fullgrad_cam import full_gradient
-from fastcam.compat.pytorch_grad_cam.guided_backprop import guided_gradient
-from fastcam.compat.pytorch_grad_cam.run import FORMULAS, RUNNERS, Formula, explain, top_classes
 from fastcam.dropin.calls import counted
+from fastcam.dropin.pytorch_grad_cam import factorization, image, metrics, projection
+from fastcam.dropin.pytorch_grad_cam.ablation import ablation_weights
+from fastcam.dropin.pytorch_grad_cam.finer import finer_map, finer_targets, ranks_there
+from fastcam.dropin.pytorch_grad_cam.fullgrad import full_gradient
+from fastcam.dropin.pytorch_grad_cam.guided import guided_gradient
+from fastcam.dropin.pytorch_grad_cam.maps import FORMULAS, KERNELS, Formula, explain, top_classes
+from fastcam.dropin.pytorch_grad_cam.refine import product_of_maps
+from fastcam.dropin.pytorch_grad_cam.run import RUNNERS, Choose, OnTheCPU, clear
+from fastcam.dropin.pytorch_grad_cam.score import score_weights
+from fastcam.dropin.pytorch_grad_cam.sess import map_of_windows
 from fastcam.dropin.takeover import Replacement, Takeover
-
-_FUSED = (
-    "GradCAM",
-    "GradCAMPlusPlus",
-    "XGradCAM",
-    "HiResCAM",
-    "GradCAMElementWise",
-    "LayerCAM",
-    "ShapleyCAM",
-)
 
 _RUN = tuple(
     f"pytorch_grad_cam.{name}"
@@ -32,44 +26,47 @@ _RUN = tuple(
 )
 """Where that lies which a run with its maps stands for."""
 
-_FUNCTIONS = {
-    "utils.image": (
-        "deprocess_image",
-        "scale_accross_batch_and_channels",
-        "scale_cam_image",
-        "show_cam_on_image",
-        "show_factorization_on_image",
+_FUNCTIONS: tuple[tuple[str, Replacement], ...] = (
+    ("utils.image.deprocess_image", image.deprocess_image),
+    ("utils.image.scale_accross_batch_and_channels", image.scale_accross_batch_and_channels),
+    ("utils.image.scale_cam_image", image.scale_cam_image),
+    ("utils.image.show_cam_on_image", image.show_cam_on_image),
+    ("utils.image.show_factorization_on_image", image.show_factorization_on_image),
+    ("utils.svd_on_activations.get_2d_projection", projection.get_2d_projection),
+    ("utils.svd_on_activations.get_2d_projection_kernel", projection.get_2d_projection_kernel),
+    (
+        "utils.svd_on_activations.get_2d_projection_with_sign_correction",
+        projection.get_2d_projection_with_sign_correction,
     ),
-    "utils.svd_on_activations": (
-        "get_2d_projection",
-        "get_2d_projection_kernel",
-        "get_2d_projection_with_sign_correction",
+)
+_CALLS: tuple[tuple[str, Replacement], ...] = (
+    ("metrics.perturbation_confidence.PerturbationConfidenceMetric", metrics.confidence_change),
+    ("metrics.perturbation_confidence.AveragerAcrossThresholds", metrics.mean_change),
+    ("metrics.perturbation_confidence.RemoveMostRelevantFirst", metrics.without_most_relevant),
+    ("metrics.perturbation_confidence.RemoveLeastRelevantFirst", metrics.without_least_relevant),
+    ("metrics.road.NoisyLinearImputer", metrics.impute),
+    (
+        "feature_factorization.deep_feature_factorization.DeepFeatureFactorization",
+        factorization.factorized,
     ),
-}
-_METHODS = {
-    "metrics.perturbation_confidence": (
-        "AveragerAcrossThresholds",
-        "PerturbationConfidenceMetric",
-        "RemoveLeastRelevantFirst",
-        "RemoveMostRelevantFirst",
-    ),
-    "metrics.road": ("NoisyLinearImputer",),
-    "feature_factorization.deep_feature_factorization": ("DeepFeatureFactorization",),
-}
+)
+"""Classes, and what a call of one of their objects does."""
 
 
-def _lent(path: str, name: str, present: Replacement) -> Replacement:
-    """Our function or method of the same name, each call of it counted."""
-    ours: Any = importlib.import_module(f"fastcam.compat.pytorch_grad_cam.{path}")
-    for part in name.split("."):
-        ours = getattr(ours, part)
-    shown = f"pytorch_grad_cam.{path}.{name.removesuffix('.__call__')}"
+def _counting(name: str, ours: Replacement, present: Replacement) -> Replacement:
+    """Our function, each call of it counted."""
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
-        with counted(shown):
+        with counted(f"pytorch_grad_cam.{name}"):
             return ours(*args, **kwargs)
 
     return replacement
+
+
+def _of_library(name: str) -> Any:
+    """What has this name in the library; None if the release has none."""
+    path, _, last = name.rpartition(".")
+    return getattr(importlib.import_module(f"pytorch_grad_cam.{path}"), last, None)
 
 
 def take_over(takeover: Takeover) -> None:
@@ -78,19 +75,22 @@ def take_over(takeover: Takeover) -> None:
     base = importlib.import_module("pytorch_grad_cam.base_cam")
     model_targets = importlib.import_module("pytorch_grad_cam.utils.model_targets")
 
+    def chosen(targets: Any) -> Choose:
+        def choose(outputs: Any) -> Any:
+            if targets is None:
+                return top_classes(outputs, model_targets.ClassifierOutputTarget)
+            return targets
+
+        return choose
+
     def forward(present: Replacement) -> Replacement:
         def replacement(
             cam: Any, input_tensor: Any, targets: Any, eigen_smooth: Any = False
         ) -> Any:
-            def choose(outputs: Any) -> Any:
-                if targets is None:
-                    return top_classes(outputs, model_targets.ClassifierOutputTarget)
-                return targets
-
             return explain(
                 cam,
                 input_tensor,
-                choose,
+                chosen(targets),
                 eigen_smooth,
                 lambda: present(cam, input_tensor, targets, eigen_smooth),
                 f"pytorch_grad_cam.{type(cam).__name__}",
@@ -104,7 +104,7 @@ def take_over(takeover: Takeover) -> None:
         ) -> Any:
             if eigen_smooth:
                 return present(cam, input_tensor, targets, eigen_smooth)
-            return full_gradient(cam, input_tensor, targets)
+            return full_gradient(cam, input_tensor, chosen(targets))
 
         return replacement
 
@@ -165,39 +165,51 @@ def take_over(takeover: Takeover) -> None:
 
         return replacement
 
-    def clear(present: Replacement) -> Replacement:
-        def replacement(kept: Any) -> None:
-            """Without bringing tensors to the CPU to forget them."""
-            own = type(kept) in RUNNERS
-            (ours.ActivationsAndGradients.clear if own else present)(kept)
+    def score(present: Replacement) -> Replacement:
+        def replacement(
+            cam: Any, input_tensor: Any, layer: Any, targets: Any, activations: Any, grads: Any
+        ) -> Any:
+            return score_weights(cam, input_tensor, targets, activations)
 
         return replacement
 
-    for path, names in _FUNCTIONS.items():
-        module = importlib.import_module(f"pytorch_grad_cam.{path}")
-        for name in names:
-            if hasattr(module, name):  # not in every release
-                function = getattr(module, name)
-                takeover.function(function, functools.partial(_lent, path, name))
-    for path, owners in _METHODS.items():
-        for owner in owners:
-            there = getattr(importlib.import_module(f"pytorch_grad_cam.{path}"), owner)
-            takeover.method(there, "__call__", functools.partial(_lent, path, f"{owner}.__call__"))
-    for name in _FUSED:
+    def refine(present: Replacement) -> Replacement:
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return product_of_maps(*args, **kwargs)
+
+        return replacement
+
+    def sess(present: Replacement) -> Replacement:
+        def replacement(sess: Any, *args: Any, **kwargs: Any) -> Any:
+            return map_of_windows(sess, peer.SESS, *args, **kwargs)
+
+        return replacement
+
+    def clearing(present: Replacement) -> Replacement:
+        def replacement(kept: Any) -> None:
+            (clear if type(kept) in RUNNERS else present)(kept)
+
+        return replacement
+
+    for name, ours in _FUNCTIONS:
+        function = _of_library(name)
+        if function is not None:
+            takeover.function(function, functools.partial(_counting, name, ours))
+    for name, ours in _CALLS:
+        takeover.method(_of_library(name), "__call__", functools.partial(_counting, name, ours))
+    for name, kernel in KERNELS.items():
         there = getattr(peer, name)
         guard = takeover.guard(name, there.__module__, *_RUN)
         if guard is not None:
-            kernel = FORMULAS[getattr(ours, name)].kernel
             takeover.on_undo(functools.partial(FORMULAS.pop, there, None))
             FORMULAS[there] = Formula(kernel, guard.changed)
     if takeover.guard("ActivationsAndGradients", *_RUN):
         takeover.on_undo(lambda: RUNNERS.discard(peer.ActivationsAndGradients))
         RUNNERS.add(peer.ActivationsAndGradients)
         for name in ("activations", "gradients"):
-            lent = vars(ours.ActivationsAndGradients)[name]
-            takeover.attribute(peer.ActivationsAndGradients, name, lent)
+            takeover.attribute(peer.ActivationsAndGradients, name, OnTheCPU(name))
     if hasattr(peer.ActivationsAndGradients, "clear"):  # not in every release
-        takeover.method(peer.ActivationsAndGradients, "clear", clear)
+        takeover.method(peer.ActivationsAndGradients, "clear", clearing)
     find_layers = "pytorch_grad_cam.utils.find_layers"
     takeover.method(base.BaseCAM, "forward", forward, *_RUN)
     takeover.method(peer.FullGrad, "forward", full_gradient_forward, *_RUN)
@@ -211,5 +223,7 @@ def take_over(takeover: Takeover) -> None:
     )
     takeover.method(peer.GuidedBackpropReLUModel, "__call__", guided, find_layers)
     if hasattr(peer, "RefineCAM"):  # not in every release
-        takeover.method(peer.RefineCAM, "forward", lambda present: ours.RefineCAM.forward, *_RUN)
-    takeover.method(peer.ScoreCAM, "get_cam_weights", lambda present: ours.ScoreCAM.get_cam_weights)
+        takeover.method(peer.RefineCAM, "forward", refine, *_RUN)
+    if hasattr(peer, "SESS"):
+        takeover.method(peer.SESS, "forward_single_image", sess, *_RUN)
+    takeover.method(peer.ScoreCAM, "get_cam_weights", score)

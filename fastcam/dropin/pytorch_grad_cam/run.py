@@ -1,7 +1,7 @@
 """How a CAM object of pytorch-grad-cam runs its network here: recorded from the target layer up.
 
-The functions take the object, of this package's classes or of pytorch-grad-cam's own, by the
-attributes that both have.
+The functions of this package take the object, one of pytorch-grad-cam's own classes or of those in
+:mod:`fastcam.compat.pytorch_grad_cam`, by the attributes that both have.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,37 +17,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastcam import ops
 from fastcam.capture import Graph, record
-from fastcam.compat.pytorch_grad_cam.utils.image import scale_cam_image
-from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from fastcam.dropin.calls import counted
 from fastcam.dropin.settings import settings
 from fastcam.engine.inputs import first_row
 from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at, has_hooks
-from fastcam.engine.running import (
-    unwrap,
-)
+from fastcam.engine.running import unwrap
 from fastcam.errors import first_line
 from fastcam.fast import FastModel, Options, preferred_dtype
 from fastcam.layers import layer_names
 
-SCALE_EPS = 1e-7  # beside the range of a map, as in scale_cam_image
-
-T = TypeVar("T")
 Array = np.ndarray[Any, Any]
 TargetFunctions = Sequence[Callable[[Any], Any]]
 Choose = Callable[[Any], TargetFunctions]
 """From the model's outputs to one target function an image."""
 
-OVERRIDABLE = frozenset(
-    ("get_cam_weights", "get_cam_image", "compute_cam_per_layer", "aggregate_multi_layers")
-)
-"""What a user's subclass may have of its own; these get numpy arrays."""
-
 
 class NotServed(Exception):
     """This call is one for the library's own way; the message says why."""
+
+
+RUNNERS: set[type] = set()
+"""The classes of ``activations_and_grads`` that run a model just so."""
 
 
 @dataclass(frozen=True)
@@ -98,43 +88,22 @@ class Run:
         return gradients
 
 
-Kernel = Callable[[Any, Run, TargetFunctions], list[Tensor]]
-"""From the object, its run and the targets to a map a layer, (N, *S)."""
+class OnTheCPU:
+    """A list of tensors that are brought to the CPU when somebody looks at them."""
 
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-def weighing(method: str, eps: float = 0.0) -> Kernel:
-    """The kernel of one of the methods of :func:`fastcam.ops.cam`."""
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        kept: list[Tensor] = vars(instance)[self._name]
+        if instance.detach:
+            kept[:] = [tensor.detach().cpu() for tensor in kept]
+        return kept
 
-    def kernel(cam: Any, run: Run, targets: TargetFunctions) -> list[Tensor]:
-        gradients = run.gradients(targets)
-        keep(cam, run.activations, gradients)
-        pairs = zip(run.activations, gradients, strict=True)
-        return [ops.cam(a, g, method, eps=eps) for a, g in pairs]
-
-    return kernel
-
-
-class Formula(NamedTuple):
-    """What gives the maps of a class, in the place of its own methods."""
-
-    kernel: Kernel
-    changed: Callable[[], str | None] = lambda: None
-    """What makes these methods others than those that the kernel stands for; None if nothing."""
-
-
-FORMULAS: dict[type, Formula] = {}
-RUNNERS: set[type] = set()
-"""The classes of ``activations_and_grads`` that run a model just so."""
-
-
-def maps_by(kernel: Kernel) -> Callable[[type[T]], type[T]]:
-    """Decorates a class whose maps a kernel gives."""
-
-    def decorate(owner: type[T]) -> type[T]:
-        FORMULAS[owner] = Formula(kernel)
-        return owner
-
-    return decorate
+    def __set__(self, instance: Any, value: list[Tensor]) -> None:
+        vars(instance)[self._name] = value
 
 
 def keep(cam: Any, activations: list[Tensor], gradients: list[Tensor]) -> None:
@@ -143,77 +112,16 @@ def keep(cam: Any, activations: list[Tensor], gradients: list[Tensor]) -> None:
     cam.activations_and_grads.gradients = gradients
 
 
-def explain(
-    cam: Any,
-    input_tensor: Any,
-    choose: Choose,
-    eigen_smooth: bool,
-    otherwise: Callable[[], Any],
-    name: str,
-) -> Any:
-    """The maps (N, *S) of a CAM object, as a float32 array.
+def clear(kept: Any) -> None:
+    """Empties an ActivationsAndGradients object, and detaches the tensors that were in it.
 
-    Args:
-        cam: the object.
-        choose: gives the targets.
-        eigen_smooth: whether the map is a principal component; numpy computes it.
-        otherwise: the library's own way.
-        name: of the call, for the report.
+    None is brought to the CPU for that.
     """
-    with counted(name) as call:
-        try:
-            run, targets, maps = _maps(cam, input_tensor, choose, eigen_smooth)
-        except NotServed as reason:
-            call.leave_to("pytorch_grad_cam", str(reason))
-            return otherwise()
-        if maps is not None:
-            call.why = "network recorded above the layer, maps by fused kernels"
-            return _finished(cam, run.images, maps)
-        call.why = "network recorded above the layer, maps in numpy"
-        per_layer = cam.compute_cam_per_layer(run.images, targets, eigen_smooth)
-        return cam.aggregate_multi_layers(per_layer)
-
-
-def _maps(
-    cam: Any, input_tensor: Any, choose: Choose, eigen_smooth: bool
-) -> tuple[Run, TargetFunctions, list[Tensor] | None]:
-    """The run, its targets, and a map a layer where the object's class has a kernel.
-
-    Otherwise activations and gradients lie where the class looks for them.
-    """
-    kernel = kernel_of(cam)
-    run = run_of(cam, input_tensor, second_order=kernel is not None and not cam.detach)
-    cam.outputs = _detached(run.outputs)
-    targets = choose(run.outputs)
-    if settings.fix and len(targets) != len(run.images):
-        raise ValueError(
-            f"targets: got {len(targets)}, expected {len(run.images)}, one for each image"
-        )
-    if kernel is not None and not eigen_smooth and {a.dim() for a in run.activations} <= {4, 5}:
-        return run, targets, kernel(cam, run, targets)
-    if not cam.detach:
-        raise NotServed("it keeps the graph of the whole network")
-    keep(cam, run.activations, run.gradients(targets) if cam.uses_gradients else [])
-    return run, targets, None
-
-
-def kernel_of(cam: Any) -> Kernel | None:
-    """The kernel of an object's class, unless it or a class below overrides the formula."""
-    if OVERRIDABLE & vars(cam).keys():
-        return None
-    for each in type(cam).__mro__:
-        if each in FORMULAS:
-            formula = FORMULAS[each]
-            return None if formula.changed() else formula.kernel
-        if OVERRIDABLE & vars(each).keys():
-            return None
-    return None
-
-
-def top_classes(outputs: Tensor, target: Any = ClassifierOutputTarget) -> TargetFunctions:
-    """The class of the highest score, as a ``target`` for each image."""
-    categories = np.argmax(outputs.detach().cpu().numpy(), axis=-1)
-    return [target(category) for category in categories]
+    for tensors in (vars(kept)["activations"], vars(kept)["gradients"]):
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.detach_()
+        tensors.clear()
 
 
 def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
@@ -263,7 +171,7 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
     # a reference on a CPU, which operations in place write to; a copy elsewhere
     on_cpu = values[0].device.type == "cpu"
     kept = returned if on_cpu and not settings.fix else values
-    activations = [reshape(_detached(each)) for each in kept]
+    activations = [reshape(detached(each)) for each in kept]
     return Run(images, recorded.outputs, activations, points, returned, reshape)
 
 
@@ -338,25 +246,9 @@ def _network(
     return copy.model, copy.prepared(images)
 
 
-def _finished(cam: Any, images: Tensor, maps: list[Tensor]) -> Array:
-    """Each map normalized, enlarged; their mean normalized again."""
-    size = tuple(cam.get_target_width_height(images))[::-1]
-    if len(size) != 2:
-        arrays = [scale_cam_image(m.float().cpu().numpy(), size[::-1]) for m in maps]
-        finished: Array = cam.aggregate_multi_layers([each[:, None] for each in arrays])
-        return finished
-    scaled = [ops.normalize(m, eps=SCALE_EPS) for m in maps]
-    if len(scaled) == 1:
-        result = ops.upsample(scaled[0], size, eps=SCALE_EPS)
-    else:
-        enlarged = [ops.upsample(each, size, normalize=False) for each in scaled]
-        result = ops.normalize(torch.stack(enlarged).mean(0), eps=SCALE_EPS)
-    return result.float().cpu().numpy()
-
-
 def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _detached(value: Any) -> Any:
+def detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value

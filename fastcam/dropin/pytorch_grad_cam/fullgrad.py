@@ -1,0 +1,53 @@
+"""FullGrad: the gradients by the input and by all biases, in one map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from fastcam.dropin.calls import counted
+from fastcam.dropin.pytorch_grad_cam.image import scale_cam_image
+from fastcam.dropin.pytorch_grad_cam.maps import SCALE_EPS
+from fastcam.dropin.pytorch_grad_cam.run import Array, Choose, aside
+from fastcam.methods.fullgrad import summed
+
+
+def full_gradient(cam: Any, input_tensor: Tensor, choose: Choose) -> Array:
+    """The maps of a FullGrad object, by one backward that ends at the layers and the input.
+
+    Args:
+        choose: gives the targets.
+    """
+    images = input_tensor.detach().to(cam.device).requires_grad_()
+    edges: list[GradientEdge] = []
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        edges.append(get_gradient_edge(output))
+
+    with ExitStack() as during, torch.inference_mode(False), torch.enable_grad():
+        during.enter_context(aside(cam))
+        for layer in cam.target_layers:
+            during.callback(layer.register_forward_hook(keep).remove)
+        outputs = cam.model(images)
+        pairs = zip(choose(outputs), outputs, strict=False)
+        loss: Any = sum(target(output) for target, output in pairs)
+        gradients = torch.autograd.grad(loss, [get_gradient_edge(images), *edges])
+    cam.outputs = outputs.detach()
+    size = tuple(cam.get_target_width_height(images))[::-1]
+    with torch.no_grad():
+        maps = summed(bias_products(cam, images, gradients), size, SCALE_EPS)
+    with counted(f"pytorch_grad_cam.{type(cam).__name__}") as call:
+        call.why = "one backward to all biases, channels summed before they are enlarged"
+    return scale_cam_image(maps.cpu().numpy())
+
+
+def bias_products(cam: Any, images: Tensor, gradients: Iterable[Tensor]) -> Iterator[Tensor]:
+    """x dS/dx, then b dS/db of each layer, each (N, C, H, W); gradients come in the same order."""
+    biases = (torch.from_numpy(b).to(images.device)[:, None, None] for b in cam.bias_data)
+    for gradient, factor in zip(gradients, (images.detach(), *biases), strict=True):
+        yield gradient.float() * factor
