@@ -914,7 +914,7 @@ def test_fixed_smooth_grad_cam() -> None:
 
 
 def test_fast_score_cam(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fastcam.dropin.torchcam as ours
+    import fastcam.dropin.torchcam.score as ours
 
     ran = []
 

@@ -1,0 +1,29 @@
+"""torchcam's own classes, and what all modules need of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+EPS = 1e-8
+"""torchcam's, in denominators and ranges."""
+EXACT = (torch.float32, torch.float64)
+
+
+class Peer:
+    """torchcam's modules, once they are taken over."""
+
+    active = False
+    core: Any
+    activation: Any
+    gradient: Any
+
+    @classmethod
+    def leave(cls) -> None:
+        cls.active = False
+
+
+def is_own(extractor: type) -> bool:
+    """Whether a class is one of torchcam's own."""
+    return extractor.__module__.partition(".")[0] == "torchcam"
