@@ -102,11 +102,11 @@ def compute_cams(present: Replacement) -> Replacement:
         **kwargs: Any,
     ) -> list[Tensor]:
         with counted(f"torchcam.{type(self).__name__}") as call:
-            if not all(map(_has_map, self.hook_a)):
-                call.leave_to("torchcam", "a layer's output is not (N, C, *S) in floating point")
-                return present(self, class_idx, scores, normalized, targets=targets, **kwargs)
             if targets is not None:
                 kwargs["targets"] = targets
+            if not all(map(_has_map, self.hook_a)):
+                call.leave_to("torchcam", "a layer's output is not (N, C, *S) in floating point")
+                return present(self, class_idx, scores, normalized, **kwargs)
             own = "_get_weights" in vars(self) or "_backprop" in vars(self)
             formula = None if own else FORMULAS.get(type(self)._get_weights)
             if formula is None:
@@ -138,6 +138,9 @@ def _has_map(activations: Any) -> bool:
 def _of_gradients(
     activations: Tensor, gradients: Tensor, formula: Formula, eps: float | None
 ) -> Tensor:
+    if activations.shape != gradients.shape:
+        # 0.4.1, of a layer that runs again: the last run's activations, the first one's gradient
+        return _weighted(activations, formula.weights(activations, gradients, eps), True)
     maps = formula.map(activations, gradients, eps).to(activations.dtype)
     if maps.isnan().any():
         return _without_nan(activations, formula.weights(activations, gradients, eps)).relu()
