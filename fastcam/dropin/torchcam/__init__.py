@@ -44,6 +44,7 @@ def _take_methods(takeover: Takeover) -> None:
         setattr(Peer, name, importlib.import_module(f"torchcam.methods.{name}"))
     core, activation, gradient = Peer.core, Peer.activation, Peer.gradient
     run = (core.__name__, gradient.__name__)
+    Peer.run = takeover.guard("the recorded run", *run)
     takeover.method(gradient._GradCAM, "__init__", forward.begin_recording, *run)
     takeover.function(core._CAM._hook_a, forward.hook_a, *run)
     takeover.method(core._CAM, "compute_cams", maps.compute_cams)

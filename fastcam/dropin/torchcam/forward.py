@@ -130,6 +130,9 @@ class Forward:
         self.restore()
 
     def _why_whole(self, model: nn.Module, given: Sequence[Tensor]) -> str:
+        changed = Peer.run.changed() if Peer.run is not None else None
+        if changed is not None:
+            return changed
         if self.start is not None and self.start.place == "model":
             return "the model sets grad modes itself, or a layer returns what it was given"
         if self.start is not None and self.start.place == "layer":

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from fastcam.dropin.known import Guard
+
 EPS = 1e-8
 """torchcam's, in denominators and ranges."""
 EXACT = (torch.float32, torch.float64)
@@ -18,6 +20,8 @@ class Peer:
     core: Any
     activation: Any
     gradient: Any
+    run: Guard | None = None
+    """Watches what a recorded run stands for."""
 
     @classmethod
     def leave(cls) -> None:
