@@ -249,6 +249,8 @@ def main() -> None:
     for name, result in runs["nothing"].results.items():
         if result.outcome == "failed":
             print(f"fails by itself: {name}: {_last(result.text)}")
+    if not any(result.outcome == "passed" for result in runs["nothing"].results.values()):
+        raise SystemExit("no test passes by itself, so nothing was compared")
     failing = only_failing(runs["nothing"], runs[under])
     for name, result in failing.items():
         print(f"\nfails only {titles[under]}: {name}\n{result.text}")

@@ -107,3 +107,6 @@ def test_a_folder_that_is_no_suite(tmp_path: Path) -> None:
     assert "is no checkout" in run(tmp_path)[2]
     (tmp_path / "tests").mkdir()
     assert "imports one of" in run(tmp_path)[2]
+    (tmp_path / "tests" / "test_theirs.py").write_text("import torchcam\nimport not_there\n")
+    status, _, printed = run(tmp_path)
+    assert status == 1 and "nothing was compared" in printed and "not_there" in printed
