@@ -20,16 +20,18 @@ emulate = $(CMAKE) -B build/cmake-$(1) -DFASTCAM_SANITIZE=$(2) > build/cmake.log
 ARCHITECTURES ?= 80 90 120
 
 # Older releases of other libraries that the drop-in serves too, and the tests that run with each.
-PEERS := grad-cam@1.5.5 captum@0.8.0
+PEERS := grad-cam@1.5.5 torchcam@0.4.1 captum@0.8.0
 TESTS_OF_grad-cam := tests/test_dropin_matrix.py tests/test_dropin_scripts.py tests/test_dropin_changed.py \
 	tests/test_dropin_fuzz.py tests/test_compat_cams.py tests/test_compat_metrics.py tests/test_compat_utils.py
+TESTS_OF_torchcam := -k torchcam tests/test_dropin_torchcam.py tests/test_dropin_matrix.py \
+	tests/test_dropin_changed.py tests/test_dropin_fuzz.py
 TESTS_OF_captum := tests/test_dropin_captum.py tests/test_dropin_matrix.py tests/test_dropin_scripts.py
 
 # How many random networks `make fuzz` runs, and the first one's seed: `make test` has those before.
 N ?= 10000
 SEED ?= 300
 
-.PHONY: help demo test peers fuzz lint kernels emulate resources mutants bench build format clean
+.PHONY: help demo test peers peer-suites fuzz lint kernels emulate resources mutants bench build format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +50,9 @@ peer-%: build
 	@[ -d build/peers/$* ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --target build/peers/$* $(subst @,==,$*)
 	PYTHONPATH=build/peers/$* $(BIN)/python -m pytest -q $(TESTS_OF_$(firstword $(subst @, ,$*)))
+
+peer-suites: build  ## the tests of a library, from its checkout SRC, under the drop-in; AS=compat: as fastcam.compat
+	$(BIN)/python tests/peer_suites.py $(SRC) $(if $(filter compat,$(AS)),--as-compat)
 
 fuzz: build  ## N random networks from SEED on, explained and compared with whole-graph autograd
 	$(BIN)/python -m tests.fuzz --cases $(N) --seed $(SEED)

@@ -250,6 +250,8 @@ TORCHCAM_PATCHES: dict[str, tuple[str, Callable[[Any, pytest.MonkeyPatch], None]
 @pytest.mark.parametrize("name", TORCHCAM_PATCHES)
 def test_a_changed_torchcam(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method, change = TORCHCAM_PATCHES[name]
+    if name == "masked images on the object" and not hasattr(torchcam, "LeGrad"):
+        pytest.skip("torchcam 0.4.1 has no method for them")
 
     def script(bent: bool, patch: pytest.MonkeyPatch) -> Any:
         model = network()

@@ -24,6 +24,8 @@ from fastcam import dropin
 methods = pytest.importorskip("torchcam.methods", reason="torchcam is missing")
 from torchcam import metrics  # noqa: E402
 
+NEWEST = hasattr(methods, "LeGrad")
+since_newest = pytest.mark.skipif(not NEWEST, reason="torchcam 0.4.1 has no such thing")
 CLASSES = [1, 4, 2]
 Script = Callable[[], Any]
 
@@ -110,6 +112,8 @@ LAYERS: dict[str, Any] = {
 @pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("name", [*GRADIENT, "SmoothGradCAMpp"])
 def test_gradient_methods(name: str, layers: str, normalized: bool) -> None:
+    if layers == "in place" and not NEWEST:
+        pytest.skip("torchcam 0.4.1 mixes the first and last run of a layer, of other shapes here")
     model, x = net(), images()
 
     def script() -> list[Tensor]:
@@ -133,7 +137,8 @@ def test_a_second_class_after_one_forward_and_targets_that_are_functions(name: s
             scores = model(x)
             retain = {} if name == "ScoreCAM" else {"retain_graph": True}
             found = cam(1, scores, **retain) + cam(CLASSES, scores, **retain)
-            return found + cam(scores=scores, targets=[lambda s, i=i: s[i] * 2 for i in CLASSES])
+            targets = [lambda s, i=i: s[i] * 2 for i in CLASSES]
+            return found + (cam(scores=scores, targets=targets) if NEWEST else [])
 
     compare(script, by=None, atol=1e-5)
 
@@ -177,6 +182,7 @@ def test_score_cam_runs_constant_channels_once() -> None:
     assert rows[: rows.index(2) + 1] and sum(rows) == (2 + 12) + 2 * (2 + 1)
 
 
+@since_newest
 @pytest.mark.parametrize("base", GRADIENT)
 def test_methods_on_top_of_others_are_one_call(base: str) -> None:
     model, x = net(), images()
@@ -204,8 +210,9 @@ def test_fused_maps(shape: Any) -> None:
 
     def script() -> list[Tensor]:
         found = [methods.GradCAM.fuse_cams(maps, shape), methods.LayerCAM.fuse_cams(maps, shape)]
-        found.append(methods.RefineCAM.fuse_cams(maps, shape))
-        found += [methods.RefineCAM.fuse_cams(maps, shape, False)]
+        if NEWEST:
+            found.append(methods.RefineCAM.fuse_cams(maps, shape))
+            found += [methods.RefineCAM.fuse_cams(maps, shape, False)]
         return [*found, methods.GradCAM.fuse_cams(volumes), methods.CAM.fuse_cams(maps[:1])]
 
     compare(script)
@@ -229,6 +236,7 @@ def transformer(frozen: bool = False) -> nn.Module:
     return model.requires_grad_(not frozen)
 
 
+@since_newest
 @pytest.mark.parametrize("frozen", [False, True])
 def test_legrad(frozen: bool) -> None:
     model = transformer(frozen)
@@ -243,6 +251,7 @@ def test_legrad(frozen: bool) -> None:
     assert "begins at the first target layer" in call.why
 
 
+@since_newest
 def test_transformer_with_reshape() -> None:
     model = transformer()
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -330,6 +339,8 @@ def test_one_dimension() -> None:
             dropin.install("torchcam")
         with pytest.raises((ValueError, RuntimeError)):
             score()
+    if not NEWEST:
+        return  # its masks are enlarged before they come to a function that is taken over
     dropin.install("torchcam", fix=True)
     (maps,) = score()
     expected = fastcam.ScoreCAM(model, "features")(x, 1, size="layer")
@@ -356,6 +367,44 @@ def test_a_layer_in_place_whose_input_is_read() -> None:
     compare(script)
 
 
+@pytest.mark.parametrize("name", ["GradCAM", "GradCAMpp"])
+def test_a_layer_that_runs_at_two_scales(name: str) -> None:
+    """torchcam 0.4.1 takes the activations of the last run, and the gradient of the first."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.conv = net(), nn.Conv2d(6, 6, 3, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(self.inner.stem(x).tanh()).tanh()
+            return self.inner.head(
+                self.inner.features(self.conv(F.pad(x, (2, 2, 2, 2)))).mean((2, 3))
+            )
+
+    torch.manual_seed(0)
+    model, x = Twice().eval(), images()
+
+    def script() -> list[Tensor]:
+        with getattr(methods, name)(model, "conv") as cam:
+            return cam(CLASSES, model(x), normalized=False)
+
+    compare(script)
+
+
+@pytest.mark.skipif(NEWEST, reason="torchcam 0.5.0 takes scores of the last forward alone")
+@pytest.mark.parametrize("name", GRADIENT)
+def test_scores_of_an_earlier_forward(name: str) -> None:
+    model, x = net(), images()
+
+    def script() -> list[Tensor]:
+        with getattr(methods, name)(model, ["block", "features"]) as cam:
+            first, second = model(x), model(x.flip(0))
+            return cam(1, first, retain_graph=True) + cam(CLASSES, second) + cam(2, first)
+
+    compare(script)
+
+
 # --- A user's own classes and hooks
 
 
@@ -365,7 +414,7 @@ def test_subclasses_keep_their_weights() -> None:
             return [2 - w for w in super()._get_weights(class_idx, scores, **kwargs)]
 
     class Noisy(methods.ScoreCAM):
-        def _score_input(self, *args: Any) -> Tensor:
+        def _score_input(self, *args: Any) -> Any:
             return super()._score_input(*args) * 3
 
     model, x = net(), images()
@@ -379,7 +428,7 @@ def test_subclasses_keep_their_weights() -> None:
 
     compare(script, by=None)
     reasons = {call.name: call.why for call in dropin.report().calls}
-    assert "_score_input" in reasons["torchcam.Noisy"]
+    assert "_score_input" in reasons["torchcam.Noisy"] or not NEWEST  # 0.4.1 calls no such method
     assert "other hooks" in reasons["torchcam.GradCAM"]
 
 
@@ -389,6 +438,7 @@ def test_subclasses_keep_their_weights() -> None:
         (lambda model, x: model.train(), "in training mode"),
         (lambda model, x: model.head.train(), "in training mode"),
         (lambda model, x: x.requires_grad_(), "input requires"),
+        (lambda model, x: vars(model.block).update(forward=model.block.forward), "forward of"),
         (lambda model, x: model.stem.register_forward_hook(lambda *a: None), "other hooks"),
         (
             lambda model, x: model.head.register_full_backward_hook(lambda *a: None),
@@ -410,6 +460,25 @@ def test_the_graph_is_whole_where_it_may_be_needed(change: Any, reason: str) -> 
     assert (gradients[0] is not None) == bool(reason) and gradients[1] is not None
     (call,) = dropin.report().calls
     assert reason in call.why if reason else "begins at the first" in call.why
+
+
+def test_a_forward_set_on_an_object_runs_as_often_as_the_user_runs_it() -> None:
+    model, x = net(), images()
+    plain, runs = model.forward, []
+
+    def counting(images: Tensor) -> Tensor:
+        runs.append(len(images))
+        return plain(images) * len(runs)
+
+    vars(model)["forward"] = counting
+
+    def script() -> list[Tensor]:
+        runs.clear()
+        with methods.GradCAM(model, "features") as cam:
+            return cam(1, model(x), normalized=False) + cam(1, model(x), normalized=False)
+
+    compare(script)
+    assert runs == [3, 3]
 
 
 def test_extractors_together_begin_at_the_lowest_layer() -> None:
@@ -537,13 +606,16 @@ def test_errors_are_torchcams() -> None:
         lambda: methods.GradCAM.fuse_cams([]),
         lambda: methods.GradCAM.fuse_cams(torch.ones(1, 2, 2)),
         lambda: methods.GradCAM.fuse_cams([torch.ones(1, 2, 2), torch.ones(1, 3)]),
-        lambda: methods.RefineCAM.fuse_cams([]),
-        lambda: methods.RefineCAM.fuse_cams([torch.ones(1, 2, 2), 1]),
-        lambda: methods.RefineCAM(model, "features"),
-        lambda: methods.FinerCAM(model, "features")(9, model(x)),
-        lambda: methods.LeGrad(model, "features"),
         lambda: wrapped_cam(),
     ]
+    if NEWEST:
+        cases += [
+            lambda: methods.RefineCAM.fuse_cams([]),
+            lambda: methods.RefineCAM.fuse_cams([torch.ones(1, 2, 2), 1]),
+            lambda: methods.RefineCAM(model, "features"),
+            lambda: methods.FinerCAM(model, "features")(9, model(x)),
+            lambda: methods.LeGrad(model, "features"),
+        ]
 
     def wrapped_cam() -> Any:
         tuples = Wrapped(model, lambda answer: {"logits": answer})
@@ -563,7 +635,7 @@ def test_errors_are_torchcams() -> None:
     cam.remove_hooks()
     for one, other in zip(found, expected, strict=True):
         assert one == other
-        assert isinstance(one, tuple)
+        assert isinstance(one, tuple) or not NEWEST  # 0.4.1 has no maps of no layers
 
 
 # --- What belongs to the user
@@ -607,8 +679,7 @@ import sys
 import fastcam.dropin
 fastcam.dropin.install("torchcam")
 assert "torchcam" not in sys.modules
-import torch, torchcam
-assert "matplotlib" not in sys.modules, "its pictures are not asked for yet"
+import torch, torchcam, torchcam.methods
 from torchcam.utils import overlay_mask
 from PIL import Image
 overlay_mask(Image.new("RGB", (8, 8)), Image.new("F", (4, 4)))
@@ -626,15 +697,20 @@ print(fastcam.dropin.report())
 
 
 def test_uninstall_restores_everything() -> None:
-    import torchcam.explain
     import torchcam.methods.activation as activation
     import torchcam.methods.core as core
     import torchcam.methods.gradient as gradient
     import torchcam.utils
 
+    modules: list[Any] = [core, activation, gradient, metrics, torchcam.utils]
+    if NEWEST:
+        import torchcam.explain
+
+        modules.append(torchcam.explain)
+
     def everything() -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for module in (core, activation, gradient, metrics, torchcam.utils, torchcam.explain):
+        for module in modules:
             for name, value in vars(module).items():
                 if isinstance(value, type) and value.__module__.startswith("torchcam"):
                     for key, own in vars(value).items():
@@ -662,11 +738,14 @@ def test_the_model_is_left_as_found() -> None:
             cam(1, model(x))
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name])
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+    below = model.parameters() if NEWEST else model.block.parameters()  # 0.4.1 fills .grad
+    assert all(p.grad is None for p in below)
     assert not any(m.training or m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not x.requires_grad and x._version == 0
 
 
+@since_newest  # 0.4.1 raises at the forward
 def test_identity_layers_do_not_touch_the_users_images() -> None:
     class Front(nn.Module):
         def __init__(self) -> None:
@@ -720,21 +799,23 @@ def test_metrics() -> None:
 
     def script() -> list[float]:
         found = []
-        for metric in (metrics.ClassificationMetric, metrics.DeletionInsertionMetric):
+        for name in ("ClassificationMetric", "DeletionInsertionMetric")[: 1 + NEWEST]:
+            metric = getattr(metrics, name)
             for method in (methods.GradCAM, methods.LayerCAM):
                 with method(model, ["block", "features"]) as cam:
                     counted = metric(cam, softmax)
                     counted.update(x)
-                    counted.update(x, CLASSES)
+                    counted.update(x, CLASSES if NEWEST else 3)
                     counted.update(x.clone().requires_grad_(), 2)
                     found += counted.summary().values()
         return found
 
     compare(script)
-    assert sum(dropin.report().calls.values()) == 12
+    assert sum(dropin.report().calls.values()) == 6 * (1 + NEWEST)
     assert all("Metric" in call.name for call in dropin.report().calls)
 
 
+@since_newest
 def test_explain() -> None:
     from torchcam.explain import explain
 
@@ -759,6 +840,8 @@ def test_overlay_mask(mode: str, size: tuple[int, int]) -> None:
     image = pytest.importorskip("PIL.Image", reason="Pillow is missing")
     from torchcam.utils import overlay_mask
 
+    if mode == "L" and not NEWEST:
+        pytest.skip("torchcam 0.4.1 takes no gray images")
     rng = np.random.default_rng(0)
     picture = image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).convert(mode)
     levels = rng.random((7, 9), np.float32)
@@ -840,7 +923,8 @@ def test_fix() -> None:
     after = Head().eval()
     options: Any = {"size": "layer", "normalize": False}
     expected = fastcam.GradCAMPlusPlus(after, "layer")(x, CLASSES, **options)
-    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-6)
+    if NEWEST:  # 0.4.1 takes the gradient from before the operation in place
+        torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-6)
     expected = fastcam.ScoreCAM(after, "layer")(x, CLASSES, size="layer")
     torch.testing.assert_close(masked, expected, rtol=0, atol=1e-4)
 
@@ -894,7 +978,7 @@ def test_fixed_smooth_grad_cam() -> None:
 
 
 def test_fast_score_cam(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fastcam.dropin.torchcam as ours
+    import fastcam.dropin.torchcam.score as ours
 
     ran = []
 
@@ -913,8 +997,9 @@ def test_fast_score_cam(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ours, "FastModel", Copy)
     model, x = net(), images()
-    with methods.ScoreCAM(model, "features") as cam, methods.GradCAM(model, "block"):
+    with methods.ScoreCAM(model, "features") as cam, methods.GradCAM(model, "block") as other:
         model(x)
+        other.disable_hooks()  # without a gradient 0.4.1 fails
         expected = cam(CLASSES)
         hooks = [list(m._forward_hooks) for m in model.modules()]
         with dropin.install("torchcam", fast=True):

@@ -1,0 +1,33 @@
+"""torchcam's own classes, and what all modules need of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastcam.dropin.known import Guard
+
+EPS = 1e-8
+"""torchcam's, in denominators and ranges."""
+EXACT = (torch.float32, torch.float64)
+
+
+class Peer:
+    """torchcam's modules, once they are taken over."""
+
+    active = False
+    core: Any
+    activation: Any
+    gradient: Any
+    run: Guard | None = None
+    """Watches what a recorded run stands for."""
+
+    @classmethod
+    def leave(cls) -> None:
+        cls.active = False
+
+
+def is_own(extractor: type) -> bool:
+    """Whether a class is one of torchcam's own."""
+    return extractor.__module__.partition(".")[0] == "torchcam"
