@@ -20,7 +20,15 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import Hooks, hooks_of, modules_of
 from fastcam.engine.trials import OF_EVERY_MODULE, raise_out_of_memory, trial
-from fastcam.engine.values import close, first_with_positions, rebuild, storage, tensors_of, version
+from fastcam.engine.values import (
+    agree,
+    close,
+    first_with_positions,
+    rebuild,
+    storage,
+    tensors_of,
+    version,
+)
 
 Place = Literal["output", "layer", "model"]
 """At the output of the first target layer that runs, with that layer's first instruction, or with
@@ -539,6 +547,8 @@ def closest_start(
         if whole[0].passing_on != copying:  # a model may hang on hooks in its first run
             copying = frozenset(whole[0].passing_on)
             whole = tried(Start("model", copying))
+        if not _agree(plain, whole[1]):  # it asks whether a graph is recorded
+            return Start("model", copying)
         expected = readers(*whole)
     except Exception as error:  # what the model does cannot be recorded as a whole
         raise_out_of_memory(error)
@@ -558,6 +568,10 @@ def closest_start(
         if found == expected:
             return Start(place, copying)
     return Start("model", copying)
+
+
+def _agree(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    return len(results) == len(expected) and all(map(agree, results, expected))
 
 
 def _readers(roots: Iterable[Tensor], points: Iterable[Point]) -> Counter[tuple[str, str]]:

@@ -35,10 +35,18 @@ class ActivationsAndGradients:
         self.activations = []
         self.reshape_transform = reshape_transform
         self.detach = detach
-        self.handles = [layer.register_forward_hook(self._keep) for layer in target_layers]
+        self.handles = [
+            layer.register_forward_hook(hook)
+            for layer in target_layers
+            for hook in (self.save_activation, self.save_gradient)
+        ]
 
-    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
+    def save_activation(self, module: nn.Module, input: Any, output: Any) -> None:
+        """A forward hook that keeps what a layer returns."""
         self.activations.append(self._kept(output))
+
+    def save_gradient(self, module: nn.Module, input: Any, output: Any) -> None:
+        """A forward hook that keeps the gradient that comes back to what a layer returns."""
         if not getattr(output, "requires_grad", False):
             return
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
-from fastcam.compat.pytorch_grad_cam.cams import GradCAM
+from fastcam.compat.pytorch_grad_cam.grad_cam import GradCAM
 from fastcam.compat.pytorch_grad_cam.utils.model_targets import FinerWeightedTarget
 from fastcam.dropin.pytorch_grad_cam.finer import finer_map, finer_targets, ranks_there
 from fastcam.dropin.pytorch_grad_cam.run import Array, TargetFunctions

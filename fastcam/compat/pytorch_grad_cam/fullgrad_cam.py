@@ -61,9 +61,13 @@ class FullGrad(BaseCAM):
         self, input_tensor: Any, targets: TargetFunctions | None, eigen_smooth: bool = False
     ) -> Array:
         """Maps (N, H, W) in [0, 1], float32."""
+
+        def otherwise() -> Array:
+            return super(FullGrad, self).forward(input_tensor, targets, eigen_smooth)
+
         if eigen_smooth:
-            return super().forward(input_tensor, targets, eigen_smooth)
-        return full_gradient(self, input_tensor, chosen(targets))
+            return otherwise()
+        return full_gradient(self, input_tensor, chosen(targets), otherwise)
 
     def compute_cam_per_layer(self, input_tensor: Tensor, targets: Any, eigen_smooth: bool) -> Any:
         """The sum over layers, (N, 1, H, W); with eigen_smooth their first principal component."""

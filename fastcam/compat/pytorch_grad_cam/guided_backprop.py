@@ -7,8 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcam import ops
 from fastcam.dropin.pytorch_grad_cam.guided import guided_gradient
 from fastcam.dropin.pytorch_grad_cam.run import Array
+
+
+class GuidedBackpropReLU:
+    """ReLU whose backward lets positive gradients at positive inputs pass."""
+
+    apply = staticmethod(ops.guided_relu)
+
+
+class GuidedBackpropReLUasModule(nn.Module):
+    """:class:`GuidedBackpropReLU` in the place of an ``nn.ReLU``."""
+
+    def forward(self, input_img: Tensor) -> Tensor:
+        """The rectified input."""
+        return ops.guided_relu(input_img)
 
 
 class GuidedBackpropReLUModel:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
-from fastcam.compat.pytorch_grad_cam.cams import GradCAMPlusPlus
+from fastcam.compat.pytorch_grad_cam.grad_cam_plusplus import GradCAMPlusPlus
 from fastcam.dropin.pytorch_grad_cam.refine import product_of_maps
 from fastcam.dropin.pytorch_grad_cam.run import Array, TargetFunctions
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcam.compat.pytorch_grad_cam.base_cam import BaseCAM
-from fastcam.compat.pytorch_grad_cam.cams import GradCAM
+from fastcam.compat.pytorch_grad_cam.grad_cam import GradCAM
 from fastcam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastcam.dropin.pytorch_grad_cam.image import scale_cam_image
 from fastcam.dropin.pytorch_grad_cam.maps import top_classes

@@ -30,8 +30,8 @@ class ShapleyCAM(BaseCAM):
     def get_cam_weights(
         self,
         input_tensor: Any,
-        target_layers: Any,
-        targets: Any,
+        target_layer: Any,
+        target_category: Any,
         activations: Tensor,
         grads: Tensor,
     ) -> Array:

@@ -102,9 +102,12 @@ def take_over(takeover: Takeover) -> None:
         def replacement(
             cam: Any, input_tensor: Any, targets: Any, eigen_smooth: Any = False
         ) -> Any:
-            if eigen_smooth:
+            def otherwise() -> Any:
                 return present(cam, input_tensor, targets, eigen_smooth)
-            return full_gradient(cam, input_tensor, chosen(targets))
+
+            if eigen_smooth:
+                return otherwise()
+            return full_gradient(cam, input_tensor, chosen(targets), otherwise)
 
         return replacement
 

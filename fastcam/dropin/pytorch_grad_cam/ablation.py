@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastcam.capture import Capture, capture
 from fastcam.dropin.calls import counted
 from fastcam.dropin.pytorch_grad_cam.run import Array, NotServed, TargetFunctions, aside
-from fastcam.engine.running import unwrap
+from fastcam.engine.running import modules_of, unwrap
 from fastcam.errors import first_line
 from fastcam.layers import layer_names
 from fastcam.methods import masking
@@ -93,6 +93,8 @@ def _by_replays(
     if len(targets) != len(activations):
         raise NotServed(f"{len(targets)} targets for {len(activations)} images")
     model = unwrap(cam.model)
+    if sum(_mentions(module, layer) for module in modules_of(model)) != 1:
+        raise NotServed("the model may reach the layer where it is not replaced")
     try:
         (name,) = layer_names(model, layer)
         with torch.no_grad(), aside(cam):
@@ -101,8 +103,12 @@ def _by_replays(
             if record.runs != (1,):
                 raise NotServed("the target layer runs several times")
             maps = record.activations[0]
+            given = torch.from_numpy(activations).to(maps)
+            several = len(cam.target_layers) > 1  # given in the order of their runs
+            if maps.shape != given.shape or (several and not torch.allclose(given, maps)):
+                raise NotServed("the activations are those of another layer")
             if cam.reshape_transform is None:  # as operations in place have left them
-                maps = torch.from_numpy(activations).to(maps)
+                maps = given
             channels = [
                 stand_in.activations_to_be_ablated(each, cam.ratio_channels_to_ablate)
                 for each in activations
@@ -121,6 +127,16 @@ def _by_replays(
     ]
     weights: Array = (scores - float32(assembled)) / scores
     return weights
+
+
+def _mentions(module: nn.Module, layer: nn.Module) -> int:
+    """How often the layer is an attribute of a module, or in a list, tuple or dictionary there."""
+    count = 0
+    for value in vars(module).values():  # children are in a dictionary
+        values = value.values() if isinstance(value, dict) else value
+        together = isinstance(value, (list, tuple, dict))
+        count += sum(each is layer for each in values) if together else value is layer
+    return count
 
 
 def _as_it_is(output: Tensor) -> Tensor:

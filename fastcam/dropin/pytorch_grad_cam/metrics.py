@@ -88,14 +88,20 @@ def _scores(targets: Sequence[Target], outputs: Any) -> Scores:
 def _changed(
     perturbation: Callable[[Tensor, Tensor], Tensor], images: Tensor, cams: Array
 ) -> Tensor:
+    maps = _maps(images, cams)
     if _is(perturbation, "cam_mult_image", "multiply_tensor_with_cam"):
-        maps = torch.from_numpy(np.asarray(cams)[: len(images)]).to(images.device)
-        return images * maps.unsqueeze(1)
+        together = torch.stack(maps).to(images.device)
+        return images * (together.unsqueeze(1) if together.dim() < images.dim() else together)
     changed = [
-        perturbation(image.cpu(), torch.from_numpy(cam)).to(images.device)
-        for image, cam in zip(images, cams, strict=False)
+        perturbation(image.cpu(), heat).to(images.device)
+        for image, heat in zip(images, maps, strict=True)
     ]
     return torch.stack(changed)
+
+
+def _maps(images: Tensor, cams: Array) -> list[Tensor]:
+    """One of each image; an IndexError if there are fewer, as there."""
+    return [torch.from_numpy(cams[i]) for i in range(len(images))]
 
 
 def _imputed(removal: Any, image: Tensor, relevance: Tensor) -> Tensor:
@@ -131,16 +137,17 @@ def _filled(images: Tensor, missing: Tensor, noises: Sequence[float]) -> Tensor:
 
 def _all_changed(perturbations: Sequence[Any], images: Tensor, cams: Array) -> Tensor:
     """(P N, C, H, W): the images changed by one perturbation after another."""
-    if not all(_is_plain_removal(each) for each in perturbations):
+    maps = _maps(images, cams)
+    as_usual = all(heat.shape == images.shape[2:] for heat in maps)
+    if not as_usual or not all(_is_plain_removal(each) for each in perturbations):
         return torch.cat([_changed(each, images, cams) for each in perturbations])
-    maps = [torch.from_numpy(cam) for cam, _ in zip(cams, images, strict=False)]
     known = [
         _known(each, 1 - heat if _removes_least(each) else heat)
         for each in perturbations
         for heat in maps
     ]
     noises = [each.imputer.noise for each in perturbations for _ in maps]
-    repeated = images[: len(maps)].repeat(len(perturbations), 1, 1, 1)
+    repeated = images.repeat(len(perturbations), 1, 1, 1)
     return _filled(repeated, torch.stack(known).to(images.device) == 0, noises)
 
 

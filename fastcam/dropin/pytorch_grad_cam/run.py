@@ -21,7 +21,7 @@ from fastcam.capture import Graph, record
 from fastcam.dropin.settings import settings
 from fastcam.engine.inputs import first_row
 from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at, has_hooks
-from fastcam.engine.running import unwrap
+from fastcam.engine.running import modules_of, unwrap
 from fastcam.errors import first_line
 from fastcam.fast import FastModel, Options, preferred_dtype
 from fastcam.layers import layer_names
@@ -79,8 +79,8 @@ class Run:
     def _gradients(self, targets: TargetFunctions, create_graph: bool) -> list[Tensor]:
         pairs = zip(targets, self.outputs, strict=False)  # images beyond the targets count as 0
         loss: Any = sum(target(output) for target, output in pairs)
-        if not isinstance(loss, Tensor) or not loss.requires_grad:
-            raise NotServed("the targets do not depend on the target layers")
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise NotServed("the targets give no score that depends on the target layers")
         found = gradients_at(self.points, loss, create_graph=create_graph, retain=create_graph)
         gradients = [gradient for gradient in found if gradient is not None]
         if len(gradients) < len(found):
@@ -133,9 +133,7 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
     Raises:
         NotServed: where the library's own way may give another answer.
     """
-    if not isinstance(input_tensor, Tensor):
-        raise NotServed(f"the input is a {type(input_tensor).__name__}, no tensor")
-    _check_runner(cam)
+    check_served(cam, input_tensor)
     if cam.model.training or any(module.training for module in cam.model.modules()):
         raise NotServed("the model is in training mode")
     if not second_order and (cam.compute_input_gradient or not cam.detach):
@@ -175,8 +173,31 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
     return Run(images, recorded.outputs, activations, points, returned, reshape)
 
 
+def check_served(cam: Any, input_tensor: Any) -> None:
+    """Raises NotServed if more is expected of a call than the maps of the object's layers."""
+    if not isinstance(input_tensor, Tensor):
+        raise NotServed(f"the input is a {type(input_tensor).__name__}, no tensor")
+    if input_tensor.requires_grad:
+        raise NotServed("the input requires a gradient, which a whole backward fills")
+    _check_runner(cam)
+    if isinstance(unwrap(cam.model), torch.jit.ScriptModule):
+        raise NotServed("the model is TorchScript")
+    # a backward hook, or one that a forward hook sets, may be called below the layers
+    for module in modules_of(unwrap(cam.model)):
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise NotServed("the model has backward hooks")
+        for parameter in module._parameters.values():
+            if parameter is not None and (
+                parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+            ):
+                raise NotServed("the model has hooks on its parameters")
+    with aside(cam):
+        if has_hooks(unwrap(cam.model)):
+            raise NotServed("the model has hooks of others")
+
+
 def _check_runner(cam: Any) -> None:
-    """Raises NotServed if the object runs its model in a way of its own."""
+    """Raises NotServed if the object runs its model in a way of its own, or hooks other layers."""
     runner = cam.activations_and_grads
     if type(runner) not in RUNNERS:
         raise NotServed("it has activations_and_grads of another class")
@@ -186,18 +207,21 @@ def _check_runner(cam: Any) -> None:
     for name in ("model", "reshape_transform", "detach"):
         if getattr(runner, name) is not getattr(cam, name):
             raise NotServed(f"its activations_and_grads have another {name}")
+    hung = {}  # by layer, in the order of the hooks, the dictionary that they are in
+    for handle in runner.handles:
+        hooks = handle.hooks_dict_ref()
+        if hooks is None or handle.id not in hooks:
+            raise NotServed("a hook of its activations_and_grads has been removed")
+        hung[id(hooks)] = hooks
+    if list(hung) != [id(layer._forward_hooks) for layer in cam.target_layers]:
+        raise NotServed("its activations_and_grads hook other layers than its target_layers")
 
 
 _starts: WeakKeyDictionary[Any, tuple[Sequence[str], Start]] = WeakKeyDictionary()
 
 
 def _start(cam: Any, model: nn.Module, inputs: Any, names: Sequence[str]) -> Start:
-    """Where the graph of an object's runs starts; found by its first call.
-
-    A model with hooks of the user's is recorded as a whole: runs to find more would be noticed.
-    """
-    if has_hooks(model):
-        return Start("model")
+    """Where the graph of an object's runs starts; found by its first call."""
     layers, start = _starts.get(cam, ((), None))
     if start is None or layers != names:
         try:
@@ -210,19 +234,26 @@ def _start(cam: Any, model: nn.Module, inputs: Any, names: Sequence[str]) -> Sta
 
 @contextmanager
 def aside(cam: Any) -> Iterator[None]:
-    """The object's own hooks are not called meanwhile."""
-    hooks = [handle.hooks_dict_ref() for handle in cam.activations_and_grads.handles]
-    saved = [(each, dict(each)) for each in hooks if each is not None]
+    """The object's own hooks, and those of other such objects, are not called meanwhile."""
     own = {handle.id for handle in cam.activations_and_grads.handles}
+    hung = [handle.hooks_dict_ref() for handle in cam.activations_and_grads.handles]
+    hung += [module._forward_hooks for module in modules_of(unwrap(cam.model))]
+    saved = [(each, dict(each)) for each in {id(hooks): hooks for hooks in hung if hooks}.values()]
+    gone = own | {
+        key
+        for _, before in saved
+        for key, hook in before.items()
+        if type(getattr(hook, "__self__", None)) in RUNNERS
+    }
     try:
         for each, _ in saved:
-            for key in own & each.keys():
+            for key in gone & each.keys():
                 del each[key]
         yield
     finally:
         for each, before in saved:
             # in their order, without those that the model removed; then those that it added
-            now = {key: hook for key, hook in before.items() if key in own or key in each}
+            now = {key: hook for key, hook in before.items() if key in gone or key in each}
             now |= each
             each.clear()
             each.update(now)
