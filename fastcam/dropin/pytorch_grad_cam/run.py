@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastcam.capture import Graph, record
 from fastcam.dropin.settings import settings
 from fastcam.engine.inputs import first_row
-from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at, has_hooks
-from fastcam.engine.running import modules_of, unwrap
+from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at
+from fastcam.engine.running import hooks_of, modules_of, unwrap
 from fastcam.errors import first_line
 from fastcam.fast import FastModel, Options, preferred_dtype
 from fastcam.layers import layer_names
@@ -192,8 +192,9 @@ def check_served(cam: Any, input_tensor: Any) -> None:
             ):
                 raise NotServed("the model has hooks on its parameters")
     with aside(cam):
-        if has_hooks(unwrap(cam.model)):
-            raise NotServed("the model has hooks of others")
+        hooks = [h for module in modules_of(unwrap(cam.model)) for h in hooks_of(module).values()]
+    if any(type(hook).__module__.partition(".")[0] != "torch" for hook in hooks):  # as weight norm
+        raise NotServed("the model has hooks of others")
 
 
 def _check_runner(cam: Any) -> None:
