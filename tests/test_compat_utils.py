@@ -429,7 +429,7 @@ def test_run_dff_on_image() -> None:
     mine, theirs = (m.DeepFeatureFactorization(model, model[2]) for m in (dff, peer_dff))
     same(mine(images, 4), theirs(images, 4), 1e-5)
     hooks = len(model[2]._forward_hooks)
-    mine.__exit__(None, None, None)
+    mine.activations_and_grads.release()
     assert len(model[2]._forward_hooks) < hooks
     model.config = SimpleNamespace(id2label={k: f"class {k}" for k in range(5)})
     picture = random_image(np.uint8, 20, 24, 3)

@@ -547,7 +547,7 @@ def closest_start(
         if whole[0].passing_on != copying:  # a model may hang on hooks in its first run
             copying = frozenset(whole[0].passing_on)
             whole = tried(Start("model", copying))
-        if not _agree(plain, whole[1]):  # it asks whether a graph is recorded
+        if not copying and not _agree(plain, whole[1]):  # it asks whether a graph is recorded
             return Start("model", copying)
         expected = readers(*whole)
     except Exception as error:  # what the model does cannot be recorded as a whole
