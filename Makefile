@@ -22,7 +22,8 @@ ARCHITECTURES ?= 80 90 120
 # Older releases of other libraries that the drop-in serves too, and the tests that run with each.
 PEERS := grad-cam@1.5.5 torchcam@0.4.1 captum@0.8.0
 TESTS_OF_grad-cam := tests/test_dropin_matrix.py tests/test_dropin_scripts.py tests/test_dropin_changed.py \
-	tests/test_dropin_fuzz.py tests/test_compat_cams.py tests/test_compat_metrics.py tests/test_compat_utils.py
+	tests/test_dropin_beside_the_map.py tests/test_dropin_fuzz.py tests/test_compat_cams.py \
+	tests/test_compat_metrics.py tests/test_compat_utils.py
 TESTS_OF_torchcam := -k torchcam tests/test_dropin_torchcam.py tests/test_dropin_matrix.py \
 	tests/test_dropin_changed.py tests/test_dropin_fuzz.py
 TESTS_OF_captum := tests/test_dropin_captum.py tests/test_dropin_matrix.py tests/test_dropin_scripts.py

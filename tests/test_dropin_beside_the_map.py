@@ -6,6 +6,7 @@ fastcam.compat in its place; all three have to end with the same.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import pkgutil
@@ -381,3 +382,38 @@ def test_guided_relus_as_modules() -> None:
             found.append((y.detach(), x.grad))
     for answer, gradient in found[1:]:
         assert torch.equal(answer, found[0][0]) and torch.equal(gradient, found[0][1])
+
+
+# --- the fast mode --------------------------------------------------------------------------------
+
+
+def test_masked_runs_in_the_fast_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score-CAM's masked images run through the fast copy, which is made once an object."""
+    ran: list[int] = []
+
+    class Copy:
+        """In the place of the copy, which takes seconds to compile."""
+
+        is_stale = False
+
+        def __init__(self, model: Any, inputs: Tensor, layers: Any, *others: Any) -> None:
+            assert not any(m._forward_hooks for m in model.modules())
+            self.model = copy.deepcopy(model)
+            ran.append(0)
+
+        def prepared(self, inputs: Tensor) -> Tensor:
+            ran.append(len(inputs))
+            return inputs
+
+    score = importlib.import_module("fastcam.dropin.pytorch_grad_cam.score")
+    run = importlib.import_module("fastcam.dropin.pytorch_grad_cam.run")
+    model, given = made(), images()
+    with pgc.ScoreCAM(model, [model.c]) as cam:
+        expected = cam(given, None)
+        monkeypatch.setattr(score, "FastModel", Copy)
+        monkeypatch.setattr(run, "_network", lambda cam, images, names, start: (model, images))
+        with dropin.install("pytorch_grad_cam", fast=True):
+            for _ in range(2):
+                assert max(differences(expected, cam(given, None))) < 1e-4
+        assert len(model.c._forward_hooks) > 0
+    assert ran.count(0) == 1 and sum(ran) <= 2 * 2 * 8

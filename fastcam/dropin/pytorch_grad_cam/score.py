@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcam.dropin.pytorch_grad_cam.run import Array, TargetFunctions, aside
+from fastcam.dropin.settings import settings
 from fastcam.engine.running import unwrap
-from fastcam.fast import folded
+from fastcam.fast import FastModel, Options, folded, preferred_dtype
 from fastcam.methods.masked_runs import masked_runs
 
 BATCH_SIZE = 16
+
+_fast_copies: WeakKeyDictionary[Any, tuple[nn.Module, FastModel]] = WeakKeyDictionary()
 
 
 def score_weights(
@@ -28,7 +33,7 @@ def score_weights(
     runs = masked_runs(maps)
     scores = []
     with torch.no_grad(), aside(cam):
-        model = folded(unwrap(cam.model), input_tensor[:1])
+        model = _copy(cam, input_tensor[:1])
         batch_size = getattr(cam, "batch_size", BATCH_SIZE)
         for some in torch.arange(len(runs.rows)).split(batch_size):
             rows, images = runs.rows[some], runs.images[some]
@@ -41,3 +46,16 @@ def score_weights(
                 scores.append(targets[image](output).reshape(()))
     weights: Array = runs.spread(torch.stack(scores).float().cpu()).softmax(1).numpy()
     return weights
+
+
+def _copy(cam: Any, one: Tensor) -> Callable[[Tensor], Any]:
+    """The network as it runs masked images, made for one image: folded, or in the fast mode."""
+    model = unwrap(cam.model)
+    if not settings.fast:
+        return folded(model, one)
+    of, copy = _fast_copies.get(cam, (None, None))
+    if of is not model or copy is None or copy.is_stale:
+        copy = FastModel(model, one, (), Options(preferred_dtype(one.device)))
+        _fast_copies[cam] = model, copy
+    fast = copy
+    return lambda images: fast.model(fast.prepared(images))
