@@ -83,9 +83,10 @@ def _thread_pools() -> Any:
 
 def _each(activation_batch: Array, project: Callable[[Array], Array]) -> NDArray[np.float32]:
     """(N, *S): of each image, project((positions, C), centered), NaN as 0."""
+    zero = activation_batch.dtype.type(0)  # of None, an AttributeError as there
     nan = np.isnan(activation_batch)
     if nan.any():
-        activation_batch = np.where(nan, activation_batch.dtype.type(0), activation_batch)
+        activation_batch = np.where(nan, zero, activation_batch)
     maps = []
     for activations in activation_batch:
         positions = activations.reshape(len(activations), -1).transpose()
