@@ -98,9 +98,9 @@ __device__ inline int thread_number() {
   return threadIdx.y * kLanes + threadIdx.x;
 }
 
-// Neighbouring values that are moved 16 bytes at a time
+// Neighbouring values that are moved at once, 16 bytes at a time where they are more
 template <class T, int kCount>
-struct alignas(16) Pack {
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
   T values[kCount];
 };
 

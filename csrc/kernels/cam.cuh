@@ -22,9 +22,37 @@ inline constexpr bool has_given_weights = false;
 template <class F>
 inline constexpr bool has_given_weights<GivenWeights<F>> = true;
 
+// How the rows of staged tiles lie in device memory: a row a position (channels_last) or a channel
+template <class T>
+struct CamRows {
+  const T* data;
+  int64_t along, between;                     // strides: in a row, and to the next row
+  int64_t image, klass, tile, window, slice;  // to the next of these; slice: of plan.slice_tiles tiles
+  int64_t step;                               // to the row that a thread copies next
+  bool joined;                                // all rows of a tile are one
+  bool packed;                                // they come 16 bytes at a time, where they are aligned
+
+  CamRows() = default;
+  CamRows(const Features<T>& x, bool channels_last, const Extents& e, const CamPlan& plan) {
+    constexpr int64_t kPack = 16 / sizeof(T);
+    const Strides& s = x.strides;
+    data = x.data;
+    along = channels_last ? s.channel : s.position;
+    between = channels_last ? s.position : s.channel;
+    image = s.image;
+    klass = s.klass;
+    tile = plan.tile * s.channel;
+    window = plan.window * s.position;
+    slice = plan.slice_tiles * tile;
+    step = (channels_last ? plan.rows : kRows) * between;
+    joined = !channels_last && along == 1 && between == e.positions && plan.windows == 1;
+    packed = along == 1 && (joined || (between % kPack == 0 && plan.pitch % kPack == 0));
+  }
+};
+
 template <class T, class Method>
 struct CamArguments {
-  Features<T> activations, gradients;
+  CamRows<T> activations, gradients;
   Extents extents;
   Method method;
   CamPlan plan;
@@ -43,251 +71,406 @@ FASTCAM_HOST_DEVICE constexpr CamNeeds cam_needs(bool channels_last) {
 template <bool kAcross, class T, class Method>
 class CamBlock {
   using F = arithmetic_t<T>;
-  using Vector = Pack<T, kVector<T>>;
+  static constexpr int kPack = kVector<T>;
+  using Vector = Pack<T, kPack>;
   static constexpr bool kGiven = has_given_weights<Method>;
   static constexpr bool kWeighted = kGiven || has_channel_weights<Method>;
 
  public:
-  __device__ CamBlock(const CamArguments<T, Method>& arguments, int64_t block)
-      : o_(arguments),
-        e_(arguments.extents),
-        tile_(static_cast<int>(o_.plan.tile)),
-        stages_(static_cast<int>(o_.plan.stages)),
-        memory_(needs(), tile_, stages_, o_.plan.classes, o_.plan.window),
-        slice_(block % o_.plan.slices) {
-    block /= o_.plan.slices;
-    first_position_ = block % o_.plan.windows(e_) * o_.plan.window;
-    block /= o_.plan.windows(e_);
-    image_ = block / o_.plan.class_tiles(e_);
-    first_class_ = block % o_.plan.class_tiles(e_) * o_.plan.classes;
-    const int64_t behind = e_.positions - first_position_;
-    positions_ = static_cast<int>(behind < o_.plan.window ? behind : o_.plan.window);
-    pitch_ = static_cast<int>(tile_pitch(needs(), tile_, o_.plan.window));
-    groups_ = static_cast<int>(channel_groups(o_.plan.window));
-    const int64_t left = e_.classes - first_class_;
-    classes_ = static_cast<int>(left < o_.plan.classes ? left : o_.plan.classes);
-    const int64_t tiles = (e_.channels + tile_ - 1) / tile_;
-    first_tile_ = tiles * slice_ / o_.plan.slices;
-    steps_ = static_cast<int>(tiles * (slice_ + 1) / o_.plan.slices - first_tile_) * classes_;
+  __device__ CamBlock(const CamArguments<T, Method>& arguments, unsigned block)
+      : o_(arguments), e_(arguments.extents), plan_(arguments.plan) {
+    const auto take = [&block](int parts) {
+      if (parts == 1) return 0;
+      const unsigned whole = block / parts, part = block - whole * parts;
+      block = whole;
+      return static_cast<int>(part);
+    };
+    slice_ = take(plan_.slices);
+    const int window = take(plan_.windows), first_position = window * plan_.window;
+    first_class_ = take(plan_.class_tiles) * plan_.classes;
+    image_ = static_cast<int>(block);
+    positions_ = least(e_.positions - first_position, plan_.window);
+    classes_ = least(e_.classes - first_class_, plan_.classes);
+    // slices of as many tiles, but for the first ones, which take one more
+    const int more = least(slice_, plan_.longer_slices);
+    const int64_t first_channel = int64_t{plan_.tile} * (slice_ * plan_.slice_tiles + more);
+    const int tiles = plan_.slice_tiles + (slice_ < plan_.longer_slices ? 1 : 0);
+    channels_ = least(e_.channels - first_channel, int64_t{plan_.tile} * tiles);
+
+    const int thread = thread_number(), in_group = positions_ / plan_.at_once;
+    group_ = plan_.groups == 1 ? 0 : thread / in_group;
+    member_ = thread - group_ * in_group;
+    row_ = thread >> plan_.log_lanes;
+    lane_ = thread - row_ * plan_.lanes;
+
+    vector_ = (lane_ ^ swizzle(row_)) * kPack;
+    activations_ = first_copy(o_.activations, window, more);
+    gradients_of_tile_ = first_copy(o_.gradients, window, more) + first_class_ * o_.gradients.klass;
+    gradients_ = gradients_of_tile_;
+    weights_ = nullptr;
+    if constexpr (kGiven)
+      weights_ = o_.method.weights + image_ * o_.method.image_stride +
+                 first_class_ * o_.method.class_stride + first_channel;
+    const int64_t map_number = (int64_t{image_} * plan_.slices + slice_) * e_.classes + first_class_;
+    result_ = o_.result + map_number * e_.positions + first_position;
   }
 
   // The slice's part of every class's map, (classes, groups, positions), in shared memory
   __device__ void run() {
-    for (int i = thread_number(); i < classes_ * groups_ * positions_; i += kThreads)
+    for (int i = thread_number(); i < classes_ * plan_.groups * positions_; i += kThreads)
       accumulators()[i] = 0;
     __syncthreads();
-    int staged = 0;
-    for (int step = 0; step < steps_; ++step) {
-      for (; staged < steps_ && staged < step + stages_; ++staged) stage(staged);
-      if (staged > step + 1) {
+    Step ahead{};  // the next one to be staged
+    const auto stage_next = [&] {
+      if (ahead.channel >= channels_) return;
+      if (ahead.klass == 0) {
+        stage(o_.activations, activations_, channels(ahead), staged_activations(ahead));
+        activations_ += o_.activations.tile;
+      }
+      if constexpr (!kGiven) {
+        stage(o_.gradients, gradients_, channels(ahead), staged_gradients(ahead));
+        gradients_ += o_.gradients.klass;
+        if (ahead.klass + 1 == classes_) gradients_ = gradients_of_tile_ += o_.gradients.tile;
+      }
+      commit_copies();
+      ahead.advance(classes_, plan_.tile);
+    };
+    for (int i = 0; i < plan_.stages; ++i) stage_next();
+    for (Step step{}; step.channel < channels_; step.advance(classes_, plan_.tile)) {
+      if (ahead.number > step.number + 1) {
         wait_for_copies<1>();
       } else {
         wait_for_copies<0>();
       }
       __syncthreads();
       if constexpr (kWeighted) find_weights(step);
-      add_tile(step);
+      if (kAtOnce == 1 || plan_.at_once == 1) {
+        add_tile<1>(step);
+      } else {
+        add_tile<kAtOnce>(step);
+      }
       __syncthreads();
+      stage_next();
     }
   }
 
   // This block's map, its groups of channels added up
   __device__ void add_groups() {
-    for (int i = thread_number(); i < classes_ * positions_; i += kThreads) {
-      const int k = i / positions_, p = i - k * positions_;
-      const F* map = accumulators() + k * groups_ * positions_ + p;
-      F sum = 0;
-      for (int group = 0; group < groups_; ++group) sum += map[group * positions_];
-      const bool rectify = o_.rectify && o_.plan.slices == 1;
-      const int64_t map_number = (image_ * o_.plan.slices + slice_) * e_.classes + first_class_ + k;
-      o_.result[map_number * e_.positions + first_position_ + p] = rectify ? relu(sum) : sum;
+    const bool rectify = o_.rectify && plan_.slices == 1;
+    for (int k = 0; k < classes_; ++k) {
+      const F* map = accumulators() + k * plan_.groups * positions_;
+      for (int p = thread_number(); p < positions_; p += kThreads) {
+        F sum = 0;
+        for (int group = 0; group < plan_.groups; ++group) sum += map[group * positions_ + p];
+        result_[k * e_.positions + p] = rectify ? relu(sum) : sum;
+      }
     }
   }
 
  private:
-  static constexpr bool kStagesGradients = !kGiven;
+  // what plan_.at_once can be, beside 1
+  static constexpr int kAtOnce = kAcross || sizeof(T) != 2 ? 1 : 2;
 
-  __device__ static constexpr CamNeeds needs() { return cam_needs<T, Method>(kAcross); }
+  // A class of a tile, which begins at a channel of the slice: its activations are staged with the first.
+  struct Step {
+    int channel, klass, tile, number;
+
+    __device__ void advance(int classes, int channels) {
+      ++number;
+      if (++klass < classes) return;
+      klass = 0;
+      ++tile;
+      channel += channels;
+    }
+  };
+
+  __device__ static int least(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
+
   template <class Value>
-  __device__ Value* at(int64_t offset) const {
+  __device__ Value* at(int offset) const {
     return reinterpret_cast<Value*>(shared_memory() + offset);
   }
-  __device__ F* accumulators() const { return at<F>(memory_.accumulators); }
-  __device__ F* totals() const { return at<F>(memory_.totals); }
-  __device__ F* weights() const { return at<F>(memory_.weights); }
+  __device__ F* accumulators() const { return at<F>(plan_.memory.accumulators); }
+  __device__ F* totals() const { return at<F>(plan_.memory.totals); }
+  __device__ F* weights() const { return at<F>(plan_.memory.weights); }
+  __device__ F* partial_sums() const { return at<F>(plan_.memory.partial_sums); }
 
-  // Steps are (tile, class): the tile's activations are staged with its first class.
-  __device__ int64_t first_channel(int step) const {
-    return (first_tile_ + step / classes_) * tile_;
+  __device__ int channels(const Step& step) const {
+    const int left = channels_ - step.channel;
+    return left < plan_.tile ? left : plan_.tile;
   }
-  __device__ int channels(int step) const {
-    const int64_t left = e_.channels - first_channel(step);
-    return static_cast<int>(left < tile_ ? left : tile_);
+  // One stage or two: a number modulo that is a mask.
+  __device__ T* staged_activations(const Step& step) const {
+    return at<T>((step.tile & (plan_.stages - 1)) * plan_.memory.tile);
   }
-  __device__ T* staged_activations(int step) const {
-    return at<T>(step / classes_ % stages_ * memory_.tile_bytes);
-  }
-  __device__ T* staged_gradients(int step) const {
-    return at<T>(memory_.gradients + step % stages_ * memory_.tile_bytes);
+  __device__ T* staged_gradients(const Step& step) const {
+    return at<T>(plan_.memory.gradients + (step.number & (plan_.stages - 1)) * plan_.memory.tile);
   }
 
   // ---- from device memory to shared memory ----
 
-  __device__ void stage(int step) const {
-    const bool first_class = step % classes_ == 0;
-#pragma unroll 1  // one copy of the code is enough
-    for (int input = first_class ? 0 : 1; input < (kStagesGradients ? 2 : 1); ++input) {
-      const Features<T>& x = input == 0 ? o_.activations : o_.gradients;
-      const int64_t klass = input == 0 ? 0 : first_class_ + step % classes_;
-      const T* source =
-          x.at(image_, klass, first_channel(step)) + first_position_ * x.strides.position;
-      T* tile = input == 0 ? staged_activations(step) : staged_gradients(step);
-      stage_tile(tile, source, x.strides, channels(step));
-    }
-    commit_copies();
+  // Threads side by side copy a row, others the next ones.
+  __device__ int copied_row() const { return kAcross ? row_ : static_cast<int>(threadIdx.y); }
+  __device__ int copied_lane() const { return kAcross ? lane_ : static_cast<int>(threadIdx.x); }
+
+  // What this thread copies first of a tile
+  __device__ int64_t offset(const CamRows<T>& rows) const {
+    return kPack * (rows.joined ? thread_number() : copied_lane()) +
+           (rows.joined ? 0 : copied_row() * rows.between);
+  }
+  __device__ const T* first_copy(const CamRows<T>& rows, int window, int more) const {
+    return rows.data + image_ * rows.image + window * rows.window + slice_ * rows.slice +
+           more * rows.tile + offset(rows);
   }
 
-  // One tile, all threads together: 16 bytes at a time where its rows are contiguous and aligned.
-  __device__ void stage_tile(T* tile, const T* source, const Strides& s, int channels) const {
-    const int64_t along = kAcross ? s.channel : s.position,
-                  between = kAcross ? s.position : s.channel;
-    int rows = kAcross ? positions_ : channels, length = kAcross ? tile_ : positions_;
-    int valid = kAcross ? channels : positions_;  // of a row; what is missing is 0
-    if (!kAcross && along == 1 && between == length && pitch_ == length) {  // one long row
-      length = valid = rows * length;
-      rows = 1;
-    }
-    const bool in_order = along == 1 && valid == length;
-    const bool rows_aligned =
-        rows == 1 || (between * sizeof(T) % 16 == 0 && pitch_ % kVector<T> == 0);
-    int copied = 0;  // of each row
-    if (in_order && rows_aligned && aligned(source)) {
-      const int vectors = length / kVector<T>;
-      for (int i = thread_number(); i < rows * vectors; i += kThreads) {
-        const int row = rows == 1 ? 0 : i / vectors, first = (i - row * vectors) * kVector<T>;
-        copy_async(tile + row * pitch_ + first, source + row * between + first);
+  // In rows of vectors, those of one column lie in different banks: where vector v of row r lies, as v ^
+  // swizzle(r). It is the same for rows that are a multiple of 8 apart.
+  __device__ int swizzle(int row) const {
+    if (!kAcross) return 0;
+    const int shift = plan_.log_lanes < 3 ? 3 - plan_.log_lanes : 0;
+    return row >> shift & ((plan_.lanes < 8 ? plan_.lanes : 8) - 1);
+  }
+
+  // A tile of `count` channels, by all threads together, where this one begins to copy `from`. What is
+  // missing of it is 0 (kAcross).
+  __device__ void stage(const CamRows<T>& rows, const T* from, int count, T* tile) const {
+    if (!kAcross && rows.joined && aligned(from)) {
+      const int values = count * positions_;
+      int i = thread_number() * kPack;
+      T* to = tile + i;
+#pragma unroll 4
+      for (; i + kPack <= values; i += kThreads * kPack) {
+        copy_async(to, from);
+        from += kThreads * kPack;
+        to += kThreads * kPack;
       }
-      copied = vectors * kVector<T>;
+      for (; i < values; ++i) *to++ = *from++;  // by the thread that is at the last ones
+      return;
     }
-    const int left = length - copied;
-    for (int i = thread_number(); i < rows * left; i += kThreads) {
-      const int row = rows == 1 ? 0 : i / left, at = copied + i - row * left;
-      tile[row * pitch_ + at] = at < valid ? source[row * between + at * along] : T{};
+    const int height = kAcross ? positions_ : count, length = kAcross ? plan_.tile : positions_;
+    const int valid = kAcross ? count : positions_;
+    int copied = 0;  // of each row
+    if (rows.packed && valid == length && aligned(from)) {
+      copied = length / kPack * kPack;
+      const int first = copied_lane() * kPack, apart = kAcross ? plan_.rows : kRows;
+      T* to = tile + copied_row() * plan_.pitch + (kAcross ? vector_ : first);
+      const T* next = from;
+#pragma unroll 2
+      for (int row = copied_row(); row < height; row += apart) {
+        if constexpr (kAcross) {
+          copy_async(to, next);
+        } else {
+          for (int i = 0; first + i < copied; i += kLanes * kPack) copy_async(to + i, next + i);
+        }
+        next += rows.step;
+        to += apart * plan_.pitch;
+      }
     }
+    if (copied == length) return;
+    const T* source = from - offset(rows);
+    for (int row = threadIdx.y; row < height; row += kRows)
+      for (int i = copied + threadIdx.x; i < length; i += kLanes)
+        tile[row * plan_.pitch + (i ^ swizzle(row) * kPack)] =
+            i < valid ? source[row * rows.between + i * rows.along] : T{};
   }
 
   // ---- the channels' weights ----
 
-  __device__ void find_weights(int step) const {
-    const int c = thread_number();
+  __device__ void find_weights(const Step& step) {
     if constexpr (kGiven) {
-      const int64_t row = image_ * o_.method.image_stride +
-                          (first_class_ + step % classes_) * o_.method.class_stride;
-      if (c < tile_)
-        weights()[c] = c < channels(step) ? o_.method.weights[row + first_channel(step) + c] : F(0);
-      __syncthreads();
+      const int c = thread_number();
+      const F* given = weights_ + step.channel + step.klass * o_.method.class_stride;
+      if (c < plan_.tile) weights()[c] = c < channels(step) ? given[c] : F(0);
+    } else if constexpr (kAcross) {
+      find_weights_across(step);
+    } else if (kAtOnce == 1 || plan_.at_once == 1) {
+      find_weights_along<1>(step);
     } else {
-      const T *a = staged_activations(step), *g = staged_gradients(step);
-      const int count = channels(step), used = kAcross ? tile_ : count;
-      if constexpr (Method::kUsesActivations) {
-        if (step % classes_ == 0) {
-          sum_positions(
-              a, a, count, [&](int, F activation, F) { return o_.method.summand(activation); });
-          if (c < used) totals()[c] = folded_sum(c);
-          __syncthreads();
-        }
-      }
-      sum_positions(
-          Method::kUsesActivations ? a : g, g, count, [&](int k, F activation, F gradient) {
-            return o_.method.term(
-                activation, gradient, Method::kTermUsesTotal ? totals()[k] : F(0));
-          });
-      if (c < used)
-        weights()[c] = o_.method.weight(
-            folded_sum(c), Method::kUsesActivations ? totals()[c] : F(0), e_.positions);
-      __syncthreads();
-    }
-  }
-
-  // Rows of threads that share a channel whose positions are contiguous
-  __device__ int rows_per_channel() const { return tile_ < kRows ? kRows / tile_ : 1; }
-
-  // Partial sums over positions of term(channel, A, g), for folded_sum.
-  template <class Term>
-  __device__ void sum_positions(const T* a, const T* g, int channels, const Term& term) const {
-    F* partial = at<F>(memory_.partial_sums);
-    const int row = threadIdx.y, lane = threadIdx.x;
-    if (kAcross) {
-      const int vectors = tile_ / kVector<T>, v = thread_number() % vectors;
-      F sums[kVector<T>] = {};
-      for (int p = thread_number() / vectors; p < positions_; p += kThreads / vectors) {
-        const Vector av = vector_at(a, p, v), gv = vector_at(g, p, v);
-#pragma unroll
-        for (int j = 0; j < kVector<T>; ++j)
-          sums[j] += term(v * kVector<T> + j, load(av.values[j]), load(gv.values[j]));
-      }
-#pragma unroll
-      for (int j = 0; j < kVector<T>; ++j) {
-        for (int offset = vectors; offset < kLanes; offset *= 2)
-          sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], offset);
-        if (lane < vectors) partial[row * tile_ + v * kVector<T> + j] = sums[j];
-      }
-    } else {
-      const int rows = rows_per_channel(), first = row % rows * kLanes + lane;
-      for (int c = row / rows; c < channels; c += kRows / rows) {
-        const F sum = sum_lanes(strided_sum<F>(first, rows * kLanes, positions_, [&](int64_t p) {
-          return term(c, load(a[c * pitch_ + p]), load(g[c * pitch_ + p]));
-        }));
-        if (lane == 0) partial[c * rows + row % rows] = sum;
-      }
+      find_weights_along<kAtOnce>(step);
     }
     __syncthreads();
   }
 
-  __device__ F folded_sum(int c) const {
-    const F* partial = at<F>(memory_.partial_sums);
-    F sum = 0;
-    if (kAcross) {
-      for (int row = 0; row < kRows; ++row) sum += partial[row * tile_ + c];
-    } else {
-      for (int row = 0; row < rows_per_channel(); ++row)
-        sum += partial[c * rows_per_channel() + row];
+  // A thread sums up a part of one channel, as many positions as its neighbours, and an odd number of
+  // accesses: so they read from different banks.
+  template <int kCount>
+  __device__ void find_weights_along(const Step& step) {
+    const int first = lane_ * plan_.share;
+    const int left = row_ < channels(step) ? positions_ / kCount - first : 0;
+    const int count = left < plan_.share ? left : plan_.share;
+    const int offset = row_ * plan_.pitch + first * kCount;
+    const T *const a = staged_activations(step) + offset, *const g = staged_gradients(step) + offset;
+    const auto sum = [&](const auto& term) {
+      F result = 0;
+      const T *ai = Method::kUsesActivations ? a : g, *gi = g;
+      const auto add = [&](int i) {
+        const auto av = reinterpret_cast<const Pack<T, kCount>*>(ai)[i];
+        const auto gv = reinterpret_cast<const Pack<T, kCount>*>(gi)[i];
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) result += term(load(av.values[j]), load(gv.values[j]));
+      };
+      constexpr int kUnrolled = 4;
+      int missing = count;
+#pragma unroll 1
+      for (; missing >= kUnrolled; missing -= kUnrolled) {
+#pragma unroll
+        for (int i = 0; i < kUnrolled; ++i) add(i);
+        ai += kUnrolled * kCount;
+        gi += kUnrolled * kCount;
+      }
+#pragma unroll 1
+      for (; missing > 0; --missing) {
+        add(0);
+        ai += kCount;
+        gi += kCount;
+      }
+      return result;
+    };
+    if constexpr (Method::kUsesActivations) {
+      if (step.klass == 0)
+        total_ = sum_channel(sum([&](F activation, F) { return o_.method.summand(activation); }), 0);
     }
+    F part;
+    with_term(o_.method, total_, [&](const auto& term) { part = sum(term); });
+    const F whole = sum_channel(part, kRows);
+    if (lane_ == 0) weights()[row_] = o_.method.weight(whole, total_, e_.positions);
+  }
+
+  // A channel's sum in each thread that shares it; between several rows of threads it goes through
+  // partial_sums from `first` on.
+  __device__ F sum_channel(F value, int first) const {
+#pragma unroll
+    for (int offset = 1; offset < kLanes; offset *= 2)
+      if (offset < plan_.lanes) value += __shfl_xor_sync(0xffffffffu, value, offset);
+    if (plan_.lanes <= kLanes) return value;
+    F* partial = partial_sums() + first;
+    if (threadIdx.x == 0) partial[threadIdx.y] = value;
+    __syncthreads();
+    const int rows = plan_.lanes / kLanes;
+    F sum = 0;
+    for (int i = 0; i < rows; ++i) sum += partial[row_ * rows + i];
     return sum;
   }
 
-  __device__ const Vector& vector_at(const T* tile, int p, int v) const {
-    return *reinterpret_cast<const Vector*>(tile + p * pitch_ + v * kVector<T>);
+  // A thread sums up the channels of a vector, over some positions.
+  __device__ void find_weights_across(const Step& step) {
+    const T *a = staged_activations(step), *g = staged_gradients(step);
+    const int c = thread_number();
+    if constexpr (Method::kUsesActivations) {
+      if (step.klass == 0) {
+        sum_rows_of_vectors(a, a, [&](int, F activation, F) {
+          return o_.method.summand(activation);
+        });
+        const F total = c < plan_.tile ? folded_sum(c) : F(0);
+        if (c < plan_.tile) totals()[c] = total;
+        quick_ = __syncthreads_and(allows_quick_terms(o_.method, total));
+      }
+    }
+    Pack<F, kPack> total{};
+    if constexpr (Method::kTermUsesTotal)
+      total = *reinterpret_cast<const Pack<F, kPack>*>(totals() + lane_ * kPack);
+    with_terms(o_.method, total.values, quick_, [&](const auto& term) {
+      sum_rows_of_vectors(Method::kUsesActivations ? a : g, g, term);
+    });
+    if (c < plan_.tile)
+      weights()[c] = o_.method.weight(
+          folded_sum(c), Method::kUsesActivations ? totals()[c] : F(0), e_.positions);
+  }
+
+  // Partial sums over positions of term(channel of the vector, A, g), for folded_sum.
+  template <class Term>
+  __device__ void sum_rows_of_vectors(const T* a, const T* g, const Term& term) const {
+    Pack<F, kPack> sums{};
+    const int step = plan_.rows * plan_.pitch;
+    a += row_ * plan_.pitch + vector_;
+    g += row_ * plan_.pitch + vector_;
+#pragma unroll 1
+    for (int p = row_; p < positions_; p += plan_.rows, a += step, g += step) {
+      const Vector av = *reinterpret_cast<const Vector*>(a);
+      const Vector gv = *reinterpret_cast<const Vector*>(g);
+#pragma unroll
+      for (int j = 0; j < kPack; ++j)
+        sums.values[j] += term(j, load(av.values[j]), load(gv.values[j]));
+    }
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+      if (offset < plan_.lanes) break;
+#pragma unroll
+      for (F& sum : sums.values) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    }
+    if (static_cast<int>(threadIdx.x) < plan_.lanes)
+      *reinterpret_cast<Pack<F, kPack>*>(
+          partial_sums() + threadIdx.y * plan_.tile + lane_ * kPack) = sums;
+    __syncthreads();
+  }
+
+  __device__ F folded_sum(int c) const {
+    F sum = 0;
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) sum += partial_sums()[row * plan_.tile + c];
+    return sum;
   }
 
   // ---- the map ----
 
-  // A thread takes a position and, where there are more threads, every groups-th channel.
-  __device__ void add_tile(int step) const {
-    const T *a = staged_activations(step), *g = staged_gradients(step);
-    const int count = channels(step);
-    F* map = accumulators() + step % classes_ * groups_ * positions_;
-    for (int i = thread_number(); i < groups_ * positions_; i += kThreads) {
-      const int group = groups_ == 1 ? 0 : i / positions_, p = i - group * positions_;
-      F sum = 0;
-      if (kAcross) {
-        for (int v = group; v < tile_ / kVector<T>; v += groups_) {
-          const Vector av = vector_at(a, p, v), gv = vector_at(kWeighted ? a : g, p, v);
-#pragma unroll
-          for (int j = 0; j < kVector<T>; ++j)
-            sum += pixel(v * kVector<T> + j, load(av.values[j]), load(gv.values[j]));
+  // A thread takes kCount positions and, where there are more threads, some of the channels.
+  template <int kCount>
+  __device__ void add_tile(const Step& step) const {
+    if (group_ >= plan_.groups) return;
+    const T *a = staged_activations(step), *g = kWeighted ? a : staged_gradients(step);
+    auto* map = reinterpret_cast<Pack<F, kCount>*>(
+        accumulators() + (step.klass * plan_.groups + group_) * positions_);
+    const int swizzled = swizzle(member_);
+    for (int i = member_; i < positions_ / kCount; i += kThreads) {
+      Pack<F, kCount> sums = map[i];
+      if constexpr (kAcross) {
+        const int first = i * plan_.pitch;
+#pragma unroll 2
+        for (int v = group_; v < plan_.lanes; v += plan_.groups) {
+          const int at = first + (v ^ swizzled) * kPack;
+          const Vector av = *reinterpret_cast<const Vector*>(a + at);
+          const Vector gv = *reinterpret_cast<const Vector*>(g + at);
+          add_channels<kPack>(weights() + v * kPack, [&](int j, F weight) {
+            sums.values[0] += pixel(weight, load(av.values[j]), load(gv.values[j]));
+          });
         }
       } else {
-        for (int c = group; c < count; c += groups_)
-          sum += pixel(c, load(a[c * pitch_ + p]), load((kWeighted ? a : g)[c * pitch_ + p]));
+        const int first = group_ * plan_.group_channels, left = channels(step) - first;
+        const int count = left < plan_.group_channels ? left : plan_.group_channels;
+        const T* ai = a + first * plan_.pitch + i * kCount;
+        const T* gi = g + first * plan_.pitch + i * kCount;
+        const F* weight = weights() + first;
+        const auto add = [&](int, F weight) {
+          const auto av = *reinterpret_cast<const Pack<T, kCount>*>(ai);
+          const auto gv = *reinterpret_cast<const Pack<T, kCount>*>(gi);
+#pragma unroll
+          for (int j = 0; j < kCount; ++j)
+            sums.values[j] += pixel(weight, load(av.values[j]), load(gv.values[j]));
+          ai += plan_.pitch;
+          gi += plan_.pitch;
+        };
+        int missing = count;
+#pragma unroll 1
+        for (; missing >= 4; missing -= 4, weight += 4) add_channels<4>(weight, add);
+#pragma unroll 1
+        for (; missing > 0; --missing, ++weight) add_channels<1>(weight, add);
       }
-      map[i] += sum;
+      map[i] = sums;
     }
   }
 
-  __device__ F pixel(int c, F activation, F gradient) const {
+  // add(j, weight) for kCount channels
+  template <int kCount, class Add>
+  __device__ void add_channels(const F* weights, const Add& add) const {
+    Pack<F, kCount> weight{};
+    if constexpr (kWeighted) weight = *reinterpret_cast<const Pack<F, kCount>*>(weights);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) add(j, weight.values[j]);
+  }
+
+  __device__ F pixel(F weight, F activation, F gradient) const {
     if constexpr (kWeighted) {
-      return weights()[c] * activation;
+      return weight * activation;
     } else {
       return o_.method.pixel(activation, gradient);
     }
@@ -295,9 +478,18 @@ class CamBlock {
 
   const CamArguments<T, Method>& o_;
   const Extents& e_;
-  int tile_, stages_, positions_, pitch_, groups_, classes_, steps_;
-  CamMemory memory_;
-  int64_t slice_, image_, first_class_, first_position_, first_tile_;
+  const CamPlan& plan_;
+  int image_, slice_, first_class_;
+  int positions_, channels_, classes_;  // that this block takes
+  int group_, member_;                  // takes positions member_, member_ + kThreads... of the map
+  int row_, lane_;  // takes a part of channel row_; (kAcross) vector lane_ of positions row_...
+  int vector_;      // and where that lies in a row
+  // what this thread copies next
+  const T *activations_, *gradients_, *gradients_of_tile_;
+  const F* weights_;    // that are given
+  F total_ = 0;         // of this thread's channel
+  bool quick_ = false;  // whether all channels of the tile allow quick terms
+  F* result_;
 };
 
 template <bool kAcross, class T, class Method>

@@ -180,7 +180,7 @@ struct MapSource {
 constexpr int64_t kMaxStagedMap = 48 * 1024;  // bytes: what a block may take without asking
 
 FASTCAM_HOST_DEVICE int64_t slice_groups(int64_t slices, int64_t positions) {
-  const int64_t groups = channel_groups(positions);
+  const int64_t groups = thread_groups(positions);
   return slices < groups ? slices : groups;
 }
 

@@ -11,12 +11,13 @@
 #include <type_traits>
 
 #include "kernels/platform.h"
+#include "kernels/scalar.h"
 
 namespace fastcam {
 
 template <class F>
 FASTCAM_HOST_DEVICE F relu(F value) {
-  return value < 0 ? F(0) : value;  // NaN is not below 0 and stays
+  return greater(value, F(0));
 }
 
 // Selvaraju et al. 2017, arXiv 1610.02391, equation 1: w_k = (1/Z) sum g
@@ -42,7 +43,7 @@ struct GradCAMPlusPlus {
   F eps;
   F floor = 0;  // of activations in the total; -infinity: none
 
-  FASTCAM_HOST_DEVICE F summand(F a) const { return a < floor ? floor : a; }  // NaN stays
+  FASTCAM_HOST_DEVICE F summand(F a) const { return greater(a, floor); }
   FASTCAM_HOST_DEVICE F term(F, F g, F total) const {
     constexpr F kMax = std::numeric_limits<F>::max();
     const F product = g * total;
@@ -53,6 +54,17 @@ struct GradCAMPlusPlus {
     return g <= 0 || denominator == 0 ? F(0) : share;
   }
   FASTCAM_HOST_DEVICE F weight(F sum, F, int64_t) const { return sum; }
+
+  // By a reciprocal that is right to 1 ulp instead of a division, for totals that it can be taken of. A
+  // gradient above the cap has the cap's term, 1 / total, and then g total cannot overflow.
+  FASTCAM_HOST_DEVICE bool quick(F total) const {
+    return eps == 0 && total >= 0 && total < F(0x1p100);
+  }
+  FASTCAM_HOST_DEVICE static F cap(F total) { return F(0x1p60) * reciprocal(total); }
+  FASTCAM_HOST_DEVICE static F quick_term(F g, F total, F cap) {
+    const F positive = lesser(greater(g, F(0)), cap);
+    return positive * reciprocal(F(2) + positive * total);
+  }
 };
 
 // Fu et al. 2020, arXiv 2008.02312, equation 8: w_k = sum g A / (total + eps), 0 where that is 0
@@ -87,6 +99,43 @@ template <class F>
 struct GradCAMElementWise {
   FASTCAM_HOST_DEVICE F pixel(F a, F g) const { return relu(g * a); }
 };
+
+// Whether a method has quick terms, and may take them for channels of this total
+template <class Method>
+inline constexpr bool has_quick_terms = false;
+template <>
+inline constexpr bool has_quick_terms<GradCAMPlusPlus<float>> = true;
+template <class F, class Method>
+FASTCAM_HOST_DEVICE bool allows_quick_terms(const Method& method, F total) {
+  if constexpr (has_quick_terms<Method>) return method.quick(total);
+  return false;
+}
+
+// loop(term) for term(A, g) of a channel with this total
+template <class F, class Method, class Loop>
+FASTCAM_HOST_DEVICE void with_term(const Method& method, F total, const Loop& loop) {
+  if constexpr (has_quick_terms<Method>) {
+    if (method.quick(total)) {
+      const F cap = method.cap(total);
+      return loop([=](F, F g) { return Method::quick_term(g, total, cap); });
+    }
+  }
+  loop([&](F a, F g) { return method.term(a, g, total); });
+}
+
+// loop(term) for term(j, A, g) of kCount channels; `quick`: with quick terms
+template <class F, class Method, int kCount, class Loop>
+FASTCAM_HOST_DEVICE void with_terms(
+    const Method& method, const F (&totals)[kCount], bool quick, const Loop& loop) {
+  if constexpr (has_quick_terms<Method>) {
+    if (quick) {
+      F caps[kCount];
+      for (int j = 0; j < kCount; ++j) caps[j] = method.cap(totals[j]);
+      return loop([&](int j, F, F g) { return Method::quick_term(g, totals[j], caps[j]); });
+    }
+  }
+  loop([&](int j, F a, F g) { return method.term(a, g, totals[j]); });
+}
 
 // Whether a method gives each channel a weight, rather than each element a value.
 template <class Method, class = void>

@@ -29,25 +29,6 @@ inline bool needs_opt_in(int64_t static_bytes, int64_t dynamic_bytes) {
   return static_bytes + dynamic_bytes > kUnasked;
 }
 
-struct CamPlan {
-  int64_t tile;     // channels staged at once, a power of two; 0: a tile does not fit
-  int64_t stages;   // tiles held: with 2 the next one is on its way while one is used
-  int64_t window;   // positions that a block takes
-  int64_t classes;  // classes that a block takes
-  int64_t slices;   // blocks an image, tile of classes and window
-  int64_t shared_bytes;
-
-  FASTCAM_HOST_DEVICE int64_t class_tiles(const Extents& e) const {
-    return (e.classes + classes - 1) / classes;
-  }
-  FASTCAM_HOST_DEVICE int64_t windows(const Extents& e) const {
-    return (e.positions + window - 1) / window;
-  }
-  FASTCAM_HOST_DEVICE int64_t blocks(const Extents& e) const {
-    return e.images * class_tiles(e) * windows(e) * slices;
-  }
-};
-
 // What a kernel is instantiated for.
 struct CamNeeds {
   int64_t element, arithmetic;  // bytes
@@ -56,49 +37,77 @@ struct CamNeeds {
   bool whole_channels;          // weights are sums over all positions of a channel
 };
 
-// Threads in a group share the positions of a map, and groups share the channels of a tile.
-FASTCAM_HOST_DEVICE int64_t channel_groups(int64_t positions) {
-  return positions < kThreads ? kThreads / positions : 1;
+// Threads in a group share the positions of a map, or what else there are `count` of, and groups share the
+// channels of a tile.
+FASTCAM_HOST_DEVICE int64_t thread_groups(int64_t count) {
+  return count < kThreads ? kThreads / count : 1;
 }
 
-// Elements between the rows of a staged tile: a row a position for channels_last, an odd number of
-// 16 bytes apart so that rows start in different banks; else a row a channel.
-FASTCAM_HOST_DEVICE int64_t tile_pitch(CamNeeds needs, int64_t tile, int64_t positions) {
-  if (!needs.channels_last) return positions;
-  const int64_t vectors = tile * needs.element / 16;
-  return (vectors | 1) * 16 / needs.element;
+// Neighbouring positions that a thread reads at once: as many as fill 4 bytes, where they are contiguous and
+// every row of a tile begins at a multiple of that.
+inline int64_t positions_at_once(CamNeeds needs, int64_t positions) {
+  return !needs.channels_last && needs.element == 2 && positions % 2 == 0 ? 2 : 1;
+}
+
+// Elements of a staged tile's row, which is a position for channels_last, else a channel
+inline int64_t tile_pitch(CamNeeds needs, int64_t tile, int64_t positions) {
+  return needs.channels_last ? tile : positions;
 }
 
 // Where what lies in a block's shared memory, in bytes.
 struct CamMemory {
-  int32_t tile_bytes;    // of the staged activations or gradients
+  int32_t tile;          // the bytes of one staged tile of activations or gradients
   int32_t gradients;     // (stages, tile), behind the activations (stages, tile)
   int32_t accumulators;  // (classes, groups, positions)
-  int32_t totals;        // (tile): the sums of the activations
+  int32_t totals;        // (tile): the sums of the activations, for channels_last
   int32_t weights;       // (tile)
-  int32_t partial_sums;  // (rows of threads, tile)
+  int32_t partial_sums;  // (rows of threads, tile) for channels_last, else (2, rows of threads)
   int64_t bytes;         // in all; the others hold only where this fits a block
 
-  FASTCAM_HOST_DEVICE CamMemory(
-      CamNeeds needs, int64_t tile, int64_t stages, int64_t classes, int64_t positions) {
+  CamMemory() = default;
+  CamMemory(CamNeeds needs, int64_t tile, int64_t stages, int64_t classes, int64_t positions) {
     const int64_t rows = needs.channels_last ? positions : tile;
     const int64_t pitch = tile_pitch(needs, tile, positions), per_channel = tile * needs.arithmetic;
-    const int64_t tile_size = (rows * pitch * needs.element + 127) / 128 * 128;
-    bytes = stages * tile_size;
-    tile_bytes = static_cast<int32_t>(tile_size);
-    gradients = take(needs.gradients ? stages * tile_size : 0);
-    accumulators = take(classes * channel_groups(positions) * positions * needs.arithmetic);
-    totals = take(per_channel);
+    const int64_t tile_bytes = (rows * pitch * needs.element + 127) / 128 * 128;
+    this->tile = static_cast<int32_t>(tile_bytes);
+    bytes = stages * tile_bytes;
+    gradients = take(needs.gradients ? stages * tile_bytes : 0);
+    const int64_t groups = thread_groups(positions / positions_at_once(needs, positions));
+    accumulators = take(classes * groups * positions * needs.arithmetic);
+    totals = take(needs.channels_last ? per_channel : 0);
     weights = take(per_channel);
-    partial_sums = take(kRows * per_channel);
+    partial_sums = take(kRows * (needs.channels_last ? per_channel : 2 * needs.arithmetic));
   }
 
  private:
-  FASTCAM_HOST_DEVICE int32_t take(int64_t size) {
+  int32_t take(int64_t size) {
     const int64_t offset = bytes;
     bytes += (size + 15) / 16 * 16;
     return static_cast<int32_t>(offset);
   }
+};
+
+// What a block takes, into how many parts that divides the channels, positions and classes of an image, and
+// how its threads share a staged tile. All of it is known before the launch, so that no thread divides.
+struct CamPlan {
+  int32_t tile;     // channels staged at once, a power of two; 0: a tile does not fit
+  int32_t stages;   // tiles held: with 2 the next one is on its way while one is used
+  int32_t window;   // positions that a block takes
+  int32_t classes;  // classes that a block takes
+  int32_t slices;   // blocks that share the channels
+  int32_t windows, class_tiles;
+  int32_t slice_tiles, longer_slices;  // tiles of a slice, of so many slices one more
+  int32_t pitch;           // elements between the rows of a staged tile
+  int32_t at_once;         // neighbouring positions that a thread takes
+  int32_t groups;          // of threads that share the tile's channels
+  int32_t group_channels;  // the channels of one group, a multiple of 4; not for channels_last
+  int32_t lanes;           // threads that share a channel; for channels_last a position's channels
+  int32_t log_lanes;       // lanes = 2 ^ log_lanes
+  int32_t rows;            // of so many threads
+  int32_t share;           // a thread's accesses to a channel, an odd number; not for channels_last
+  CamMemory memory;
+
+  int64_t blocks(const Extents& e) const { return e.images * class_tiles * windows * slices; }
 };
 
 // Positions a block. Where no sum over a channel is needed, windows that leave room for long rows of
@@ -120,16 +129,23 @@ inline int64_t least_tile(CamNeeds needs, const Extents& e) {
   return tile;
 }
 
-// The largest tile of at most kTileBytes that leaves enough of them to fill every multiprocessor; for
-// channels_last 32 bytes a position, as they come from memory, where these fit a block.
+// The largest tile that leaves enough of them for every multiprocessor, or several for each resident block,
+// which then may be larger: what a tile takes beside its elements is spread over more. For channels_last
+// 32 bytes a position, as they come from memory, where these fit a block.
 inline int64_t plan_tile(CamNeeds needs, const Extents& e, int64_t window, const Device& device) {
-  constexpr int64_t kTileBytes = 16 * 1024, kMaxTile = 64, kSector = 32;
+  constexpr int64_t kSector = 32, kLongest = 512;  // bytes of a position's channels
+  constexpr int64_t kMaxTile = 128, kTilesABlock = 3;
   const int64_t bytes = window * needs.element * (needs.gradients ? 2 : 1);
   const int64_t windows = (e.positions + window - 1) / window;
+  // of a resident block: two stages, and a part for what is held beside them
+  const int64_t room = device.multiprocessor_memory / kResident * 15 / 16 / 2;
   int64_t tile = least_tile(needs, e);
   const auto fits = [&](int64_t larger) {
-    return larger <= kMaxTile && larger <= 2 * e.channels && larger * bytes <= kTileBytes &&
-           e.images * windows * e.channels >= device.multiprocessors * larger;
+    const int64_t tiles = e.images * windows * e.channels / larger;
+    const bool many = tiles >= kTilesABlock * kResident * device.multiprocessors;
+    const int64_t most = needs.channels_last ? kLongest / needs.element : kMaxTile;
+    return larger <= most && larger <= 2 * e.channels && tiles >= device.multiprocessors &&
+           larger * bytes <= (many ? room : room * 2 / 3);
   };
   const int64_t sector = kSector / needs.element;
   if (needs.channels_last && sector * bytes <= device.block_memory / 2) tile = sector;
@@ -142,34 +158,57 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
   constexpr int64_t kMaxClasses = 8;
   constexpr int64_t kReserved = 1024;  // bytes of shared memory that the system takes a block
   const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
-  CamPlan plan{};
-  plan.stages = 2;
-  plan.window = plan_window(needs, e);
-  plan.tile = plan_tile(needs, e, plan.window, device);
-  plan.classes = least(e.classes, kMaxClasses);
-  const auto bytes = [&] {
-    return CamMemory(needs, plan.tile, plan.stages, plan.classes, plan.window).bytes;
+  const auto parts = [](int64_t n, int64_t each) { return (n + each - 1) / each; };
+  const int64_t window = plan_window(needs, e), tile = plan_tile(needs, e, window, device);
+  int64_t classes = least(e.classes, kMaxClasses), stages = 2;
+  const auto memory = [&] { return CamMemory(needs, tile, stages, classes, window); };
+  while (classes > 1 && memory().bytes > device.block_memory / 2) --classes;
+  // While one block waits for its copies another computes: two blocks are worth more than two stages.
+  const auto resident = [&] {
+    const int64_t blocks = device.multiprocessor_memory / (memory().bytes + kReserved);
+    return memory().bytes > device.block_memory ? 0 : least(blocks, kResident);
   };
-  while (plan.classes > 1 && bytes() > device.block_memory / 2) --plan.classes;
-  if (bytes() > device.block_memory) plan.stages = 1;
-  plan.shared_bytes = bytes();
-  if (plan.shared_bytes > device.block_memory) return {};
+  const int64_t with_two = resident();
+  stages = 1;
+  if (with_two == kResident || resident() <= with_two) stages = 2;
+  if (memory().bytes > device.block_memory) return {};
 
   // One wave of blocks; more slices than fill every multiprocessor once only while writing and reading
   // their partial maps stays below a sixteenth of what is read anyway.
-  const int64_t maps = e.images * plan.class_tiles(e) * plan.windows(e);
-  const int64_t tiles = (e.channels + plan.tile - 1) / plan.tile;
-  const int64_t resident =
-      least(int64_t{kResident}, device.multiprocessor_memory / (plan.shared_bytes + kReserved));
+  const int64_t tiles = parts(e.channels, tile), windows = parts(e.positions, window);
+  const int64_t class_tiles = parts(e.classes, classes), maps = e.images * class_tiles * windows;
   const int64_t filling = device.multiprocessors / maps;
-  const int64_t wave = device.multiprocessors * (resident > 1 ? resident : 1) / maps;
-  const int64_t inputs = 1 + (needs.gradients ? plan.classes : 0);
-  const int64_t cheap =
-      e.channels * inputs * needs.element / (16 * 2 * plan.classes * needs.arithmetic);
-  plan.slices = least(wave, cheap > filling ? cheap : filling);
-  plan.slices = least(plan.slices, tiles);
-  if (plan.slices < 1) plan.slices = 1;
-  return plan;
+  const int64_t wave = device.multiprocessors * resident() / maps;
+  const int64_t inputs = 1 + (needs.gradients ? classes : 0);
+  const int64_t cheap = e.channels * inputs * needs.element / (16 * 2 * classes * needs.arithmetic);
+  const int64_t most = least(least(wave, cheap > filling ? cheap : filling), tiles);
+  const int64_t slices = most > 1 ? most : 1;
+
+  const int64_t at_once = positions_at_once(needs, e.positions);
+  const int64_t groups = thread_groups(window / at_once);
+  const int64_t lanes = needs.channels_last ? tile * needs.element / 16 : kThreads / tile;
+  int64_t log_lanes = 0;
+  while (int64_t{1} << log_lanes < lanes) ++log_lanes;
+  const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+  return {
+      narrow(tile),
+      narrow(stages),
+      narrow(window),
+      narrow(classes),
+      narrow(slices),
+      narrow(windows),
+      narrow(class_tiles),
+      narrow(tiles / slices),
+      narrow(tiles % slices),
+      narrow(tile_pitch(needs, tile, window)),
+      narrow(at_once),
+      narrow(groups),
+      narrow(parts(parts(tile, groups), 4) * 4),
+      narrow(lanes),
+      narrow(log_lanes),
+      narrow(kThreads / lanes),
+      narrow(parts(window / at_once, lanes) | 1),
+      memory()};
 }
 
 // Slices of the positions of channels whose weights are found by a launch of their own: enough for every

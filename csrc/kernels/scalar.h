@@ -68,6 +68,41 @@ FASTCAM_HOST_DEVICE float load(float16 value) {
 #endif
 }
 
+// 1 / value to within 1 ulp for magnitudes from 2^-126 to 2^126
+FASTCAM_HOST_DEVICE float reciprocal(float value) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+#else
+  return 1 / value;
+#endif
+}
+
+// Minimum and maximum of a value, which stays if it is NaN, and a bound
+template <class F>
+FASTCAM_HOST_DEVICE F lesser(F value, F bound) {
+  return value > bound ? bound : value;
+}
+template <class F>
+FASTCAM_HOST_DEVICE F greater(F value, F bound) {
+  return value < bound ? bound : value;
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <>
+FASTCAM_HOST_DEVICE float lesser(float value, float bound) {
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(bound));
+  return result;
+}
+template <>
+FASTCAM_HOST_DEVICE float greater(float value, float bound) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(bound));
+  return result;
+}
+#endif
+
 // The nearest value of type T, ties to even.
 template <class T>
 FASTCAM_HOST_DEVICE T store(arithmetic_t<T> value) {

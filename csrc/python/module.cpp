@@ -38,7 +38,7 @@ py::dict launch_plan(
   result["window"] = plan.window;
   result["classes"] = plan.classes;
   result["slices"] = plan.slices;
-  result["shared_bytes"] = plan.shared_bytes;
+  result["shared_bytes"] = plan.memory.bytes;
   result["blocks"] = plan.blocks(extents);
   return result;
 }

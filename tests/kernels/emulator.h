@@ -209,6 +209,7 @@ struct Block {
   std::map<const void*, size_t> statics;  // bytes of each array of static shared memory
   std::deque<Warp> warps;
   Meeting all;
+  unsigned refused[2] = {};  // the latest odd and even generation in which a thread said no
   std::deque<Fiber>* fibers = nullptr;
   std::function<void()> kernel;
   Context scheduler;
@@ -285,6 +286,20 @@ inline void synchronize(Meeting& meeting, const char* what) {
   release(tag);
   meet(meeting, what);
   acquire(tag);
+}
+
+// The barrier of the block, at which its threads say yes or no: whether all say yes
+inline bool agree(bool predicate) {
+  Block& b = block();
+  const unsigned generation = b.all.generation + 1;  // 0: none
+  unsigned& refused = b.refused[generation % 2];
+  {
+    const Unseen unseen;
+    if (!predicate) refused = generation;
+  }
+  synchronize(b.all, "__syncthreads_and");
+  const Unseen unseen;
+  return refused != generation;
 }
 
 inline Warp& warp() {
@@ -365,6 +380,7 @@ inline void run_threads(Block& b) {
   for (Warp& w : b.warps) w.meeting.expected = kWarp;
   b.all = Meeting{};
   b.all.expected = count;
+  b.refused[0] = b.refused[1] = 0;
   while (b.fibers->size() < count) b.fibers->emplace_back();
   b.scheduler_sanitizer = current_sanitizer_fiber();
   for (unsigned number = 0; number < count; ++number) {
@@ -440,6 +456,11 @@ void launch(
 
 inline void __syncthreads() {
   emulator::synchronize(emulator::block().all, "__syncthreads");
+}
+
+// Whether all threads of the block say so
+inline bool __syncthreads_and(bool predicate) {
+  return emulator::agree(predicate);
 }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu) {

@@ -84,7 +84,7 @@ std::vector<F> run_kernel(const CamArguments<T, Method>& arguments) {
   std::vector<F> partial(e.images * slices * size, F(kNaN));
   CamArguments<T, Method> a = arguments;
   a.result = partial.data();
-  emulator::launch(cam_kernel<kAcross, T, Method>, grid(plan.blocks(e), plan.shared_bytes), a);
+  emulator::launch(cam_kernel<kAcross, T, Method>, grid(plan.blocks(e), plan.memory.bytes), a);
   if (slices == 1) return partial;
   std::vector<F> maps(e.images * size, F(kNaN));
   emulator::launch(
@@ -101,8 +101,9 @@ void test_method(
   const bool across = a.strides.channel == 1 && a.strides.position != 1;
   const CamPlan plan = plan_cam(cam_needs<T, Method>(across), e, test.device);
   if (plan.tile == 0) return;
-  const CamArguments<T, Method> arguments{a.features(), g.features(), e,      method,
-                                          plan,         rectify,      nullptr};
+  const CamArguments<T, Method> arguments{
+      {a.features(), across, e, plan}, {g.features(), across, e, plan}, e, method, plan, rectify,
+      nullptr};
   const std::vector<F> maps = across ? run_kernel<true>(arguments) : run_kernel<false>(arguments);
 
   for (int64_t n = 0; n < e.images; ++n) {
@@ -168,7 +169,8 @@ void test_nan() {
   const CamPlan plan =
       plan_cam(cam_needs<T, HiResCAM<F>>(false), e, Device{4, 100 << 10, 100 << 10});
   const auto maps = run_kernel<false>(
-      CamArguments<T, HiResCAM<F>>{a.features(), g.features(), e, {}, plan, true, nullptr});
+      CamArguments<T, HiResCAM<F>>{
+          {a.features(), false, e, plan}, {g.features(), false, e, plan}, e, {}, plan, true, nullptr});
   for (int64_t i = 0; i < 18; ++i) expect(std::isnan(maps[i]) == (i == 3), "NaN of one position");
 }
 
