@@ -27,12 +27,7 @@ std::optional<SlicedMaps> launch_cam(
     const std::vector<int64_t> partial{e.images, plan.slices, e.classes, e.positions};
     maps = {empty(plan.slices > 1 ? partial : map_shape, arithmetic_type(like), like), plan.slices};
     const CamArguments<T, Method> arguments{
-        {a, across.value, e, plan},
-        {g, across.value, e, plan},
-        e,
-        method,
-        plan,
-        relu,
+        {a, across.value, e, plan},  {g, across.value, e, plan}, e, method, plan, relu,
         mutable_data<F>(maps->parts)};
     launch(kernel, Grid(plan.blocks(e), plan.memory.bytes), arguments);
   });

@@ -8,7 +8,6 @@ Tensor guided_product(const Tensor& maps, const Tensor& guided, int64_t spatial_
   if (o.product.numel() == 0) return o.product;
 
   const int64_t reads = o.size.positions() + bound_count(o.size, o.enlarged);
-  const int64_t shares = shares_per_map(o.count, o.enlarged.positions(), reads);
   const ChannelOrder order = channel_order(o.enlarged, o.guided_strides, o.channels);
   const bool same = order == channel_order(o.enlarged, o.product_strides, o.channels);
   dispatch(guided.scalar_type(), [&](auto element) {
@@ -16,8 +15,9 @@ Tensor guided_product(const Tensor& maps, const Tensor& guided, int64_t spatial_
     using F = arithmetic_t<T>;
     const Enlargement<F> e(o.size, o.enlarged);
     const StagedMaps<F> small(o.maps, o.classes, e);
+    const Shares shares(e, shares_per_map(o.count, o.enlarged.positions(), reads));
     launch(
-        guided_product_kernel<T>, Grid(o.count * shares, small.shared_bytes), small.source,
+        guided_product_kernel<T>, Grid(o.count * shares.blocks, small.shared_bytes), small.source,
         data<T>(guided), e, shares, o.channels, same ? order : ChannelOrder::kScattered,
         o.guided_strides, o.product_strides, F(eps), mutable_data<T>(o.product));
   });

@@ -7,15 +7,15 @@ namespace fastcam::cuda {
 template <class T>
 void run(const Launch& launch, const OverlayOperands& o, const Tensor& images, double alpha) {
   const Enlargement<float> e(o.size, o.enlarged);
-  const int64_t shares = shares_per_map(o.count, e.positions(), o.size.positions());
+  const Shares shares(e, shares_per_map(o.count, e.positions(), o.size.positions()));
   const StagedMaps<float> small(o.maps, 1, e);
   const ChannelOrder order = channel_order(o.enlarged, o.image_strides, 3);
   const bool same = order == channel_order(o.enlarged, o.picture_strides, 3);
   launch(
-      overlay_kernel<T>, Grid(o.count * shares, small.shared_bytes), small.source, data<T>(images),
-      data<uint8_t>(o.colormap), e, shares, same ? order : ChannelOrder::kScattered,
-      o.image_strides, o.picture_strides, static_cast<float>(alpha),
-      mutable_data<uint8_t>(o.pictures));
+      overlay_kernel<T>, Grid(o.count * shares.blocks, small.shared_bytes), small.source,
+      data<T>(images), data<uint8_t>(o.colormap), e, shares,
+      same ? order : ChannelOrder::kScattered, o.image_strides, o.picture_strides,
+      static_cast<float>(alpha), mutable_data<uint8_t>(o.pictures));
 }
 
 Tensor overlay(const Tensor& images, const Tensor& maps, const Tensor& colormap, double alpha) {

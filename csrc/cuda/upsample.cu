@@ -9,13 +9,13 @@ void launch_upsample(
   constexpr int64_t kCheaper = 8;  // reading a value of a slice, than computing an enlarged one
   const int64_t reads =
       slices * size.positions() / kCheaper + (normalize ? bound_count(size, enlarged) : 0);
-  const int64_t shares = shares_per_map(count, enlarged.positions(), reads);
   dispatch_maps(parts, [&](auto element) {
     using F = decltype(element);
     const Enlargement<F> e(size, enlarged);
     const StagedMaps<F> maps(parts, classes, slices, relu, e);
+    const Shares shares(e, shares_per_map(count, enlarged.positions(), reads));
     launch(
-        upsample_kernel<F>, Grid(count * shares, maps.shared_bytes), maps.source, e, shares,
+        upsample_kernel<F>, Grid(count * shares.blocks, maps.shared_bytes), maps.source, e, shares,
         normalize, F(eps), mutable_data<F>(result));
   });
 }

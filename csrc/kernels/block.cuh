@@ -98,9 +98,14 @@ __device__ inline int thread_number() {
   return threadIdx.y * kLanes + threadIdx.x;
 }
 
-// Neighbouring values that are moved at once, 16 bytes at a time where they are more
+// Up to 16 bytes are moved at once: as many as divide the size.
+constexpr int moved_at_once(int bytes) {
+  return (bytes & -bytes) < 16 ? bytes & -bytes : 16;
+}
+
+// Neighbouring values that are moved together
 template <class T, int kCount>
-struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
+struct alignas(moved_at_once(sizeof(T) * kCount)) Pack {
   T values[kCount];
 };
 
@@ -108,14 +113,15 @@ struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
 template <class T>
 constexpr int kVector = 16 / sizeof(T);
 
+template <int kBytes = 16>
 __device__ inline bool aligned(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
+  return reinterpret_cast<uintptr_t>(address) % kBytes == 0;
 }
 
 // Up to kCount values from where they may not be aligned, the rest left as they are.
 template <class T, int kCount>
 __device__ void load_pack(const T* source, int count, Pack<T, kCount>& pack) {
-  if (count == kCount && aligned(source)) {
+  if (count == kCount && aligned<alignof(Pack<T, kCount>)>(source)) {
     pack = *reinterpret_cast<const Pack<T, kCount>*>(source);
   } else {
 #pragma unroll
@@ -126,7 +132,7 @@ __device__ void load_pack(const T* source, int count, Pack<T, kCount>& pack) {
 
 template <class T, int kCount>
 __device__ void store_pack(T* target, int count, const Pack<T, kCount>& pack) {
-  if (count == kCount && aligned(target)) {
+  if (count == kCount && aligned<alignof(Pack<T, kCount>)>(target)) {
     *reinterpret_cast<Pack<T, kCount>*>(target) = pack;
   } else {
 #pragma unroll

@@ -26,11 +26,12 @@ inline constexpr bool has_given_weights<GivenWeights<F>> = true;
 template <class T>
 struct CamRows {
   const T* data;
-  int64_t along, between;                     // strides: in a row, and to the next row
-  int64_t image, klass, tile, window, slice;  // to the next of these; slice: of plan.slice_tiles tiles
-  int64_t step;                               // to the row that a thread copies next
-  bool joined;                                // all rows of a tile are one
-  bool packed;                                // they come 16 bytes at a time, where they are aligned
+  int64_t along, between;  // strides: in a row, and to the next row
+  int64_t image, klass, tile, window,
+      slice;     // to the next of these; slice: of plan.slice_tiles tiles
+  int64_t step;  // to the row that a thread copies next
+  bool joined;   // all rows of a tile are one
+  bool packed;   // they come 16 bytes at a time, where they are aligned
 
   CamRows() = default;
   CamRows(const Features<T>& x, bool channels_last, const Extents& e, const CamPlan& plan) {
@@ -111,7 +112,8 @@ class CamBlock {
     if constexpr (kGiven)
       weights_ = o_.method.weights + image_ * o_.method.image_stride +
                  first_class_ * o_.method.class_stride + first_channel;
-    const int64_t map_number = (int64_t{image_} * plan_.slices + slice_) * e_.classes + first_class_;
+    const int64_t map_number =
+        (int64_t{image_} * plan_.slices + slice_) * e_.classes + first_class_;
     result_ = o_.result + map_number * e_.positions + first_position;
   }
 
@@ -299,7 +301,8 @@ class CamBlock {
     const int left = row_ < channels(step) ? positions_ / kCount - first : 0;
     const int count = left < plan_.share ? left : plan_.share;
     const int offset = row_ * plan_.pitch + first * kCount;
-    const T *const a = staged_activations(step) + offset, *const g = staged_gradients(step) + offset;
+    const T *const a = staged_activations(step) + offset, *const g =
+                                                              staged_gradients(step) + offset;
     const auto sum = [&](const auto& term) {
       F result = 0;
       const T *ai = Method::kUsesActivations ? a : g, *gi = g;
@@ -328,7 +331,8 @@ class CamBlock {
     };
     if constexpr (Method::kUsesActivations) {
       if (step.klass == 0)
-        total_ = sum_channel(sum([&](F activation, F) { return o_.method.summand(activation); }), 0);
+        total_ =
+            sum_channel(sum([&](F activation, F) { return o_.method.summand(activation); }), 0);
     }
     F part;
     with_term(o_.method, total_, [&](const auto& term) { part = sum(term); });
@@ -358,9 +362,8 @@ class CamBlock {
     const int c = thread_number();
     if constexpr (Method::kUsesActivations) {
       if (step.klass == 0) {
-        sum_rows_of_vectors(a, a, [&](int, F activation, F) {
-          return o_.method.summand(activation);
-        });
+        sum_rows_of_vectors(
+            a, a, [&](int, F activation, F) { return o_.method.summand(activation); });
         const F total = c < plan_.tile ? folded_sum(c) : F(0);
         if (c < plan_.tile) totals()[c] = total;
         quick_ = __syncthreads_and(allows_quick_terms(o_.method, total));

@@ -28,23 +28,52 @@ struct Divider {
   }
 };
 
-// sample_at for one dimension
+// One dimension: what sample_at, bound_count and bound_sample say, without a division
 template <class F>
 struct Axis {
   int64_t in, out;
-  bool small;  // all numbers fit the divider
-  Divider cells;
+  bool small;                // all numbers fit the dividers
+  Divider cells, positions;  // by 2 out and 2 in
+  F fraction;                // 1 / (2 out)
 
   Axis(int64_t in, int64_t out)
-      : in(in), out(out), small(2 * in * (out + 1) < INT32_MAX), cells(small ? 2 * out : 1) {}
+      : in(in),
+        out(out),
+        small(2 * in * (out + 1) < INT32_MAX),
+        cells(small ? 2 * out : 1),
+        positions(small ? 2 * in : 1),
+        fraction(F(1) / F(2 * out)) {}
 
   FASTCAM_HOST_DEVICE Sample<F> sample(int64_t index) const {
     if (!small) return sample_at<F>(index, in, out);
     if (in == out) return {index, index, 0};
-    const int32_t first = static_cast<int32_t>((2 * index + 1) * in - out);
+    const int32_t width = static_cast<int32_t>(in), i = static_cast<int32_t>(index);
+    const int32_t first = (2 * i + 1) * width - static_cast<int32_t>(out);
     const uint32_t numerator = first < 0 ? 0 : first, cell = cells.quotient(numerator);
-    const F fraction = F(numerator - cell * cells.divisor) / F(cells.divisor);
-    return {cell, cell + 1 < in ? cell + 1 : in - 1, fraction};
+    const int32_t near = static_cast<int32_t>(cell), far = near + 1 < width ? near + 1 : near;
+    return {near, far, F(static_cast<int32_t>(numerator - cell * cells.divisor)) * fraction};
+  }
+
+  // Number j of `count` samples: of all, or of those that bound cells
+  template <bool kBounds>
+  FASTCAM_HOST_DEVICE int64_t count() const {
+    return kBounds ? bound_count(in, out) : out;
+  }
+  template <bool kBounds>
+  FASTCAM_HOST_DEVICE int64_t index(int64_t j) const {
+    if (!kBounds || out < 2 * in) return j;
+    if (!small) return bound_sample(j, in, out);
+    const int32_t cell = static_cast<int32_t>(j) / 2, odd = static_cast<int32_t>(j) % 2;
+    return cell + odd == in ? out - 1 : first_of_cell(cell + odd) - odd;
+  }
+
+ private:
+  // first_sample
+  FASTCAM_HOST_DEVICE int32_t first_of_cell(int32_t cell) const {
+    const int32_t width = static_cast<int32_t>(in), long_width = static_cast<int32_t>(out);
+    const int32_t numerator = (2 * cell + 1) * long_width - width;
+    if (cell == 0 || numerator <= 0) return 0;
+    return static_cast<int32_t>(positions.quotient(numerator + 2 * width - 1));
   }
 };
 
@@ -52,16 +81,11 @@ struct Axis {
 template <class F>
 struct Enlargement {
   Axis<F> depth, height, width;
-  bool small;  // positions fit the dividers
-  Divider row, plane;
 
   Enlargement(const Size& size, const Size& enlarged)
       : depth(size.depth, enlarged.depth),
         height(size.height, enlarged.height),
-        width(size.width, enlarged.width),
-        small(enlarged.positions() < INT32_MAX),
-        row(small ? enlarged.width : 1),
-        plane(small ? enlarged.height : 1) {}
+        width(size.width, enlarged.width) {}
 
   FASTCAM_HOST_DEVICE int64_t map_positions() const { return depth.in * height.in * width.in; }
   FASTCAM_HOST_DEVICE int64_t positions() const { return depth.out * height.out * width.out; }
@@ -72,101 +96,149 @@ struct Position {
   int64_t z, y, x;
 };
 
-template <class F>
-FASTCAM_HOST_DEVICE Position position_at(const Enlargement<F>& e, int64_t i) {
-  if (!e.small) {
-    const int64_t row = i / e.width.out, z = row / e.height.out;
-    return {z, row - z * e.height.out, i - row * e.width.out};
-  }
-  const uint32_t row = e.row.quotient(static_cast<uint32_t>(i)), z = e.plane.quotient(row);
-  return {z, row - z * e.plane.divisor, static_cast<uint32_t>(i) - row * e.row.divisor};
-}
+// Neighbouring columns of a row, which a thread takes at once
+constexpr int kColumns = 4;
+struct Span {
+  Position begin;
+  int64_t first;  // the number of that position
+  int count;      // of columns
+};
 
 template <class F>
 struct EnlargedMap {
   const F* map;
   Enlargement<F> e;
 
-  __device__ F row_value(int64_t z, int64_t y, const Sample<F>& width) const {
-    const F* row = map + (z * e.height.in + y) * e.width.in;
-    return blend(width, row[width.near], row[width.far]);
-  }
-
-  __device__ F plane_value(int64_t z, const Sample<F>& height, const Sample<F>& width) const {
-    return blend(height, row_value(z, height.near, width), row_value(z, height.far, width));
-  }
-
-  __device__ F
-  value(const Sample<F>& depth, const Sample<F>& height, const Sample<F>& width) const {
-    if (e.depth.in == 1) return plane_value(0, height, width);
-    return blend(
-        depth, plane_value(depth.near, height, width), plane_value(depth.far, height, width));
-  }
-
-  __device__ F value(const Position& p) const {
-    return value(e.depth.sample(p.z), e.height.sample(p.y), e.width.sample(p.x));
+  // f(span, its values) for rows first_row to last_row and packs of kColumns columns, first_pack to
+  // last_pack. A thread keeps its columns and goes down the rows: what four small values of a cell come to
+  // at its columns is found once a cell. Behind the last column the values are those of the last.
+  template <bool kBounds, class Function>
+  __device__ void for_spans(
+      int first_pack, int last_pack, int64_t first_row, int64_t last_row, const Function& f) const {
+    const int packs = last_pack - first_pack, side = packs < kThreads ? packs : kThreads;
+    const int at_once = kThreads / side, row_of_thread = thread_number() / side;
+    if (row_of_thread >= at_once) return;
+    const int64_t heights = e.height.template count<kBounds>();
+    const int widths = static_cast<int>(e.width.template count<kBounds>());
+    const int64_t begin = first_row + row_of_thread;
+    for (int pack = first_pack + thread_number() - row_of_thread * side; pack < last_pack;
+         pack += side) {
+      const int x = pack * kColumns;
+      Column columns[kColumns];
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const int64_t index = e.width.template index<kBounds>(x + j < widths ? x + j : widths - 1);
+        const Sample<F> sample = e.width.sample(index);
+        columns[j] = {static_cast<int>(sample.near), static_cast<int>(sample.far), sample.fraction};
+      }
+      Span span{{0, begin, x}, begin * widths + x, widths - x < kColumns ? widths - x : kColumns};
+      if (begin >= heights) {
+        span.begin.z = quotient(begin, heights);
+        span.begin.y = begin - span.begin.z * heights;
+      }
+      Cell cell{-1, -1};
+      F values[kColumns];
+      for (int64_t row = begin; row < last_row; row += at_once) {
+        const Sample<F> height = e.height.sample(e.height.template index<kBounds>(span.begin.y));
+        if (e.depth.in == 1) {
+          if (height.near != cell.y) cell.enter(*this, 0, 0, height, columns);
+          cell.values(0, height, values);
+        } else {
+          const Sample<F> depth = e.depth.sample(e.depth.template index<kBounds>(span.begin.z));
+          if (height.near != cell.y || depth.near != cell.z)
+            cell.enter(*this, depth.near, depth.far, height, columns);
+          F far[kColumns];
+          cell.values(0, height, values);
+          cell.values(1, height, far);
+#pragma unroll
+          for (int j = 0; j < kColumns; ++j) values[j] = blend(depth, values[j], far[j]);
+        }
+        f(span, values);
+        span.first += static_cast<int64_t>(at_once) * widths;
+        for (span.begin.y += at_once; span.begin.y >= heights; ++span.begin.z)
+          span.begin.y -= heights;
+      }
+    }
   }
 
   // Minimum and maximum over the whole enlarged map; each block finds them for itself.
   __device__ Range<F> range(F eps) const {
-    const int64_t depths = bound_count(e.depth.in, e.depth.out);
-    const int64_t heights = bound_count(e.height.in, e.height.out);
-    const int64_t widths = bound_count(e.width.in, e.width.out);
-    const F seed = value({0, 0, 0});
-    Extremes<F> extremes{seed, seed};
-    for (int64_t i = thread_number(); i < depths * heights * widths; i += kThreads) {
-      const int64_t row = quotient(i, widths), depth = quotient(row, heights);
-      const F sample = value(
-          {bound_sample(depth, e.depth.in, e.depth.out),
-           bound_sample(row - depth * heights, e.height.in, e.height.out),
-           bound_sample(i - row * widths, e.width.in, e.width.out)});
-      extremes.include(sample, sample);
-    }
+    constexpr F kInfinity = std::numeric_limits<F>::infinity();
+    Extremes<F> extremes{kInfinity, -kInfinity};
+    const int packs = static_cast<int>((e.width.template count<true>() + kColumns - 1) / kColumns);
+    const int64_t rows = e.depth.template count<true>() * e.height.template count<true>();
+    for_spans<true>(0, packs, 0, rows, [&](const Span&, const F(&values)[kColumns]) {
+#pragma unroll
+      for (F value : values) extremes.include(value, value);
+    });
     extremes = block_extremes(extremes);
     return {extremes.low, extremes.high - extremes.low + eps};
   }
-};
-
-// The values of an enlarged map, position after position
-template <class F>
-class Walk {
- public:
-  __device__ Walk(const EnlargedMap<F>& map, int64_t first)
-      : map_(map),
-        at_(position_at(map.e, first)),
-        depth_(map.e.depth.sample(at_.z)),
-        height_(map.e.height.sample(at_.y)) {}
-
-  __device__ F next() {
-    const F value = map_.value(depth_, height_, map_.e.width.sample(at_.x));
-    if (++at_.x == map_.e.width.out) next_row();
-    return value;
-  }
 
  private:
-  // Behind the last row the last row is walked again: what is read there is not used.
-  __device__ void next_row() {
-    const Enlargement<F>& e = map_.e;
-    at_.x = 0;
-    if (++at_.y == e.height.out) {
-      at_.y = 0;
-      if (at_.z + 1 < e.depth.out) ++at_.z;
-      depth_ = e.depth.sample(at_.z);
-    }
-    height_ = e.height.sample(at_.y);
-  }
+  struct Column {
+    int near, far;
+    F fraction;
+  };
 
-  const EnlargedMap<F>& map_;
-  Position at_;
-  Sample<F> depth_, height_;
+  // The small values around a cell, at a thread's columns
+  struct Cell {
+    int64_t z, y;
+    F near[2][kColumns],
+        step[2][kColumns];  // (near and far plane, column): in the near row, to the far
+
+    __device__ void enter(
+        const EnlargedMap& map, int64_t near_z, int64_t far_z, const Sample<F>& height,
+        const Column (&columns)[kColumns]) {
+      z = near_z;
+      y = height.near;
+#pragma unroll
+      for (int plane = 0; plane < 2; ++plane) {
+        if (plane == 1 && map.e.depth.in == 1) break;
+        const F* rows = map.map + (plane == 0 ? near_z : far_z) * map.e.height.in * map.e.width.in;
+        const F *upper = rows + height.near * map.e.width.in,
+                *lower = rows + height.far * map.e.width.in;
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          const Column& c = columns[j];
+          const F first = upper[c.near], second = lower[c.near];
+          near[plane][j] = first + c.fraction * (upper[c.far] - first);
+          step[plane][j] = second + c.fraction * (lower[c.far] - second) - near[plane][j];
+        }
+      }
+    }
+
+    __device__ void values(int plane, const Sample<F>& height, F (&values)[kColumns]) const {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j)
+        values[j] = near[plane][j] + height.fraction * step[plane][j];
+    }
+  };
 };
 
 // (value - low) / range within [0, 1]: a sample between two extremes can round past them; NaN stays.
 template <class F>
-__device__ F normalized(const Range<F>& range, F value) {
-  const F share = range.normalize(value);
-  return share < 0 ? F(0) : share > 1 ? F(1) : share;
-}
+class Normalizer {
+ public:
+  __device__ explicit Normalizer(const Range<F>& range) : range_(range), scale_(1 / range.range) {
+    if (range.range * scale_ < 1) scale_ *= 1 + std::numeric_limits<F>::epsilon();
+    // not if the reciprocal overflows or loses digits, or is NaN
+    by_scale_ = scale_ >= std::numeric_limits<F>::min() && scale_ <= std::numeric_limits<F>::max();
+  }
+
+  __device__ void operator()(F (&values)[kColumns]) const {
+#pragma unroll
+    for (F& value : values)
+      value = by_scale_ ? (value - range_.low) * scale_ : range_.normalize(value);
+#pragma unroll
+    for (F& value : values) value = lesser(greater(value, F(0)), F(1));
+  }
+
+ private:
+  Range<F> range_;
+  F scale_;  // the least one by which the range becomes 1
+  bool by_scale_;
+};
 
 // Small maps (N, K, positions) in device memory, or what they are the sums of: (N, slices, K, positions)
 template <class F>
@@ -187,49 +259,106 @@ FASTCAM_HOST_DEVICE int64_t slice_groups(int64_t slices, int64_t positions) {
 // The map `number` = image * classes + class
 template <class F>
 __device__ EnlargedMap<F> enlarged_map(
-    const MapSource<F>& source, const Enlargement<F>& e, int64_t number) {
-  const int64_t positions = e.map_positions();
-  const int64_t image = number / source.classes, klass = number % source.classes;
-  const F* parts = source.parts + (image * source.slices * source.classes + klass) * positions;
+    const MapSource<F>& source, const Enlargement<F>& e, unsigned number) {
+  const int64_t size = e.map_positions();
+  const unsigned image = source.classes == 1 ? number : number / unsigned(source.classes);
+  const int64_t klass = number - image * source.classes;
+  const F* parts = source.parts + (image * source.slices * source.classes + klass) * size;
   if (!source.staged) return {parts, e};
   // threads in a group share the positions, and groups share the slices
   F* map = reinterpret_cast<F*>(shared_memory());
-  const int64_t groups = slice_groups(source.slices, positions);
-  for (int64_t i = thread_number(); i < groups * positions; i += kThreads) {
-    const int64_t group = groups == 1 ? 0 : i / positions, p = i - group * positions;
+  const int positions = static_cast<int>(size), slices = static_cast<int>(source.slices);
+  const int groups = static_cast<int>(slice_groups(slices, positions));
+  for (int i = thread_number(); i < groups * positions; i += kThreads) {
+    const int group = groups == 1 ? 0 : i / positions, p = i - group * positions;
     F sum = 0;
-#pragma unroll 8
-    for (int64_t slice = group; slice < source.slices; slice += groups)
-      sum += parts[slice * source.classes * positions + p];
+#pragma unroll 4
+    for (int slice = group; slice < slices; slice += groups)
+      sum += parts[slice * source.classes * size + p];
     map[i] = sum;
   }
   __syncthreads();
-  for (int64_t p = thread_number(); p < positions; p += kThreads) {
+  for (int p = thread_number(); p < positions; p += kThreads) {
     F sum = map[p];
-    for (int64_t group = 1; group < groups; ++group) sum += map[group * positions + p];
+    for (int group = 1; group < groups; ++group) sum += map[group * positions + p];
     map[p] = source.rectify ? relu(sum) : sum;
   }
   __syncthreads();
   return {map, e};
 }
 
-// maps (count, *S) to (count, *enlarged); `shares` blocks a map
+// How the blocks of an enlarged map share it: by rows, and by columns where these are more than the threads
+// take at once
+struct Shares {
+  int64_t rows;             // of a block
+  int32_t blocks;           // of a map
+  Divider of_map, of_rows;  // by blocks, and by those side by side
+  int32_t packs, side;      // of kColumns columns: of the map, of a block
+
+  // At most `most` blocks a map, but for those side by side
+  template <class F>
+  Shares(const Enlargement<F>& e, int64_t most)
+      : Shares(e.depth.out * e.height.out, (e.width.out + kColumns - 1) / kColumns, most) {}
+
+ private:
+  Shares(int64_t all_rows, int64_t all_packs, int64_t most)
+      : rows((all_rows + most - 1) / most),
+        of_map(blocks_of(all_rows, all_packs, most)),
+        of_rows((all_packs + kThreads - 1) / kThreads) {
+    packs = static_cast<int32_t>(all_packs);
+    side = packs < kThreads ? packs : kThreads;
+    blocks = static_cast<int32_t>(of_map.divisor);
+  }
+  static int64_t blocks_of(int64_t all_rows, int64_t all_packs, int64_t most) {
+    const int64_t each = (all_rows + most - 1) / most;
+    return (all_rows + each - 1) / each * ((all_packs + kThreads - 1) / kThreads);
+  }
+};
+
+// What a block takes of its map
+struct Share {
+  unsigned map;
+  int first_pack, last_pack;
+  int64_t first_row, last_row;
+
+  template <class F>
+  __device__ Share(const Shares& shares, const Enlargement<F>& e, unsigned block)
+      : map(shares.of_map.quotient(block)) {
+    const unsigned share = block - map * shares.of_map.divisor;
+    const unsigned row = shares.of_rows.quotient(share);
+    first_pack = static_cast<int>(share - row * shares.of_rows.divisor) * shares.side;
+    last_pack = first_pack + shares.side < shares.packs ? first_pack + shares.side : shares.packs;
+    const int64_t rows = e.depth.out * e.height.out;
+    first_row = row * shares.rows;
+    last_row = first_row + shares.rows < rows ? first_row + shares.rows : rows;
+  }
+};
+
+// f(span, its values) for the block's share
+template <class F, class Function>
+__device__ void for_share(const EnlargedMap<F>& map, const Share& share, const Function& f) {
+  map.template for_spans<false>(
+      share.first_pack, share.last_pack, share.first_row, share.last_row, f);
+}
+
+// maps (count, *S) to (count, *enlarged)
 template <class F>
 __global__ void __launch_bounds__(kThreads) upsample_kernel(
-    MapSource<F> source, Enlargement<F> e, int64_t shares, bool normalize, F eps, F* result) {
-  const int64_t number = blockIdx.x / shares, share = blockIdx.x % shares;
-  const EnlargedMap<F> map = enlarged_map(source, e, number);
-  const Range<F> range = normalize ? map.range(eps) : Range<F>{};
-  F* target = result + number * e.positions();
-  for_packs<kVector<F>>(e.positions(), share, shares, [&](int64_t first, int count) {
-    Pack<F, kVector<F>> pack;
-    Walk<F> walk(map, first);
+    MapSource<F> source, Enlargement<F> e, Shares shares, bool normalize, F eps, F* result) {
+  const Share share(shares, e, blockIdx.x);
+  const EnlargedMap<F> map = enlarged_map(source, e, share.map);
+  F* target = result + share.map * e.positions();
+  const auto store = [&](const Span& span, const F(&values)[kColumns]) {
+    Pack<F, kColumns> pack;
 #pragma unroll
-    for (F& value : pack.values) {
-      value = walk.next();
-      if (normalize) value = normalized(range, value);
-    }
-    store_pack(target + first, count, pack);
+    for (int j = 0; j < kColumns; ++j) pack.values[j] = values[j];
+    store_pack(target + span.first, span.count, pack);
+  };
+  if (!normalize) return for_share(map, share, store);
+  const Normalizer<F> normalization(map.range(eps));
+  for_share(map, share, [&](const Span& span, F(&values)[kColumns]) {
+    normalization(values);
+    store(span, values);
   });
 }
 
@@ -255,49 +384,48 @@ FASTCAM_HOST_DEVICE int64_t offset_at(const VolumeStrides& s, const Position& p)
   return p.z * s.depth + p.y * s.height + p.x * s.width;
 }
 
-// product[n, k, c, x] = normalized enlarged map[n, k, x] * guided[n, k, c, x]; `shares` blocks a map.
-// `order` is that of both tensors.
+// product[n, k, c, x] = normalized enlarged map[n, k, x] * guided[n, k, c, x]. `order` is that of both
+// tensors.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) guided_product_kernel(
     MapSource<arithmetic_t<T>> source, const T* guided, Enlargement<arithmetic_t<T>> e,
-    int64_t shares, int64_t channels, ChannelOrder order, VolumeStrides gs, VolumeStrides ps,
+    Shares shares, int64_t channels, ChannelOrder order, VolumeStrides gs, VolumeStrides ps,
     arithmetic_t<T> eps, T* product) {
   using F = arithmetic_t<T>;
-  constexpr int kCount = kVector<T>;
-  const int64_t number = blockIdx.x / shares, share = blockIdx.x % shares;
-  const int64_t image = number / source.classes, klass = number % source.classes;
-  const EnlargedMap<F> map = enlarged_map(source, e, number);
-  const Range<F> range = map.range(eps);
+  const Share share(shares, e, blockIdx.x);
+  const int64_t image = share.map / source.classes, klass = share.map % source.classes;
+  const EnlargedMap<F> map = enlarged_map(source, e, share.map);
+  const Normalizer<F> normalization(map.range(eps));
   guided += image * gs.image + klass * gs.klass;
   product += image * ps.image + klass * ps.klass;
-  for_packs<kCount>(e.positions(), share, shares, [&](int64_t first, int count) {
-    F heat[kCount];
-    Walk<F> walk(map, first);
-#pragma unroll
-    for (F& value : heat) value = normalized(range, walk.next());
+  for_share(map, share, [&](const Span& span, F(&heat)[kColumns]) {
+    normalization(heat);
     if (order == ChannelOrder::kPlanar) {
-      for (int64_t c = 0; c < channels; ++c) {
-        Pack<T, kCount> pack{};
-        load_pack(guided + c * gs.channel + first, count, pack);
+      const T* from = guided + span.first;
+      T* to = product + span.first;
+      for (int c = 0; c < channels; ++c, from += gs.channel, to += ps.channel) {
+        Pack<T, kColumns> pack{};
+        load_pack(from, span.count, pack);
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) pack.values[j] = store<T>(heat[j] * load(pack.values[j]));
-        store_pack(product + c * ps.channel + first, count, pack);
+        for (int j = 0; j < kColumns; ++j)
+          pack.values[j] = store<T>(heat[j] * load(pack.values[j]));
+        store_pack(to, span.count, pack);
       }
     } else if (order == ChannelOrder::kInterleaved) {
-      Pack<T, 3 * kCount> pack{};
-      load_pack(guided + 3 * first, 3 * count, pack);
+      Pack<T, 3 * kColumns> pack{};
+      load_pack(guided + 3 * span.first, 3 * span.count, pack);
 #pragma unroll
-      for (int j = 0; j < 3 * kCount; ++j)
+      for (int j = 0; j < 3 * kColumns; ++j)
         pack.values[j] = store<T>(heat[j / 3] * load(pack.values[j]));
-      store_pack(product + 3 * first, 3 * count, pack);
+      store_pack(product + 3 * span.first, 3 * span.count, pack);
     } else {
+      const int64_t from = offset_at(gs, span.begin), to = offset_at(ps, span.begin);
+      for (int64_t c = 0; c < channels; ++c) {
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        if (j >= count) continue;
-        const Position p = position_at(e, first + j);
-        const int64_t from = offset_at(gs, p), to = offset_at(ps, p);
-        for (int64_t c = 0; c < channels; ++c)
-          product[to + c * ps.channel] = store<T>(heat[j] * load(guided[from + c * gs.channel]));
+        for (int j = 0; j < kColumns; ++j)
+          if (j < span.count)
+            product[to + c * ps.channel + j * ps.width] =
+                store<T>(heat[j] * load(guided[from + c * gs.channel + j * gs.width]));
       }
     }
   });

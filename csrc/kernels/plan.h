@@ -97,9 +97,9 @@ struct CamPlan {
   int32_t slices;   // blocks that share the channels
   int32_t windows, class_tiles;
   int32_t slice_tiles, longer_slices;  // tiles of a slice, of so many slices one more
-  int32_t pitch;           // elements between the rows of a staged tile
-  int32_t at_once;         // neighbouring positions that a thread takes
-  int32_t groups;          // of threads that share the tile's channels
+  int32_t pitch;                       // elements between the rows of a staged tile
+  int32_t at_once;                     // neighbouring positions that a thread takes
+  int32_t groups;                      // of threads that share the tile's channels
   int32_t group_channels;  // the channels of one group, a multiple of 4; not for channels_last
   int32_t lanes;           // threads that share a channel; for channels_last a position's channels
   int32_t log_lanes;       // lanes = 2 ^ log_lanes

@@ -102,7 +102,12 @@ void test_method(
   const CamPlan plan = plan_cam(cam_needs<T, Method>(across), e, test.device);
   if (plan.tile == 0) return;
   const CamArguments<T, Method> arguments{
-      {a.features(), across, e, plan}, {g.features(), across, e, plan}, e, method, plan, rectify,
+      {a.features(), across, e, plan},
+      {g.features(), across, e, plan},
+      e,
+      method,
+      plan,
+      rectify,
       nullptr};
   const std::vector<F> maps = across ? run_kernel<true>(arguments) : run_kernel<false>(arguments);
 
@@ -168,9 +173,8 @@ void test_nan() {
   a.at(0, 0, 2, 3) = stored<T>(kNaN);
   const CamPlan plan =
       plan_cam(cam_needs<T, HiResCAM<F>>(false), e, Device{4, 100 << 10, 100 << 10});
-  const auto maps = run_kernel<false>(
-      CamArguments<T, HiResCAM<F>>{
-          {a.features(), false, e, plan}, {g.features(), false, e, plan}, e, {}, plan, true, nullptr});
+  const auto maps = run_kernel<false>(CamArguments<T, HiResCAM<F>>{
+      {a.features(), false, e, plan}, {g.features(), false, e, plan}, e, {}, plan, true, nullptr});
   for (int64_t i = 0; i < 18; ++i) expect(std::isnan(maps[i]) == (i == 3), "NaN of one position");
 }
 

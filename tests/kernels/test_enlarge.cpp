@@ -19,30 +19,42 @@ void test_divider() {
   }
 }
 
-// Positions behind the first 2^31
+// The spans of a map's last rows, behind the first 2^31 positions
 void test_far_positions() {
-  const Enlargement<float> e({1, 1, 1}, {3, 40000, 50001});
-  for (int64_t z = 0; z < 3; ++z)
-    for (int64_t y : {0, 1, 39999})
-      for (int64_t x : {0, 7, 50000}) {
-        const Position p = position_at(e, (z * 40000 + y) * 50001 + x);
-        expect(p.z == z && p.y == y && p.x == x, "a position behind the first 2^31");
-      }
+  const float value = 1;
+  const EnlargedMap<float> map{&value, Enlargement<float>({1, 1, 1}, {3, 40000, 50001})};
+  const Shares shares(map.e, 1000);
+  expect(shares.blocks == 1000 * 49, "blocks beside and below each other");
+  std::vector<int> seen(120000);  // columns of each row
+  const auto count = [&](unsigned block) {
+    const Share share(shares, map.e, block);
+    expect(share.map == 0, "one map");
+    for_share(map, share, [&](const Span& span, const float (&)[kColumns]) {
+      const Position& p = span.begin;
+      expect(span.first == (p.z * 40000 + p.y) * 50001 + p.x, "a position behind the first 2^31");
+      seen[p.z * 40000 + p.y] += span.count;
+    });
+  };
+  for (unsigned block = shares.blocks - 2 * 49; block < unsigned(shares.blocks); ++block)
+    emulator::launch(
+        +[](decltype(&count) count, unsigned block) { (*count)(block); }, grid(1), &count, block);
+  for (int row = 119760; row < 120000; ++row) expect(seen[row] == 50001, "every column of a row");
 }
 
 template <class F>
 void test_upsample(const SmallMaps<F>& maps, const Size& enlarged, bool unaligned, double eps) {
   const Enlargement<F> e(maps.size, enlarged);
-  const int64_t count = maps.images * maps.classes, large = enlarged.positions(), shares = 2;
+  const int64_t count = maps.images * maps.classes, large = enlarged.positions();
+  const Shares shares(e, 2);
   Buffer<F> plain(count * large, unaligned), normalized(count * large, unaligned);
   plain.fill(F(kNaN));
   normalized.fill(F(kNaN));
   emulator::launch(
-      upsample_kernel<F>, grid(count * shares, maps.shared_bytes()), maps.source(), e, shares,
-      false, F(0), plain.data());
+      upsample_kernel<F>, grid(count * shares.blocks, maps.shared_bytes()), maps.source(), e,
+      shares, false, F(0), plain.data());
   emulator::launch(
-      upsample_kernel<F>, grid(count * shares, maps.shared_bytes()), maps.source(), e, shares, true,
-      F(eps), normalized.data());
+      upsample_kernel<F>, grid(count * shares.blocks, maps.shared_bytes()), maps.source(), e,
+      shares, true, F(eps), normalized.data());
   for (int64_t number = 0; number < count; ++number) {
     const auto map = maps.map(number / maps.classes, number % maps.classes);
     const std::vector<double> want = enlarge(map, maps.size, enlarged);
@@ -63,7 +75,8 @@ void test_product(
     ChannelOrder order, ChannelOrder product_order, bool unaligned) {
   using F = arithmetic_t<T>;
   const Enlargement<F> e(maps.size, enlarged);
-  const int64_t shares = 2, n_count = maps.images, k_count = maps.classes;
+  const int64_t n_count = maps.images, k_count = maps.classes;
+  const Shares shares(e, 2);
   Pictures<T> guided(n_count, k_count, channels, enlarged, order, unaligned);
   Pictures<T> product(n_count, k_count, channels, enlarged, product_order, unaligned);
   guided.buffer.fill_normal();
@@ -71,7 +84,7 @@ void test_product(
   const ChannelOrder found = channel_order(enlarged, guided.strides, channels);
   const bool same = found == channel_order(enlarged, product.strides, channels);
   emulator::launch(
-      guided_product_kernel<T>, grid(n_count * k_count * shares, maps.shared_bytes()),
+      guided_product_kernel<T>, grid(n_count * k_count * shares.blocks, maps.shared_bytes()),
       maps.source(), guided.buffer.data(), e, shares, channels,
       same ? found : ChannelOrder::kScattered, guided.strides, product.strides, F(0),
       product.buffer.data());
@@ -151,13 +164,31 @@ void test_products() {
   }
 }
 
-// A sample that rounding lifts past the extremes stays in [0, 1].
+// A sample that rounding lifts past the extremes stays in [0, 1], and these become 0 and 1.
 void test_normalized() {
+  const auto normalized = [](const Range<float>& range, float value) {
+    float values[kColumns] = {value, value, value, value};
+    Normalizer<float>{range}(values);
+    return values[3];
+  };
   const Range<float> range{1, 2};  // low, range
   expect(normalized(range, 1 - 1e-6f) == 0, "below the minimum");
   expect(normalized(range, 3 + 1e-6f) == 1, "above the maximum");
   expect(normalized(range, 2.0f) == 0.5f, "between them");
   expect(std::isnan(normalized(range, NAN)), "NaN is kept");
+  for (int i = 0; i < 2000; ++i) {
+    const float low = static_cast<float>(normal()),
+                high = low + std::abs(static_cast<float>(normal()));
+    const Range<float> any{low, high - low};
+    expect(normalized(any, low) == 0, "the minimum becomes 0");
+    expect(normalized(any, high) == 1, "the maximum becomes 1");
+  }
+  for (float tiny : {1e-38f, 1e-40f, 1e-45f, 2e38f}) {
+    expect(normalized({0, tiny}, tiny) == 1, "the maximum of a range at the end of float32");
+    expect_near(normalized({0, tiny}, tiny / 2), double(tiny / 2) / tiny, 1e-7, "half of it");
+  }
+  expect(normalized({3, 0}, 3) == 0, "a constant map becomes 0");
+  expect(std::isnan(normalized({NAN, NAN}, 3)), "a map with NaN becomes NaN");
 }
 
 // Two channels of a picture that has three are not taken for a whole picture.

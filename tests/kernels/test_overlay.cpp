@@ -29,7 +29,7 @@ T picture_value(int64_t i) {
 template <class T>
 void test_overlay(
     const Size& size, const Size& enlarged, ChannelOrder order, ChannelOrder result_order,
-    bool unaligned, float alpha, int64_t shares) {
+    bool unaligned, float alpha, int64_t most_blocks) {
   constexpr int64_t kImages = 2;
   SmallMaps<float> maps(kImages, 1, 1, false, !unaligned, size);
   for (float& value : maps.parts) value = value * 0.5f + 0.4f;
@@ -41,10 +41,11 @@ void test_overlay(
   for (uint8_t& value : colormap) value = static_cast<uint8_t>(generator());
 
   const Enlargement<float> e(size, enlarged);
+  const Shares shares(e, most_blocks);
   const ChannelOrder found = channel_order(enlarged, images.strides, 3);
   const bool same = found == channel_order(enlarged, pictures.strides, 3);
   emulator::launch(
-      overlay_kernel<T>, grid(kImages * shares, maps.shared_bytes()), maps.source(),
+      overlay_kernel<T>, grid(kImages * shares.blocks, maps.shared_bytes()), maps.source(),
       images.buffer.data(), colormap.data(), e, shares, same ? found : ChannelOrder::kScattered,
       images.strides, pictures.strides, alpha, pictures.buffer.data());
 
