@@ -6,7 +6,13 @@
 // memory is thread_local, so that each block has its own.
 //
 // What CUDA leaves undefined ends the process with a message: see fail().
+//
+// With FASTCAM_PTX the same launches run what nvcc made of the kernels: see tests/ptx/launch.h.
 #pragma once
+
+#if defined(FASTCAM_PTX)
+#include "launch.h"
+#endif
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -442,7 +448,16 @@ template <class... Parameters>
 void launch(
     void (*kernel)(Parameters...), const Configuration& configuration,
     std::type_identity_t<Parameters>... arguments) {
+#if defined(FASTCAM_PTX)
+  const auto extent = [](dim3 d) { return ptx::Extent{d.x, d.y, d.z}; };
+  const uint32_t shared_bytes = configuration.shared_bytes;
+  ptx::launch(
+      reinterpret_cast<const void*>(kernel),
+      {extent(configuration.blocks), extent(configuration.threads), shared_bytes, asks_for_memory},
+      {{&arguments, sizeof(arguments)}...});
+#else
   run_grid(configuration, [&] { kernel(arguments...); });
+#endif
 }
 
 }  // namespace emulator

@@ -1,0 +1,169 @@
+"""Runs the kernels' tests on what nvcc made of the kernels: their PTX, on the CPU.
+
+run.py embedded          the PTX in fastcam/_ops_cuda.so
+run.py compute_80 ...    compiled for these, with the flags that the library is built with
+run.py --compile-only compute_90
+
+Every kernel of the PTX has to be launched by a test. FASTCAM_PTX_SEED seeds what is random.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import runpy
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import setuptools
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "build" / "ptx"
+PROGRAMS = ROOT / "build" / "cmake-ptx" / "tests" / "ptx"
+# the slowest first
+TESTS = (
+    *[f"cam_{element}" for element in ("float", "double", "float16", "bfloat16")],
+    *["enlarge", "overlay", "channel_weights", "normalize", "guided_relu"],
+)
+AT_ONCE = 2
+
+
+def nvcc_command() -> list[str]:
+    """nvcc, the flags and the folders that setup.py compiles csrc/cuda with"""
+    environment = {"FASTCAM_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0"}
+    with (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.object(setuptools, "setup"),
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        variables = runpy.run_path("setup.py")
+        from torch.utils import cpp_extension
+    (library,) = (e for e in variables["extensions"] if e.name == "fastcam._ops_cuda")
+    folders = [f"-I{folder}" for folder in library.include_dirs]
+    flags = [*cpp_extension.COMMON_NVCC_FLAGS, *library.extra_compile_args["nvcc"]]
+    return [variables["nvcc"], "-ptx", *flags, *folders]
+
+
+def is_new(target: Path, listing: Path) -> bool:
+    """Whether all that a file was made of, as nvcc has listed it, is older"""
+    if not target.exists() or not listing.exists():
+        return False
+    names = listing.read_text().split(":", 1)[1].replace("\\\n", " ").split()
+    own = [path for path in map(Path, names) if path.is_relative_to(ROOT)]
+    return all(
+        path.exists() and path.stat().st_mtime < target.stat().st_mtime
+        for path in [*own, ROOT / "setup.py"]
+    )
+
+
+def compiled(architecture: str) -> Path:
+    """The folder of PTX for compute_80 or the like, two files at a time"""
+    folder = FOLDER / architecture
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    for path in folder.glob("*.ptx"):
+        if path.stem not in {source.stem for source in sources}:
+            path.unlink()
+    stale = [
+        source
+        for source in sources
+        if not is_new(folder / f"{source.stem}.ptx", folder / f"{source.stem}.d")
+    ]
+    if not stale:
+        return folder
+    command = nvcc_command()
+
+    def compile_one(source: Path) -> None:
+        target, listing = folder / f"{source.stem}.ptx", folder / f"{source.stem}.d"
+        ran = subprocess.run(
+            [*command, f"-arch={architecture}", "-MD", "-MF", listing, "-o", target, source],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if ran.returncode:
+            target.unlink(missing_ok=True)
+            raise SystemExit(f"{source} is not compiled\n{ran.stderr}")
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(compile_one, stale))
+    return folder
+
+
+def embedded() -> Path | None:
+    """The folder of the PTX in the library as it was built; None without CUDA kernels"""
+    library = ROOT / "fastcam" / "_ops_cuda.so"
+    if not library.exists():
+        return None
+    sys.path.insert(0, str(ROOT / "tests" / "kernels"))
+    from resources import find_cuobjdump
+
+    folder = FOLDER / "embedded"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.ptx"):
+        path.unlink()
+    subprocess.run(
+        [find_cuobjdump(), "-xptx", "all", library], cwd=folder, check=True, capture_output=True
+    )
+    return folder
+
+
+def entries(folder: Path) -> set[str]:
+    text = "".join(path.read_text() for path in folder.glob("*.ptx"))
+    return set(re.findall(r"\.entry (\w+)\(", text))
+
+
+def run_test(name: str, folder: Path, ran: Path) -> str | None:
+    """What a test says if it fails"""
+    environment = {**os.environ, "FASTCAM_PTX": str(folder), "FASTCAM_PTX_RAN": str(ran)}
+    program = subprocess.run(
+        [PROGRAMS / f"ptx_{name}"], capture_output=True, text=True, env=environment, check=False
+    )
+    return program.stdout + program.stderr if program.returncode else None
+
+
+def test(folder: Path) -> bool:
+    """Whether all tests pass with the PTX of a folder, and between them launch all of its kernels"""
+    start = time.monotonic()
+    ran = folder / "ran.txt"
+    ran.write_text("")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        said = list(pool.map(lambda name: run_test(name, folder, ran), TESTS))
+    failed = {name: text for name, text in zip(TESTS, said, strict=True) if text}
+    for name, text in failed.items():
+        print(f"{folder.name}, {name} FAILED\n{text}")
+    found = entries(folder)
+    missing = sorted(found - set(ran.read_text().split()))
+    if not failed and missing:
+        print(f"{folder.name}: no test launches\n  " + "\n  ".join(missing))
+    passed = bool(found) and not failed and not missing
+    seconds = time.monotonic() - start
+    print(f"{folder.name}: {len(found)} kernels {'passed' if passed else 'FAILED'}, {seconds:.0f} s")
+    return passed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument("sources", nargs="+", help="embedded, or compute_80 and the like")
+    options = parser.parse_args()
+
+    passed = True
+    for source in options.sources:
+        folder = embedded() if source == "embedded" else compiled(source)
+        if folder is None:
+            print("the CUDA kernels were not built: there is no PTX of them to run")
+        elif not options.compile_only:
+            passed &= test(folder)
+    if not passed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
