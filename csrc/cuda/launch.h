@@ -92,12 +92,4 @@ void dispatch_maps(const Tensor& maps, const Function& f) {
   }
 }
 
-// Blocks for each of `count` maps of `positions`: enough to fill the GPU, but each with more to write than
-// the `reads` elements that it looks at first.
-inline int64_t shares_per_map(int64_t count, int64_t positions, int64_t reads) {
-  constexpr int64_t kFill = 1024;
-  const int64_t elements = std::max<int64_t>(4 * kThreads, 4 * reads);
-  return std::clamp<int64_t>(ceil_div(kFill, count), 1, ceil_div(positions, elements));
-}
-
 }  // namespace fastcam::cuda

@@ -11,9 +11,8 @@ Tensor normalize(const Tensor& maps, int64_t spatial_dims, double eps) {
   Tensor result = empty({maps.sizes().begin(), maps.sizes().end()}, type, maps);
   if (result.numel() == 0) return result;
 
-  constexpr int64_t kWholeMap = 16384;  // elements that one block takes sooner than a second launch
   const int64_t positions = o.size.positions();
-  const int64_t shares = positions <= kWholeMap ? 1 : shares_per_map(o.count, positions, 0);
+  const int64_t shares = normalize_shares(o.count, positions);
   const Tensor parts = empty({shares > 1 ? o.count * shares : 0, 2}, type, maps);
   dispatch(maps.scalar_type(), [&](auto element) {
     using T = decltype(element);

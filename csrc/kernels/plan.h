@@ -221,6 +221,22 @@ inline int64_t plan_weight_slices(int64_t blocks, int64_t positions, const Devic
   return slices > 1 ? slices : 1;
 }
 
+// Blocks for each of `count` maps of `positions`: enough to fill a GPU twice, but each with more to write
+// than the `reads` elements that it looks at first.
+inline int64_t shares_per_map(int64_t count, int64_t positions, int64_t reads) {
+  constexpr int64_t kFill = 512, kLeast = 4;
+  const auto parts = [](int64_t n, int64_t each) { return (n + each - 1) / each; };
+  const int64_t elements = kLeast * (reads > kThreads ? reads : kThreads);
+  const int64_t filling = parts(kFill, count), most = parts(positions, elements);
+  return filling < most ? filling : most;
+}
+
+// The same for maps that are normalized as they are; alone in a launch, as a second one is needed otherwise.
+inline int64_t normalize_shares(int64_t count, int64_t positions) {
+  constexpr int64_t kWhole = 16384;  // elements that one block takes sooner than a second launch
+  return positions <= kWhole ? 1 : shares_per_map(count, positions, 0);
+}
+
 // Whether the launch that enlarges a map adds up its slices, rather than one of its own. Every block of
 // that launch does it anew, which pays while a thread of it adds up a few dozen values.
 inline bool folds_while_enlarging(int64_t slices, int64_t positions) {

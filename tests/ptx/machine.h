@@ -80,7 +80,8 @@ class Warp {
   void start();
   void run(int turns);
   State state() const { return state_; }
-  void leave_barrier() { state_ = kReady; }
+  bool vote() const { return vote_; }
+  void leave_barrier(bool all_say_yes);
   std::string position(int lane) const;
   [[noreturn]] void fail(int lane, const std::string& what) const;
 
@@ -112,6 +113,8 @@ class Warp {
   uint32_t running() const { return stack_.back().lanes; }
   void require(uint32_t mask, const char* what) const;
   void arrive(const char* what);
+  // At a barrier that asks whether all threads say yes: where the answer goes
+  void arrive_and_ask(const Operand& answer, bool vote);
   void synchronize() { ++sync_; }
 
   void copy_async(uint64_t to, uint64_t from, uint32_t bytes, uint32_t read, int lane);
@@ -152,6 +155,8 @@ class Warp {
   uint8_t* registers_;
   std::vector<uint32_t> known_;
   State state_ = kEnded;
+  bool vote_ = true;
+  const Operand* answer_ = nullptr;
   std::vector<Frame> stack_;
   int at_ = 0;  // the instruction that runs
   uint16_t sync_ = 0;

@@ -47,8 +47,8 @@ struct Step {
 
 struct Result {
   std::string name, plan;
-  double values;         // that slots are divided by
-  double value_bytes;    // that each must move
+  double values;       // that slots are divided by
+  double value_bytes;  // that each must move
   std::vector<Step> steps;
 
   double slots() const {
@@ -159,16 +159,14 @@ int64_t ceil_div(int64_t n, int64_t d) {
   return (n + d - 1) / d;
 }
 
-int64_t shares_per_map(int64_t count, int64_t positions, int64_t reads) {
-  const int64_t elements = std::max<int64_t>(4 * kThreads, 4 * reads);
-  return std::clamp<int64_t>(ceil_div(1024, count), 1, ceil_div(positions, elements));
-}
-
 // ---- the cases ----
 
 constexpr int64_t kImages = 64;
 constexpr Extents kLayers[] = {
-    {kImages, 1, 2048, 49}, {kImages, 1, 1024, 196}, {kImages, 1, 512, 784}, {kImages, 1, 256, 3136}};
+    {kImages, 1, 2048, 49},
+    {kImages, 1, 1024, 196},
+    {kImages, 1, 512, 784},
+    {kImages, 1, 256, 3136}};
 
 std::vector<Result> results;
 
@@ -216,21 +214,27 @@ void count_cam(const std::string& method_name, const Extents& e, Method method) 
   if (plan.tile == 0) return;
   std::vector<F> parts(kImages * plan.slices * e.positions);
   const CamArguments<T, Method> arguments{
-      a.features(), kGiven ? a.features() : g.features(), e, method, plan, true, parts.data()};
+      {a.features(), kAcross, e, plan},
+      {kGiven ? a.features() : g.features(), kAcross, e, plan},
+      e,
+      method,
+      plan,
+      true,
+      parts.data()};
   const double parts_bytes = sizeof(F) * parts.size();
   result.steps.push_back(
       run(kernel, result.values * result.value_bytes + parts_bytes, plan.blocks(e),
-          plan.blocks(e) / kImages, plan.shared_bytes, arguments));
+          plan.blocks(e) / kImages, plan.memory.bytes, arguments));
   if (plan.slices > 1) {
     std::vector<F> maps(kImages * e.positions);
     const int64_t total = maps.size();
     result.steps.push_back(
         run(fold_slices_kernel<F>, parts_bytes + sizeof(F) * total, ceil_div(total, kLanes), 8, 0,
-            parts.data(), plan.slices, e.positions, total, true, maps.data()));
+            parts.data(), int64_t{plan.slices}, e.positions, total, true, maps.data()));
   }
   result.plan = "tile " + std::to_string(plan.tile) + " x " + std::to_string(plan.stages) + ", " +
                 std::to_string(plan.blocks(e)) + " blocks, " +
-                std::to_string(plan.shared_bytes / 1024) + " KiB";
+                std::to_string(plan.memory.bytes / 1024) + " KiB";
   results.push_back(result);
 }
 
@@ -280,17 +284,18 @@ void count_enlarging(int64_t side) {
   const int64_t large = enlarged.positions(), values = kImages * large;
   const SmallMaps<float> maps(1, 1, 1, false, true, size);
   std::vector<float> result(large);
-  const int64_t shares = shares_per_map(
-      kImages, large, size.positions() / 8 + bound_count(size, enlarged));
+  const Enlargement<float> e(size, enlarged);
+  const Shares shares(
+      e, shares_per_map(kImages, large, size.positions() / 8 + bound_count(size, enlarged)));
   results.push_back(
       {name,
-       std::to_string(shares) + " shares",
+       std::to_string(shares.blocks) + " shares",
        double(values),
        4,
        {run(
-           upsample_kernel<float>, 4.0 * (values + kImages * size.positions()), kImages * shares,
-           shares, maps.shared_bytes(), maps.source(), Enlargement<float>(size, enlarged), shares,
-           true, 0.0f, result.data())}});
+           upsample_kernel<float>, 4.0 * (values + kImages * size.positions()),
+           kImages * int64_t{shares.blocks}, shares.blocks, maps.shared_bytes(), maps.source(), e,
+           shares, true, 0.0f, result.data())}});
 }
 
 void count_overlay(ChannelOrder order) {
@@ -303,16 +308,18 @@ void count_overlay(ChannelOrder order) {
   Pictures<uint8_t> images(1, 1, 3, enlarged, order, false),
       pictures(1, 1, 3, enlarged, order, false);
   const std::vector<uint8_t> colormap(256 * 3);
-  const int64_t shares = shares_per_map(kImages, large, size.positions());
+  const Enlargement<float> e(size, enlarged);
+  const Shares shares(e, shares_per_map(kImages, large, size.positions()));
   results.push_back(
       {name,
-       std::to_string(shares) + " shares",
+       std::to_string(shares.blocks) + " shares",
        double(values),
        6,
        {run(
-           overlay_kernel<uint8_t>, 6.0 * values, kImages * shares, shares, maps.shared_bytes(),
-           maps.source(), images.buffer.data(), colormap.data(), Enlargement<float>(size, enlarged),
-           shares, order, images.strides, pictures.strides, 0.5f, pictures.buffer.data())}});
+           overlay_kernel<uint8_t>, 6.0 * values, kImages * int64_t{shares.blocks}, shares.blocks,
+           maps.shared_bytes(), maps.source(), images.buffer.data(), colormap.data(),
+           Enlargement<float>(size, enlarged), shares, order, images.strides, pictures.strides,
+           0.5f, pictures.buffer.data())}});
 }
 
 template <class T>
@@ -325,18 +332,18 @@ void count_product() {
   constexpr ChannelOrder kOrder = ChannelOrder::kPlanar;
   Pictures<T> guided(1, 1, 3, enlarged, kOrder, false), product(1, 1, 3, enlarged, kOrder, false);
   guided.buffer.fill_normal();
-  const int64_t shares =
-      shares_per_map(kImages, large, size.positions() + bound_count(size, enlarged));
+  const Enlargement<float> e(size, enlarged);
+  const Shares shares(
+      e, shares_per_map(kImages, large, size.positions() + bound_count(size, enlarged)));
   results.push_back(
       {name,
-       std::to_string(shares) + " shares",
+       std::to_string(shares.blocks) + " shares",
        double(values),
        6.0 * sizeof(T),
        {run(
-           guided_product_kernel<T>, 6.0 * sizeof(T) * values, kImages * shares, shares,
-           maps.shared_bytes(), maps.source(), guided.buffer.data(),
-           Enlargement<float>(size, enlarged), shares, 3, kOrder, guided.strides, product.strides,
-           0.0f, product.buffer.data())}});
+           guided_product_kernel<T>, 6.0 * sizeof(T) * values, kImages * int64_t{shares.blocks},
+           shares.blocks, maps.shared_bytes(), maps.source(), guided.buffer.data(), e, shares, 3,
+           kOrder, guided.strides, product.strides, 0.0f, product.buffer.data())}});
 }
 
 template <class T>
@@ -345,18 +352,13 @@ void count_normalize(int64_t positions) {
                            std::to_string(positions) + " positions";
   if (!wanted(name)) return;
   const int64_t values = kImages * positions;
-  const bool whole = positions <= 16384;
-  const int64_t shares = whole ? 1 : shares_per_map(kImages, positions, 0);
+  const int64_t shares = normalize_shares(kImages, positions);
+  const bool whole = shares == 1;
   Buffer<T> maps(values);
   maps.fill_normal();
   std::vector<float> result(values);
   std::vector<Extremes<float>> extremes(kImages * shares);
-  Result found{
-      name,
-      std::to_string(shares) + " shares",
-      double(values),
-      double(sizeof(T) + 4),
-      {}};
+  Result found{name, std::to_string(shares) + " shares", double(values), double(sizeof(T) + 4), {}};
   if (!whole)
     found.steps.push_back(
         run(extremes_kernel<T>, double(sizeof(T)) * values, kImages * shares, shares, 0,
@@ -369,12 +371,10 @@ void count_normalize(int64_t positions) {
 
 template <class T>
 void count_guided_relu() {
-  const std::string name =
-      std::string("guided_relu backward ") + type_name<T>() + " 64x512x28x28";
+  const std::string name = std::string("guided_relu backward ") + type_name<T>() + " 64x512x28x28";
   if (!wanted(name)) return;
   const int64_t values = kImages * 512 * 784;
-  const int64_t blocks =
-      std::clamp<int64_t>(ceil_div(values, kVector<T> * kThreads), 1, 16384);
+  const int64_t blocks = std::clamp<int64_t>(ceil_div(values, kVector<T> * kThreads), 1, 16384);
   constexpr int64_t kExecuted = 2;
   Buffer<T> input(values), gradient(values), result(values);
   for (int64_t i = 0; i < kExecuted * kVector<T> * kThreads; ++i)
@@ -402,7 +402,9 @@ void print() {
     std::printf(
         "| %s | %s | %.1f | %.0f | %.0f | %s | %.1f | %.1f | %.1f | %.1f | %s |\n", r.name.c_str(),
         r.plan.c_str(), slots, budget(r.value_bytes, kH100, kClock), least,
-        slots > least ? "**over**" : slots > least * kSustained / kClock ? "close" : "",
+        slots > least                         ? "**over**"
+        : slots > least * kSustained / kClock ? "close"
+                                              : "",
         r.time(kH200, kClock) * 1e6, r.time(kH200, kSustained) * 1e6, r.time(kH100, kClock) * 1e6,
         r.time(kH100, kSustained) * 1e6, r.limit(kH200, kClock).c_str());
   }
@@ -414,7 +416,8 @@ void print_static(int count, char** names) {
     double sum = 0;
     for (const ptx::Instruction& instruction : ptx::kernel_named(names[i]).code) {
       const std::string& name = instruction.opcode->name;
-      const bool calls = name == "div.s64" || name == "div.u64" || name == "rem.s64" || name == "rem.u64";
+      const bool calls =
+          name == "div.s64" || name == "div.u64" || name == "rem.s64" || name == "rem.u64";
       sum += calls ? 12 : ptx::cost_of(name).slots;
     }
     std::printf("%s %.1f\n", names[i], sum);
