@@ -7,6 +7,7 @@
 #include "kernels/device.cuh"
 #include "kernels/plan.h"
 #include "kernels/platform.h"
+#include "kernels/scalar.h"
 
 namespace fastcam {
 
@@ -69,8 +70,8 @@ struct Extremes {
   F low, high;
 
   FASTCAM_HOST_DEVICE void include(F other_low, F other_high) {
-    low = other_low < low || other_low != other_low ? other_low : low;
-    high = other_high > high || other_high != other_high ? other_high : high;
+    low = minimum(low, other_low);
+    high = maximum(high, other_high);
   }
 };
 
@@ -118,10 +119,10 @@ __device__ inline bool aligned(const void* address) {
   return reinterpret_cast<uintptr_t>(address) % kBytes == 0;
 }
 
-// Up to kCount values from where they may not be aligned, the rest left as they are.
+// Up to kCount values, at once if they are `packed`: all of them, and aligned. The rest is left as it is.
 template <class T, int kCount>
-__device__ void load_pack(const T* source, int count, Pack<T, kCount>& pack) {
-  if (count == kCount && aligned<alignof(Pack<T, kCount>)>(source)) {
+__device__ void load_pack(bool packed, const T* source, int count, Pack<T, kCount>& pack) {
+  if (packed) {
     pack = *reinterpret_cast<const Pack<T, kCount>*>(source);
   } else {
 #pragma unroll
@@ -129,16 +130,26 @@ __device__ void load_pack(const T* source, int count, Pack<T, kCount>& pack) {
       if (j < count) pack.values[j] = source[j];
   }
 }
+template <class T, int kCount>
+__device__ void load_pack(const T* source, int count, Pack<T, kCount>& pack) {
+  const bool packed = count == kCount && aligned<alignof(Pack<T, kCount>)>(source);
+  load_pack(packed, source, count, pack);
+}
 
 template <class T, int kCount>
-__device__ void store_pack(T* target, int count, const Pack<T, kCount>& pack) {
-  if (count == kCount && aligned<alignof(Pack<T, kCount>)>(target)) {
+__device__ void store_pack(bool packed, T* target, int count, const Pack<T, kCount>& pack) {
+  if (packed) {
     *reinterpret_cast<Pack<T, kCount>*>(target) = pack;
   } else {
 #pragma unroll
     for (int j = 0; j < kCount; ++j)
       if (j < count) target[j] = pack.values[j];
   }
+}
+template <class T, int kCount>
+__device__ void store_pack(T* target, int count, const Pack<T, kCount>& pack) {
+  const bool packed = count == kCount && aligned<alignof(Pack<T, kCount>)>(target);
+  store_pack(packed, target, count, pack);
 }
 
 // f(first, count) for the packs of `total` values that this block takes: `share` of `shares`

@@ -24,56 +24,60 @@ struct Divider {
   }
 
   FASTCAM_HOST_DEVICE uint32_t quotient(uint32_t n) const {
-    return (static_cast<uint32_t>(uint64_t{n} * multiplier >> 32) + n) >> shift;
+    return (high_product(n, multiplier) + n) >> shift;
   }
+};
+
+// A sample lies between source[near] and source[far], a fraction of the way: sample_at with 32 bits
+template <class F>
+struct Taps {
+  int near, far;
+  F fraction;
 };
 
 // One dimension: what sample_at, bound_count and bound_sample say, without a division
 template <class F>
 struct Axis {
-  int64_t in, out;
+  int in, out;
   bool small;                // all numbers fit the dividers
   Divider cells, positions;  // by 2 out and 2 in
   F fraction;                // 1 / (2 out)
 
   Axis(int64_t in, int64_t out)
-      : in(in),
-        out(out),
+      : in(static_cast<int>(in)),
+        out(static_cast<int>(out)),
         small(2 * in * (out + 1) < INT32_MAX),
         cells(small ? 2 * out : 1),
         positions(small ? 2 * in : 1),
         fraction(F(1) / F(2 * out)) {}
 
-  FASTCAM_HOST_DEVICE Sample<F> sample(int64_t index) const {
-    if (!small) return sample_at<F>(index, in, out);
+  FASTCAM_HOST_DEVICE Taps<F> sample(int index) const {
     if (in == out) return {index, index, 0};
-    const int32_t width = static_cast<int32_t>(in), i = static_cast<int32_t>(index);
-    const int32_t first = (2 * i + 1) * width - static_cast<int32_t>(out);
-    const uint32_t numerator = first < 0 ? 0 : first, cell = cells.quotient(numerator);
-    const int32_t near = static_cast<int32_t>(cell), far = near + 1 < width ? near + 1 : near;
-    return {near, far, F(static_cast<int32_t>(numerator - cell * cells.divisor)) * fraction};
+    if (!small) {
+      const Sample<F> found = sample_at<F>(index, in, out);
+      return {static_cast<int>(found.near), static_cast<int>(found.far), found.fraction};
+    }
+    const int first = (2 * index + 1) * in - out, numerator = first < 0 ? 0 : first;
+    const int near = static_cast<int>(cells.quotient(numerator));
+    const int rest = numerator - near * static_cast<int>(cells.divisor);
+    return {near, near + 1 < in ? near + 1 : near, F(rest) * fraction};
   }
 
   // Number j of `count` samples: of all, or of those that bound cells
   template <bool kBounds>
-  FASTCAM_HOST_DEVICE int64_t count() const {
-    return kBounds ? bound_count(in, out) : out;
+  FASTCAM_HOST_DEVICE int count() const {
+    return kBounds ? static_cast<int>(bound_count(in, out)) : out;
   }
   template <bool kBounds>
-  FASTCAM_HOST_DEVICE int64_t index(int64_t j) const {
-    if (!kBounds || out < 2 * in) return j;
-    if (!small) return bound_sample(j, in, out);
-    const int32_t cell = static_cast<int32_t>(j) / 2, odd = static_cast<int32_t>(j) % 2;
-    return cell + odd == in ? out - 1 : first_of_cell(cell + odd) - odd;
-  }
-
- private:
-  // first_sample
-  FASTCAM_HOST_DEVICE int32_t first_of_cell(int32_t cell) const {
-    const int32_t width = static_cast<int32_t>(in), long_width = static_cast<int32_t>(out);
-    const int32_t numerator = (2 * cell + 1) * long_width - width;
-    if (cell == 0 || numerator <= 0) return 0;
-    return static_cast<int32_t>(positions.quotient(numerator + 2 * width - 1));
+  FASTCAM_HOST_DEVICE int index(int j) const {
+    if (!kBounds || out < int64_t{2} * in) return j;
+    if (!small) return static_cast<int>(bound_sample(j, in, out));
+    const int cell = (j + 1) / 2;  // the sample before its first one, or that one
+    const int numerator = (2 * cell + 1) * out - in;
+    const int first = cell == 0 || numerator <= 0
+                          ? 0
+                          : static_cast<int>(positions.quotient(numerator + 2 * in - 1));
+    return cell == in ? out - 1 : first - j % 2;
   }
 };
 
@@ -87,19 +91,18 @@ struct Enlargement {
         height(size.height, enlarged.height),
         width(size.width, enlarged.width) {}
 
-  FASTCAM_HOST_DEVICE int64_t map_positions() const { return depth.in * height.in * width.in; }
-  FASTCAM_HOST_DEVICE int64_t positions() const { return depth.out * height.out * width.out; }
-};
-
-// Coordinates in the enlarged map
-struct Position {
-  int64_t z, y, x;
+  FASTCAM_HOST_DEVICE int64_t map_positions() const {
+    return int64_t{depth.in} * height.in * width.in;
+  }
+  FASTCAM_HOST_DEVICE int64_t positions() const {
+    return int64_t{depth.out} * height.out * width.out;
+  }
 };
 
 // Neighbouring columns of a row, which a thread takes at once
 constexpr int kColumns = 4;
 struct Span {
-  Position begin;
+  int z, y, x;    // where it begins in the enlarged map
   int64_t first;  // the number of that position
   int count;      // of columns
 };
@@ -114,49 +117,50 @@ struct EnlargedMap {
   // at its columns is found once a cell. Behind the last column the values are those of the last.
   template <bool kBounds, class Function>
   __device__ void for_spans(
-      int first_pack, int last_pack, int64_t first_row, int64_t last_row, const Function& f) const {
+      int first_pack, int last_pack, int first_row, int last_row, const Function& f) const {
     const int packs = last_pack - first_pack, side = packs < kThreads ? packs : kThreads;
     const int at_once = kThreads / side, row_of_thread = thread_number() / side;
     if (row_of_thread >= at_once) return;
-    const int64_t heights = e.height.template count<kBounds>();
-    const int widths = static_cast<int>(e.width.template count<kBounds>());
-    const int64_t begin = first_row + row_of_thread;
+    const int heights = e.height.template count<kBounds>();
+    const int widths = e.width.template count<kBounds>();
+    const int begin = first_row + row_of_thread;
+    const bool flat = e.depth.in == 1;
     for (int pack = first_pack + thread_number() - row_of_thread * side; pack < last_pack;
          pack += side) {
       const int x = pack * kColumns;
-      Column columns[kColumns];
+      Taps<F> columns[kColumns];
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        const int64_t index = e.width.template index<kBounds>(x + j < widths ? x + j : widths - 1);
-        const Sample<F> sample = e.width.sample(index);
-        columns[j] = {static_cast<int>(sample.near), static_cast<int>(sample.far), sample.fraction};
-      }
-      Span span{{0, begin, x}, begin * widths + x, widths - x < kColumns ? widths - x : kColumns};
+      for (int j = 0; j < kColumns; ++j)
+        columns[j] = e.width.sample(
+            e.width.template index<kBounds>(x + j < widths ? x + j : widths - 1));
+      Span span{0, begin, x, int64_t{begin} * widths + x,
+                widths - x < kColumns ? widths - x : kColumns};
       if (begin >= heights) {
-        span.begin.z = quotient(begin, heights);
-        span.begin.y = begin - span.begin.z * heights;
+        span.z = begin / heights;
+        span.y = begin - span.z * heights;
       }
-      Cell cell{-1, -1};
+      Cell cell;
       F values[kColumns];
-      for (int64_t row = begin; row < last_row; row += at_once) {
-        const Sample<F> height = e.height.sample(e.height.template index<kBounds>(span.begin.y));
-        if (e.depth.in == 1) {
+#pragma unroll 1
+      for (int row = begin; row < last_row; row += at_once) {
+        const Taps<F> height = e.height.sample(e.height.template index<kBounds>(span.y));
+        if (flat) {
           if (height.near != cell.y) cell.enter(*this, 0, 0, height, columns);
           cell.values(0, height, values);
         } else {
-          const Sample<F> depth = e.depth.sample(e.depth.template index<kBounds>(span.begin.z));
+          const Taps<F> depth = e.depth.sample(e.depth.template index<kBounds>(span.z));
           if (height.near != cell.y || depth.near != cell.z)
             cell.enter(*this, depth.near, depth.far, height, columns);
           F far[kColumns];
           cell.values(0, height, values);
           cell.values(1, height, far);
 #pragma unroll
-          for (int j = 0; j < kColumns; ++j) values[j] = blend(depth, values[j], far[j]);
+          for (int j = 0; j < kColumns; ++j)
+            values[j] += depth.fraction * (far[j] - values[j]);
         }
         f(span, values);
-        span.first += static_cast<int64_t>(at_once) * widths;
-        for (span.begin.y += at_once; span.begin.y >= heights; ++span.begin.z)
-          span.begin.y -= heights;
+        span.first += at_once * widths;
+        for (span.y += at_once; span.y >= heights; ++span.z) span.y -= heights;
       }
     }
   }
@@ -165,8 +169,8 @@ struct EnlargedMap {
   __device__ Range<F> range(F eps) const {
     constexpr F kInfinity = std::numeric_limits<F>::infinity();
     Extremes<F> extremes{kInfinity, -kInfinity};
-    const int packs = static_cast<int>((e.width.template count<true>() + kColumns - 1) / kColumns);
-    const int64_t rows = e.depth.template count<true>() * e.height.template count<true>();
+    const int packs = (e.width.template count<true>() + kColumns - 1) / kColumns;
+    const int rows = e.depth.template count<true>() * e.height.template count<true>();
     for_spans<true>(0, packs, 0, rows, [&](const Span&, const F(&values)[kColumns]) {
 #pragma unroll
       for (F value : values) extremes.include(value, value);
@@ -176,39 +180,35 @@ struct EnlargedMap {
   }
 
  private:
-  struct Column {
-    int near, far;
-    F fraction;
-  };
-
   // The small values around a cell, at a thread's columns
   struct Cell {
-    int64_t z, y;
-    F near[2][kColumns],
-        step[2][kColumns];  // (near and far plane, column): in the near row, to the far
+    int z = -1, y = -1;
+    F near[2][kColumns], step[2][kColumns];  // (near and far plane, column): in the near row, to the far
 
     __device__ void enter(
-        const EnlargedMap& map, int64_t near_z, int64_t far_z, const Sample<F>& height,
-        const Column (&columns)[kColumns]) {
+        const EnlargedMap& map, int near_z, int far_z, const Taps<F>& height,
+        const Taps<F> (&columns)[kColumns]) {
       z = near_z;
       y = height.near;
+      const Enlargement<F>& e = map.e;
+      const F* upper = map.map + (int64_t{near_z} * e.height.in + height.near) * e.width.in;
+      const int64_t lower = int64_t{height.far - height.near} * e.width.in;
+      const int64_t behind = int64_t{far_z - near_z} * e.height.in * e.width.in;
 #pragma unroll
       for (int plane = 0; plane < 2; ++plane) {
-        if (plane == 1 && map.e.depth.in == 1) break;
-        const F* rows = map.map + (plane == 0 ? near_z : far_z) * map.e.height.in * map.e.width.in;
-        const F *upper = rows + height.near * map.e.width.in,
-                *lower = rows + height.far * map.e.width.in;
+        if (plane == 1 && e.depth.in == 1) break;
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          const Column& c = columns[j];
-          const F first = upper[c.near], second = lower[c.near];
-          near[plane][j] = first + c.fraction * (upper[c.far] - first);
-          step[plane][j] = second + c.fraction * (lower[c.far] - second) - near[plane][j];
+          const Taps<F>& c = columns[j];
+          const F* corner = upper + plane * behind;
+          const F first = corner[c.near], second = corner[lower + c.near];
+          near[plane][j] = first + c.fraction * (corner[c.far] - first);
+          step[plane][j] = second + c.fraction * (corner[lower + c.far] - second) - near[plane][j];
         }
       }
     }
 
-    __device__ void values(int plane, const Sample<F>& height, F (&values)[kColumns]) const {
+    __device__ void values(int plane, const Taps<F>& height, F (&values)[kColumns]) const {
 #pragma unroll
       for (int j = 0; j < kColumns; ++j)
         values[j] = near[plane][j] + height.fraction * step[plane][j];
@@ -227,9 +227,13 @@ class Normalizer {
   }
 
   __device__ void operator()(F (&values)[kColumns]) const {
+    if (by_scale_) {
 #pragma unroll
-    for (F& value : values)
-      value = by_scale_ ? (value - range_.low) * scale_ : range_.normalize(value);
+      for (F& value : values) value = (value - range_.low) * scale_;
+    } else {
+#pragma unroll
+      for (F& value : values) value = range_.normalize(value);
+    }
 #pragma unroll
     for (F& value : values) value = lesser(greater(value, F(0)), F(1));
   }
@@ -290,46 +294,43 @@ __device__ EnlargedMap<F> enlarged_map(
 // How the blocks of an enlarged map share it: by rows, and by columns where these are more than the threads
 // take at once
 struct Shares {
-  int64_t rows;             // of a block
-  int32_t blocks;           // of a map
-  Divider of_map, of_rows;  // by blocks, and by those side by side
-  int32_t packs, side;      // of kColumns columns: of the map, of a block
+  int rows;                 // of a block
+  int blocks;               // of a map
+  Divider of_map, beside;   // by blocks, and by those that share a row
+  int packs, side;          // of kColumns columns: of the map, of a block
 
-  // At most `most` blocks a map, but for those side by side
+  // At most `most` blocks a map, but for those that share a row
   template <class F>
   Shares(const Enlargement<F>& e, int64_t most)
-      : Shares(e.depth.out * e.height.out, (e.width.out + kColumns - 1) / kColumns, most) {}
+      : Shares(int64_t{e.depth.out} * e.height.out, (int64_t{e.width.out} + kColumns - 1) / kColumns, most) {}
 
  private:
   Shares(int64_t all_rows, int64_t all_packs, int64_t most)
-      : rows((all_rows + most - 1) / most),
-        of_map(blocks_of(all_rows, all_packs, most)),
-        of_rows((all_packs + kThreads - 1) / kThreads) {
-    packs = static_cast<int32_t>(all_packs);
-    side = packs < kThreads ? packs : kThreads;
-    blocks = static_cast<int32_t>(of_map.divisor);
-  }
-  static int64_t blocks_of(int64_t all_rows, int64_t all_packs, int64_t most) {
-    const int64_t each = (all_rows + most - 1) / most;
-    return (all_rows + each - 1) / each * ((all_packs + kThreads - 1) / kThreads);
-  }
+      : Shares(parts(all_rows, most), all_rows, all_packs, parts(all_packs, kThreads)) {}
+  Shares(int64_t rows, int64_t all_rows, int64_t all_packs, int64_t beside)
+      : rows(static_cast<int>(rows)),
+        blocks(static_cast<int>(parts(all_rows, rows) * beside)),
+        of_map(blocks),
+        beside(beside),
+        packs(static_cast<int>(all_packs)),
+        side(packs < kThreads ? packs : kThreads) {}
+  static int64_t parts(int64_t n, int64_t each) { return (n + each - 1) / each; }
 };
 
 // What a block takes of its map
 struct Share {
   unsigned map;
-  int first_pack, last_pack;
-  int64_t first_row, last_row;
+  int first_pack, last_pack, first_row, last_row;
 
   template <class F>
   __device__ Share(const Shares& shares, const Enlargement<F>& e, unsigned block)
       : map(shares.of_map.quotient(block)) {
     const unsigned share = block - map * shares.of_map.divisor;
-    const unsigned row = shares.of_rows.quotient(share);
-    first_pack = static_cast<int>(share - row * shares.of_rows.divisor) * shares.side;
+    const unsigned row = shares.beside.quotient(share);
+    first_pack = static_cast<int>(share - row * shares.beside.divisor) * shares.side;
     last_pack = first_pack + shares.side < shares.packs ? first_pack + shares.side : shares.packs;
-    const int64_t rows = e.depth.out * e.height.out;
-    first_row = row * shares.rows;
+    const int rows = e.depth.out * e.height.out;
+    first_row = static_cast<int>(row) * shares.rows;
     last_row = first_row + shares.rows < rows ? first_row + shares.rows : rows;
   }
 };
@@ -341,6 +342,13 @@ __device__ void for_share(const EnlargedMap<F>& map, const Share& share, const F
       share.first_pack, share.last_pack, share.first_row, share.last_row, f);
 }
 
+// Whether kColumns neighbouring elements of every row begin at a multiple of their size
+template <class T>
+__device__ bool rows_packed(const T* data, int64_t channel_stride, int width) {
+  return width % kColumns == 0 && channel_stride % kColumns == 0 &&
+         aligned<alignof(Pack<T, kColumns>)>(data);
+}
+
 // maps (count, *S) to (count, *enlarged)
 template <class F>
 __global__ void __launch_bounds__(kThreads) upsample_kernel(
@@ -348,11 +356,12 @@ __global__ void __launch_bounds__(kThreads) upsample_kernel(
   const Share share(shares, e, blockIdx.x);
   const EnlargedMap<F> map = enlarged_map(source, e, share.map);
   F* target = result + share.map * e.positions();
+  const bool packed = rows_packed(target, 0, e.width.out);
   const auto store = [&](const Span& span, const F(&values)[kColumns]) {
     Pack<F, kColumns> pack;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) pack.values[j] = values[j];
-    store_pack(target + span.first, span.count, pack);
+    store_pack(packed, target + span.first, span.count, pack);
   };
   if (!normalize) return for_share(map, share, store);
   const Normalizer<F> normalization(map.range(eps));
@@ -380,8 +389,8 @@ inline ChannelOrder channel_order(const Size& size, const VolumeStrides& s, int6
                                                      : ChannelOrder::kScattered;
 }
 
-FASTCAM_HOST_DEVICE int64_t offset_at(const VolumeStrides& s, const Position& p) {
-  return p.z * s.depth + p.y * s.height + p.x * s.width;
+FASTCAM_HOST_DEVICE int64_t offset_at(const VolumeStrides& s, const Span& span) {
+  return span.z * s.depth + span.y * s.height + span.x * s.width;
 }
 
 // product[n, k, c, x] = normalized enlarged map[n, k, x] * guided[n, k, c, x]. `order` is that of both
@@ -398,6 +407,8 @@ __global__ void __launch_bounds__(kThreads, 2) guided_product_kernel(
   const Normalizer<F> normalization(map.range(eps));
   guided += image * gs.image + klass * gs.klass;
   product += image * ps.image + klass * ps.klass;
+  const bool packed = rows_packed(guided, gs.channel, e.width.out) &&
+                      rows_packed(product, ps.channel, e.width.out);
   for_share(map, share, [&](const Span& span, F(&heat)[kColumns]) {
     normalization(heat);
     if (order == ChannelOrder::kPlanar) {
@@ -405,11 +416,11 @@ __global__ void __launch_bounds__(kThreads, 2) guided_product_kernel(
       T* to = product + span.first;
       for (int c = 0; c < channels; ++c, from += gs.channel, to += ps.channel) {
         Pack<T, kColumns> pack{};
-        load_pack(from, span.count, pack);
+        load_pack(packed, from, span.count, pack);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
           pack.values[j] = store<T>(heat[j] * load(pack.values[j]));
-        store_pack(to, span.count, pack);
+        store_pack(packed, to, span.count, pack);
       }
     } else if (order == ChannelOrder::kInterleaved) {
       Pack<T, 3 * kColumns> pack{};
@@ -419,7 +430,7 @@ __global__ void __launch_bounds__(kThreads, 2) guided_product_kernel(
         pack.values[j] = store<T>(heat[j / 3] * load(pack.values[j]));
       store_pack(product + 3 * span.first, 3 * span.count, pack);
     } else {
-      const int64_t from = offset_at(gs, span.begin), to = offset_at(ps, span.begin);
+      const int64_t from = offset_at(gs, span), to = offset_at(ps, span);
       for (int64_t c = 0; c < channels; ++c) {
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)

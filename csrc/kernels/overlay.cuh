@@ -21,6 +21,8 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
   const EnlargedMap<float> map = enlarged_map(source, e, share.map);
   images += share.map * is.image;
   pictures += share.map * ps.image;
+  const bool packed = rows_packed(images, is.channel, e.width.out) &&
+                      rows_packed(pictures, ps.channel, e.width.out);
   for_share(map, share, [&](const Span& span, const float (&heat)[kColumns]) {
     int32_t indices[kColumns];
 #pragma unroll
@@ -30,12 +32,12 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
       for (int c = 0; c < 3; ++c) {
         Pack<T, kColumns> image{};
         Pack<uint8_t, kColumns> picture;
-        load_pack(images + c * is.channel + span.first, span.count, image);
+        load_pack(packed, images + c * is.channel + span.first, span.count, image);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
           picture.values[j] =
               blended(alpha, colors[c * kColors + indices[j]], level(image.values[j]));
-        store_pack(pictures + c * ps.channel + span.first, span.count, picture);
+        store_pack(packed, pictures + c * ps.channel + span.first, span.count, picture);
       }
     } else if (order == ChannelOrder::kInterleaved) {
       Pack<T, 3 * kColumns> image{};
@@ -47,7 +49,7 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
             blended(alpha, colors[j % 3 * kColors + indices[j / 3]], level(image.values[j]));
       store_pack(pictures + 3 * span.first, 3 * span.count, picture);
     } else {
-      const int64_t from = offset_at(is, span.begin), to = offset_at(ps, span.begin);
+      const int64_t from = offset_at(is, span), to = offset_at(ps, span);
       for (int c = 0; c < 3; ++c) {
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)

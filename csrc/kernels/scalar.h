@@ -79,29 +79,56 @@ FASTCAM_HOST_DEVICE float reciprocal(float value) {
 #endif
 }
 
-// Minimum and maximum of a value, which stays if it is NaN, and a bound
+// Minimum and maximum that carry NaN on
 template <class F>
-FASTCAM_HOST_DEVICE F lesser(F value, F bound) {
-  return value > bound ? bound : value;
+FASTCAM_HOST_DEVICE F minimum(F a, F b) {
+  return b < a || b != b ? b : a;
 }
 template <class F>
-FASTCAM_HOST_DEVICE F greater(F value, F bound) {
-  return value < bound ? bound : value;
+FASTCAM_HOST_DEVICE F maximum(F a, F b) {
+  return b > a || b != b ? b : a;
 }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 template <>
-FASTCAM_HOST_DEVICE float lesser(float value, float bound) {
+FASTCAM_HOST_DEVICE float minimum(float a, float b) {
   float result;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(bound));
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
   return result;
 }
 template <>
-FASTCAM_HOST_DEVICE float greater(float value, float bound) {
+FASTCAM_HOST_DEVICE float maximum(float a, float b) {
   float result;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(bound));
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
   return result;
 }
 #endif
+
+// A value, which stays if it is NaN, within a bound that is not
+template <class F>
+FASTCAM_HOST_DEVICE F lesser(F value, F bound) {
+#if defined(__CUDA_ARCH__)
+  return minimum(value, bound);
+#else
+  return value > bound ? bound : value;
+#endif
+}
+template <class F>
+FASTCAM_HOST_DEVICE F greater(F value, F bound) {
+#if defined(__CUDA_ARCH__)
+  return maximum(value, bound);
+#else
+  return value < bound ? bound : value;
+#endif
+}
+
+// The upper 32 bits of a product
+FASTCAM_HOST_DEVICE uint32_t high_product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return __umulhi(a, b);
+#else
+  return static_cast<uint32_t>(uint64_t{a} * b >> 32);
+#endif
+}
 
 // The nearest value of type T, ties to even.
 template <class T>

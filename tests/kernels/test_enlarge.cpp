@@ -22,7 +22,8 @@ void test_divider() {
 // The spans of a map's last rows, behind the first 2^31 positions
 void test_far_positions() {
   const float value = 1;
-  const EnlargedMap<float> map{&value, Enlargement<float>({1, 1, 1}, {3, 40000, 50001})};
+  const Enlargement<float> e({1, 1, 1}, {3, 40000, 50001});
+  const EnlargedMap<float> map{&value, e};
   const Shares shares(map.e, 1000);
   expect(shares.blocks == 1000 * 49, "blocks beside and below each other");
   std::vector<int> seen(120000);  // columns of each row
@@ -30,9 +31,9 @@ void test_far_positions() {
     const Share share(shares, map.e, block);
     expect(share.map == 0, "one map");
     for_share(map, share, [&](const Span& span, const float (&)[kColumns]) {
-      const Position& p = span.begin;
-      expect(span.first == (p.z * 40000 + p.y) * 50001 + p.x, "a position behind the first 2^31");
-      seen[p.z * 40000 + p.y] += span.count;
+      const int64_t row = span.z * 40000 + span.y;
+      expect(span.first == row * 50001 + span.x, "a position behind the first 2^31");
+      seen[row] += span.count;
     });
   };
   for (unsigned block = shares.blocks - 2 * 49; block < unsigned(shares.blocks); ++block)

@@ -55,7 +55,8 @@ def is_new(target: Path, listing: Path) -> bool:
     if not target.exists() or not listing.exists():
         return False
     names = listing.read_text().split(":", 1)[1].replace("\\\n", " ").split()
-    own = [path for path in map(Path, names) if path.is_relative_to(ROOT)]
+    # relative ones are of the project, as nvcc runs in its folder
+    own = [path for path in (ROOT / name for name in names) if path.is_relative_to(ROOT)]
     return all(
         path.exists() and path.stat().st_mtime < target.stat().st_mtime
         for path in [*own, ROOT / "setup.py"]
@@ -83,6 +84,7 @@ def compiled(architecture: str) -> Path:
         target, listing = folder / f"{source.stem}.ptx", folder / f"{source.stem}.d"
         ran = subprocess.run(
             [*command, f"-arch={architecture}", "-MD", "-MF", listing, "-o", target, source],
+            cwd=ROOT,
             check=False,
             capture_output=True,
             text=True,
