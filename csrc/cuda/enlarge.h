@@ -15,9 +15,10 @@ struct StagedMaps {
   StagedMaps(
       const Tensor& parts, int64_t classes, int64_t slices, bool relu, const Enlargement<F>& e) {
     const int64_t positions = e.map_positions();
-    const int64_t bytes = slice_groups(slices, positions) * positions * int64_t{sizeof(F)};
+    const int64_t groups = slice_groups(slices, positions);
+    const int64_t bytes = groups * positions * int64_t{sizeof(F)};
     const bool staged = bytes <= kMaxStagedMap;
-    source = {data<F>(parts), classes, slices, relu, staged};
+    source = {data<F>(parts), classes, slices, relu, staged, static_cast<int>(groups)};
     shared_bytes = staged ? bytes : 0;
   }
 

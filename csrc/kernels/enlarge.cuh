@@ -39,7 +39,7 @@ struct Taps {
 template <class F>
 struct Axis {
   int in, out;
-  bool small;                // all numbers fit the dividers
+  bool small, divides;       // all numbers fit the dividers; and they are needed
   Divider cells, positions;  // by 2 out and 2 in
   F fraction;                // 1 / (2 out)
 
@@ -47,13 +47,13 @@ struct Axis {
       : in(static_cast<int>(in)),
         out(static_cast<int>(out)),
         small(2 * in * (out + 1) < INT32_MAX),
+        divides(small && in != out),
         cells(small ? 2 * out : 1),
         positions(small ? 2 * in : 1),
         fraction(F(1) / F(2 * out)) {}
 
   FASTCAM_HOST_DEVICE Taps<F> sample(int index) const {
-    if (in == out) return {index, index, 0};
-    if (!small) {
+    if (!divides) {
       const Sample<F> found = sample_at<F>(index, in, out);
       return {static_cast<int>(found.near), static_cast<int>(found.far), found.fraction};
     }
@@ -81,15 +81,33 @@ struct Axis {
   }
 };
 
+// Neighbouring columns of a row, which a thread takes at once
+constexpr int kColumns = 4;
+
+// How a block's threads go over `columns` columns: side by side, and in several rows at once
+struct Walk {
+  int columns, packs, rows_at_once;
+  Divider side;  // by the packs of kColumns columns that are taken side by side
+
+  explicit Walk(int64_t columns)
+      : columns(static_cast<int>(columns)),
+        packs(static_cast<int>((columns + kColumns - 1) / kColumns)),
+        rows_at_once(packs < kThreads ? kThreads / packs : 1),
+        side(packs < kThreads ? packs : kThreads) {}
+};
+
 // The small and the enlarged extents of a kernel's maps
 template <class F>
 struct Enlargement {
   Axis<F> depth, height, width;
+  Walk all, bounds;  // the columns, and those that bound cells
 
   Enlargement(const Size& size, const Size& enlarged)
       : depth(size.depth, enlarged.depth),
         height(size.height, enlarged.height),
-        width(size.width, enlarged.width) {}
+        width(size.width, enlarged.width),
+        all(enlarged.width),
+        bounds(bound_count(size.width, enlarged.width)) {}
 
   FASTCAM_HOST_DEVICE int64_t map_positions() const {
     return int64_t{depth.in} * height.in * width.in;
@@ -99,17 +117,16 @@ struct Enlargement {
   }
 };
 
-// Neighbouring columns of a row, which a thread takes at once
-constexpr int kColumns = 4;
 struct Span {
-  int z, y, x;    // where it begins in the enlarged map
-  int64_t first;  // the number of that position
-  int count;      // of columns
+  int z, y, x;  // where it begins in the enlarged map
+  int first;    // and the number of that position, from the first row on that the block takes
+  int count;    // of columns
 };
 
 template <class F>
 struct EnlargedMap {
   const F* map;
+  bool staged;  // at the beginning of shared memory, which the compiler has to know for fast reads
   Enlargement<F> e;
 
   // f(span, its values) for rows first_row to last_row and packs of kColumns columns, first_pack to
@@ -118,50 +135,10 @@ struct EnlargedMap {
   template <bool kBounds, class Function>
   __device__ void for_spans(
       int first_pack, int last_pack, int first_row, int last_row, const Function& f) const {
-    const int packs = last_pack - first_pack, side = packs < kThreads ? packs : kThreads;
-    const int at_once = kThreads / side, row_of_thread = thread_number() / side;
-    if (row_of_thread >= at_once) return;
-    const int heights = e.height.template count<kBounds>();
-    const int widths = e.width.template count<kBounds>();
-    const int begin = first_row + row_of_thread;
-    const bool flat = e.depth.in == 1;
-    for (int pack = first_pack + thread_number() - row_of_thread * side; pack < last_pack;
-         pack += side) {
-      const int x = pack * kColumns;
-      Taps<F> columns[kColumns];
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j)
-        columns[j] = e.width.sample(
-            e.width.template index<kBounds>(x + j < widths ? x + j : widths - 1));
-      Span span{0, begin, x, int64_t{begin} * widths + x,
-                widths - x < kColumns ? widths - x : kColumns};
-      if (begin >= heights) {
-        span.z = begin / heights;
-        span.y = begin - span.z * heights;
-      }
-      Cell cell;
-      F values[kColumns];
-#pragma unroll 1
-      for (int row = begin; row < last_row; row += at_once) {
-        const Taps<F> height = e.height.sample(e.height.template index<kBounds>(span.y));
-        if (flat) {
-          if (height.near != cell.y) cell.enter(*this, 0, 0, height, columns);
-          cell.values(0, height, values);
-        } else {
-          const Taps<F> depth = e.depth.sample(e.depth.template index<kBounds>(span.z));
-          if (height.near != cell.y || depth.near != cell.z)
-            cell.enter(*this, depth.near, depth.far, height, columns);
-          F far[kColumns];
-          cell.values(0, height, values);
-          cell.values(1, height, far);
-#pragma unroll
-          for (int j = 0; j < kColumns; ++j)
-            values[j] += depth.fraction * (far[j] - values[j]);
-        }
-        f(span, values);
-        span.first += at_once * widths;
-        for (span.y += at_once; span.y >= heights; ++span.z) span.y -= heights;
-      }
+    if (staged) {
+      for_spans<kBounds, true>(first_pack, last_pack, first_row, last_row, f);
+    } else {
+      for_spans<kBounds, false>(first_pack, last_pack, first_row, last_row, f);
     }
   }
 
@@ -169,9 +146,8 @@ struct EnlargedMap {
   __device__ Range<F> range(F eps) const {
     constexpr F kInfinity = std::numeric_limits<F>::infinity();
     Extremes<F> extremes{kInfinity, -kInfinity};
-    const int packs = (e.width.template count<true>() + kColumns - 1) / kColumns;
     const int rows = e.depth.template count<true>() * e.height.template count<true>();
-    for_spans<true>(0, packs, 0, rows, [&](const Span&, const F(&values)[kColumns]) {
+    for_spans<true>(0, e.bounds.packs, 0, rows, [&](const Span&, const F(&values)[kColumns]) {
 #pragma unroll
       for (F value : values) extremes.include(value, value);
     });
@@ -180,30 +156,82 @@ struct EnlargedMap {
   }
 
  private:
+  template <bool kBounds, bool kStaged, class Function>
+  __device__ void for_spans(
+      int first_pack, int last_pack, int first_row, int last_row, const Function& f) const {
+    const Walk& walk = kBounds ? e.bounds : e.all;
+    const int row_of_thread = static_cast<int>(walk.side.quotient(thread_number()));
+    const int side = static_cast<int>(walk.side.divisor);
+    if (row_of_thread >= walk.rows_at_once) return;
+    const int heights = e.height.template count<kBounds>(), widths = walk.columns;
+    const int begin = first_row + row_of_thread;
+    const bool flat = e.depth.in == 1;
+    for (int pack = first_pack + thread_number() - row_of_thread * side; pack < last_pack;
+         pack += side) {
+      const int x = pack * kColumns, left = widths - x;
+      Taps<F> columns[kColumns];
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j)
+        columns[j] = e.width.sample(e.width.template index<kBounds>(j < left ? x + j : widths - 1));
+      Span span{0, begin, x, row_of_thread * widths + x, left < kColumns ? left : kColumns};
+      if (begin >= heights) {
+        span.z = begin / heights;
+        span.y = begin - span.z * heights;
+      }
+      Cell cell;
+      F values[kColumns];
+#pragma unroll 1
+      for (int row = begin; row < last_row; row += walk.rows_at_once) {
+        const Taps<F> height = e.height.sample(e.height.template index<kBounds>(span.y));
+        if (flat) {
+          if (height.near != cell.y) cell.template enter<kStaged>(*this, 0, 0, height, columns);
+          cell.values(0, height, values);
+        } else {
+          const Taps<F> depth = e.depth.sample(e.depth.template index<kBounds>(span.z));
+          if (height.near != cell.y || depth.near != cell.z)
+            cell.template enter<kStaged>(*this, depth.near, depth.far, height, columns);
+          F far[kColumns];
+          cell.values(0, height, values);
+          cell.values(1, height, far);
+#pragma unroll
+          for (int j = 0; j < kColumns; ++j) values[j] += depth.fraction * (far[j] - values[j]);
+        }
+        f(span, values);
+        span.first += walk.rows_at_once * widths;
+        for (span.y += walk.rows_at_once; span.y >= heights; ++span.z) span.y -= heights;
+      }
+    }
+  }
+
   // The small values around a cell, at a thread's columns
   struct Cell {
     int z = -1, y = -1;
-    F near[2][kColumns], step[2][kColumns];  // (near and far plane, column): in the near row, to the far
+    F near[2][kColumns],
+        step[2][kColumns];  // (near and far plane, column): in the near row, to the far
 
+    template <bool kStaged>
     __device__ void enter(
         const EnlargedMap& map, int near_z, int far_z, const Taps<F>& height,
         const Taps<F> (&columns)[kColumns]) {
       z = near_z;
       y = height.near;
       const Enlargement<F>& e = map.e;
-      const F* upper = map.map + (int64_t{near_z} * e.height.in + height.near) * e.width.in;
-      const int64_t lower = int64_t{height.far - height.near} * e.width.in;
-      const int64_t behind = int64_t{far_z - near_z} * e.height.in * e.width.in;
+      const auto row = [&](int z, int y) {
+        if (kStaged)
+          return reinterpret_cast<const F*>(shared_memory()) + (z * e.height.in + y) * e.width.in;
+        return map.map + (int64_t{z} * e.height.in + y) * e.width.in;
+      };
 #pragma unroll
       for (int plane = 0; plane < 2; ++plane) {
         if (plane == 1 && e.depth.in == 1) break;
+        const F* upper = row(plane == 0 ? near_z : far_z, height.near);
+        const F* lower = row(plane == 0 ? near_z : far_z, height.far);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
           const Taps<F>& c = columns[j];
-          const F* corner = upper + plane * behind;
-          const F first = corner[c.near], second = corner[lower + c.near];
-          near[plane][j] = first + c.fraction * (corner[c.far] - first);
-          step[plane][j] = second + c.fraction * (corner[lower + c.far] - second) - near[plane][j];
+          const F first = upper[c.near], second = lower[c.near];
+          near[plane][j] = first + c.fraction * (upper[c.far] - first);
+          step[plane][j] = second + c.fraction * (lower[c.far] - second) - near[plane][j];
         }
       }
     }
@@ -229,13 +257,11 @@ class Normalizer {
   __device__ void operator()(F (&values)[kColumns]) const {
     if (by_scale_) {
 #pragma unroll
-      for (F& value : values) value = (value - range_.low) * scale_;
+      for (F& value : values) value = saturated((value - range_.low) * scale_);
     } else {
 #pragma unroll
-      for (F& value : values) value = range_.normalize(value);
+      for (F& value : values) value = lesser(greater(range_.normalize(value), F(0)), F(1));
     }
-#pragma unroll
-    for (F& value : values) value = lesser(greater(value, F(0)), F(1));
   }
 
  private:
@@ -251,6 +277,7 @@ struct MapSource {
   int64_t classes, slices;
   bool rectify;  // through ReLU when the slices are added up
   bool staged;   // held in shared memory; a map that is too large for it comes as one slice
+  int groups;    // of threads that share the slices
 };
 
 constexpr int64_t kMaxStagedMap = 48 * 1024;  // bytes: what a block may take without asking
@@ -268,11 +295,11 @@ __device__ EnlargedMap<F> enlarged_map(
   const unsigned image = source.classes == 1 ? number : number / unsigned(source.classes);
   const int64_t klass = number - image * source.classes;
   const F* parts = source.parts + (image * source.slices * source.classes + klass) * size;
-  if (!source.staged) return {parts, e};
+  if (!source.staged) return {parts, false, e};
   // threads in a group share the positions, and groups share the slices
   F* map = reinterpret_cast<F*>(shared_memory());
   const int positions = static_cast<int>(size), slices = static_cast<int>(source.slices);
-  const int groups = static_cast<int>(slice_groups(slices, positions));
+  const int groups = source.groups;
   for (int i = thread_number(); i < groups * positions; i += kThreads) {
     const int group = groups == 1 ? 0 : i / positions, p = i - group * positions;
     F sum = 0;
@@ -288,32 +315,27 @@ __device__ EnlargedMap<F> enlarged_map(
     map[p] = source.rectify ? relu(sum) : sum;
   }
   __syncthreads();
-  return {map, e};
+  return {map, true, e};
 }
 
 // How the blocks of an enlarged map share it: by rows, and by columns where these are more than the threads
 // take at once
 struct Shares {
-  int rows;                 // of a block
-  int blocks;               // of a map
-  Divider of_map, beside;   // by blocks, and by those that share a row
-  int packs, side;          // of kColumns columns: of the map, of a block
+  int rows;                // of a block
+  int blocks;              // of a map
+  Divider of_map, beside;  // by blocks, and by those that share a row
 
   // At most `most` blocks a map, but for those that share a row
   template <class F>
   Shares(const Enlargement<F>& e, int64_t most)
-      : Shares(int64_t{e.depth.out} * e.height.out, (int64_t{e.width.out} + kColumns - 1) / kColumns, most) {}
+      : Shares(int64_t{e.depth.out} * e.height.out, parts(e.all.packs, kThreads), most) {}
 
  private:
-  Shares(int64_t all_rows, int64_t all_packs, int64_t most)
-      : Shares(parts(all_rows, most), all_rows, all_packs, parts(all_packs, kThreads)) {}
-  Shares(int64_t rows, int64_t all_rows, int64_t all_packs, int64_t beside)
-      : rows(static_cast<int>(rows)),
+  Shares(int64_t all_rows, int64_t beside, int64_t most)
+      : rows(static_cast<int>(parts(all_rows, most))),
         blocks(static_cast<int>(parts(all_rows, rows) * beside)),
         of_map(blocks),
-        beside(beside),
-        packs(static_cast<int>(all_packs)),
-        side(packs < kThreads ? packs : kThreads) {}
+        beside(beside) {}
   static int64_t parts(int64_t n, int64_t each) { return (n + each - 1) / each; }
 };
 
@@ -321,17 +343,20 @@ struct Shares {
 struct Share {
   unsigned map;
   int first_pack, last_pack, first_row, last_row;
+  int64_t first;  // the number of the first position of its first row
 
   template <class F>
   __device__ Share(const Shares& shares, const Enlargement<F>& e, unsigned block)
       : map(shares.of_map.quotient(block)) {
-    const unsigned share = block - map * shares.of_map.divisor;
-    const unsigned row = shares.beside.quotient(share);
-    first_pack = static_cast<int>(share - row * shares.beside.divisor) * shares.side;
-    last_pack = first_pack + shares.side < shares.packs ? first_pack + shares.side : shares.packs;
+    const int share = static_cast<int>(block - map * shares.of_map.divisor);
+    const int row = static_cast<int>(shares.beside.quotient(share));
+    const int side = static_cast<int>(e.all.side.divisor);
+    first_pack = (share - row * static_cast<int>(shares.beside.divisor)) * side;
+    last_pack = first_pack + side < e.all.packs ? first_pack + side : e.all.packs;
     const int rows = e.depth.out * e.height.out;
-    first_row = static_cast<int>(row) * shares.rows;
+    first_row = row * shares.rows;
     last_row = first_row + shares.rows < rows ? first_row + shares.rows : rows;
+    first = int64_t{first_row} * e.width.out;
   }
 };
 
@@ -342,11 +367,12 @@ __device__ void for_share(const EnlargedMap<F>& map, const Share& share, const F
       share.first_pack, share.last_pack, share.first_row, share.last_row, f);
 }
 
-// Whether kColumns neighbouring elements of every row begin at a multiple of their size
+// Whether packs of kColumns columns are aligned in every row and channel
 template <class T>
 __device__ bool rows_packed(const T* data, int64_t channel_stride, int width) {
-  return width % kColumns == 0 && channel_stride % kColumns == 0 &&
-         aligned<alignof(Pack<T, kColumns>)>(data);
+  constexpr int kBytes = alignof(Pack<T, kColumns>);
+  return width * sizeof(T) % kBytes == 0 && channel_stride * sizeof(T) % kBytes == 0 &&
+         aligned<kBytes>(data);
 }
 
 // maps (count, *S) to (count, *enlarged)
@@ -355,19 +381,15 @@ __global__ void __launch_bounds__(kThreads) upsample_kernel(
     MapSource<F> source, Enlargement<F> e, Shares shares, bool normalize, F eps, F* result) {
   const Share share(shares, e, blockIdx.x);
   const EnlargedMap<F> map = enlarged_map(source, e, share.map);
-  F* target = result + share.map * e.positions();
+  F* target = result + share.map * e.positions() + share.first;
   const bool packed = rows_packed(target, 0, e.width.out);
-  const auto store = [&](const Span& span, const F(&values)[kColumns]) {
+  const Normalizer<F> normalizer(normalize ? map.range(eps) : Range<F>{});
+  for_share(map, share, [&](const Span& span, F(&values)[kColumns]) {
+    if (normalize) normalizer(values);
     Pack<F, kColumns> pack;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) pack.values[j] = values[j];
-    store_pack(packed, target + span.first, span.count, pack);
-  };
-  if (!normalize) return for_share(map, share, store);
-  const Normalizer<F> normalization(map.range(eps));
-  for_share(map, share, [&](const Span& span, F(&values)[kColumns]) {
-    normalization(values);
-    store(span, values);
+    store_pack(packed && span.count == kColumns, target + span.first, span.count, pack);
   });
 }
 
@@ -404,31 +426,33 @@ __global__ void __launch_bounds__(kThreads, 2) guided_product_kernel(
   const Share share(shares, e, blockIdx.x);
   const int64_t image = share.map / source.classes, klass = share.map % source.classes;
   const EnlargedMap<F> map = enlarged_map(source, e, share.map);
-  const Normalizer<F> normalization(map.range(eps));
+  const Normalizer<F> normalizer(map.range(eps));
   guided += image * gs.image + klass * gs.klass;
   product += image * ps.image + klass * ps.klass;
-  const bool packed = rows_packed(guided, gs.channel, e.width.out) &&
-                      rows_packed(product, ps.channel, e.width.out);
+  const bool packed =
+      rows_packed(guided, gs.channel, e.width.out) && rows_packed(product, ps.channel, e.width.out);
   for_share(map, share, [&](const Span& span, F(&heat)[kColumns]) {
-    normalization(heat);
+    normalizer(heat);
     if (order == ChannelOrder::kPlanar) {
-      const T* from = guided + span.first;
-      T* to = product + span.first;
+      const bool whole = packed && span.count == kColumns;
+      const T* from = guided + share.first + span.first;
+      T* to = product + share.first + span.first;
       for (int c = 0; c < channels; ++c, from += gs.channel, to += ps.channel) {
         Pack<T, kColumns> pack{};
-        load_pack(packed, from, span.count, pack);
+        load_pack(whole, from, span.count, pack);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
           pack.values[j] = store<T>(heat[j] * load(pack.values[j]));
-        store_pack(packed, to, span.count, pack);
+        store_pack(whole, to, span.count, pack);
       }
     } else if (order == ChannelOrder::kInterleaved) {
+      const int64_t first = 3 * (share.first + span.first);
       Pack<T, 3 * kColumns> pack{};
-      load_pack(guided + 3 * span.first, 3 * span.count, pack);
+      load_pack(guided + first, 3 * span.count, pack);
 #pragma unroll
       for (int j = 0; j < 3 * kColumns; ++j)
         pack.values[j] = store<T>(heat[j / 3] * load(pack.values[j]));
-      store_pack(product + 3 * span.first, 3 * span.count, pack);
+      store_pack(product + first, 3 * span.count, pack);
     } else {
       const int64_t from = offset_at(gs, span), to = offset_at(ps, span);
       for (int64_t c = 0; c < channels; ++c) {

@@ -27,27 +27,29 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
     int32_t indices[kColumns];
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) indices[j] = color_index(heat[j]);
+    const int64_t first = share.first + span.first;
     if (order == ChannelOrder::kPlanar) {
+      const bool whole = packed && span.count == kColumns;
 #pragma unroll
       for (int c = 0; c < 3; ++c) {
         Pack<T, kColumns> image{};
         Pack<uint8_t, kColumns> picture;
-        load_pack(packed, images + c * is.channel + span.first, span.count, image);
+        load_pack(whole, images + c * is.channel + first, span.count, image);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
           picture.values[j] =
               blended(alpha, colors[c * kColors + indices[j]], level(image.values[j]));
-        store_pack(packed, pictures + c * ps.channel + span.first, span.count, picture);
+        store_pack(whole, pictures + c * ps.channel + first, span.count, picture);
       }
     } else if (order == ChannelOrder::kInterleaved) {
       Pack<T, 3 * kColumns> image{};
       Pack<uint8_t, 3 * kColumns> picture;
-      load_pack(images + 3 * span.first, 3 * span.count, image);
+      load_pack(images + 3 * first, 3 * span.count, image);
 #pragma unroll
       for (int j = 0; j < 3 * kColumns; ++j)
         picture.values[j] =
             blended(alpha, colors[j % 3 * kColors + indices[j / 3]], level(image.values[j]));
-      store_pack(pictures + 3 * span.first, 3 * span.count, picture);
+      store_pack(pictures + 3 * first, 3 * span.count, picture);
     } else {
       const int64_t from = offset_at(is, span), to = offset_at(ps, span);
       for (int c = 0; c < 3; ++c) {

@@ -224,7 +224,7 @@ inline int64_t plan_weight_slices(int64_t blocks, int64_t positions, const Devic
 // Blocks for each of `count` maps of `positions`: enough to fill a GPU twice, but each with more to write
 // than the `reads` elements that it looks at first.
 inline int64_t shares_per_map(int64_t count, int64_t positions, int64_t reads) {
-  constexpr int64_t kFill = 264, kLeast = 4;
+  constexpr int64_t kFill = 256, kLeast = 4;
   const auto parts = [](int64_t n, int64_t each) { return (n + each - 1) / each; };
   const int64_t elements = kLeast * (reads > kThreads ? reads : kThreads);
   const int64_t filling = parts(kFill, count), most = parts(positions, elements);

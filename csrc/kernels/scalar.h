@@ -121,6 +121,18 @@ FASTCAM_HOST_DEVICE F greater(F value, F bound) {
 #endif
 }
 
+// Within [0, 1]; not of NaN
+FASTCAM_HOST_DEVICE float saturated(float value) {
+#if defined(__CUDA_ARCH__)
+  return __saturatef(value);
+#else
+  return value < 0 ? 0 : value > 1 ? 1 : value;
+#endif
+}
+FASTCAM_HOST_DEVICE double saturated(double value) {
+  return value < 0 ? 0 : value > 1 ? 1 : value;
+}
+
 // The upper 32 bits of a product
 FASTCAM_HOST_DEVICE uint32_t high_product(uint32_t a, uint32_t b) {
 #if defined(__CUDA_ARCH__)

@@ -96,7 +96,10 @@ struct SmallMaps {
     for (F& value : parts) value = static_cast<F>(normal());
   }
 
-  MapSource<F> source() const { return {parts.data(), classes, slices, rectify, staged}; }
+  MapSource<F> source() const {
+    const auto groups = static_cast<int>(slice_groups(slices, size.positions()));
+    return {parts.data(), classes, slices, rectify, staged, groups};
+  }
   int64_t shared_bytes() const {
     const int64_t positions = size.positions();
     return staged ? slice_groups(slices, positions) * positions * sizeof(F) : 0;

@@ -23,7 +23,7 @@ void test_divider() {
 void test_far_positions() {
   const float value = 1;
   const Enlargement<float> e({1, 1, 1}, {3, 40000, 50001});
-  const EnlargedMap<float> map{&value, e};
+  const EnlargedMap<float> map{&value, false, e};
   const Shares shares(map.e, 1000);
   expect(shares.blocks == 1000 * 49, "blocks beside and below each other");
   std::vector<int> seen(120000);  // columns of each row
@@ -32,7 +32,8 @@ void test_far_positions() {
     expect(share.map == 0, "one map");
     for_share(map, share, [&](const Span& span, const float (&)[kColumns]) {
       const int64_t row = span.z * 40000 + span.y;
-      expect(span.first == row * 50001 + span.x, "a position behind the first 2^31");
+      expect(
+          share.first + span.first == row * 50001 + span.x, "a position behind the first 2^31");
       seen[row] += span.count;
     });
   };
@@ -168,7 +169,8 @@ void test_products() {
 // A sample that rounding lifts past the extremes stays in [0, 1], and these become 0 and 1.
 void test_normalized() {
   const auto normalized = [](const Range<float>& range, float value) {
-    float values[kColumns] = {value, value, value, value};
+    float values[kColumns];
+    std::fill_n(values, kColumns, value);
     Normalizer<float>{range}(values);
     return values[3];
   };
