@@ -30,9 +30,10 @@ struct Divider {
 
 // A sample lies between source[near] and source[far], a fraction of the way: sample_at with 32 bits
 template <class F>
-struct Taps {
+struct alignas(16) Taps {
   int near, far;
   F fraction;
+  F unused = 0;  // fills the 16 bytes that are moved at once
 };
 
 // One dimension: what sample_at, bound_count and bound_sample say, without a division
@@ -84,16 +85,22 @@ struct Axis {
 // Neighbouring columns of a row, which a thread takes at once
 constexpr int kColumns = 4;
 
-// How a block's threads go over `columns` columns: side by side, and in several rows at once
+// How a block's threads go over columns, kThreads of them at a time: side by side, and in several rows at
+// once
 struct Walk {
-  int columns, packs, rows_at_once;
+  int columns, rows_at_once;
   Divider side;  // by the packs of kColumns columns that are taken side by side
 
   explicit Walk(int64_t columns)
       : columns(static_cast<int>(columns)),
-        packs(static_cast<int>((columns + kColumns - 1) / kColumns)),
-        rows_at_once(packs < kThreads ? kThreads / packs : 1),
-        side(packs < kThreads ? packs : kThreads) {}
+        rows_at_once(kThreads / packs(columns)),
+        side(packs(columns)) {}
+
+ private:
+  static int packs(int64_t columns) {
+    const int64_t most = columns < kThreads ? columns : kThreads;
+    return static_cast<int>((most + kColumns - 1) / kColumns);
+  }
 };
 
 // The small and the enlarged extents of a kernel's maps
@@ -117,10 +124,15 @@ struct Enlargement {
   }
 };
 
+// Columns and rows of an enlarged map; a row is one of all planes
+struct Window {
+  int first_column, last_column, first_row, last_row;
+};
+
 struct Span {
-  int z, y, x;  // where it begins in the enlarged map
-  int first;    // and the number of that position, from the first row on that the block takes
-  int count;    // of columns
+  int row, column;  // where it begins in the enlarged map
+  int first;        // and the number of that position, from the window's first row on
+  int count;        // of columns
 };
 
 template <class F>
@@ -129,16 +141,14 @@ struct EnlargedMap {
   bool staged;  // at the beginning of shared memory, which the compiler has to know for fast reads
   Enlargement<F> e;
 
-  // f(span, its values) for rows first_row to last_row and packs of kColumns columns, first_pack to
-  // last_pack. A thread keeps its columns and goes down the rows: what four small values of a cell come to
-  // at its columns is found once a cell. Behind the last column the values are those of the last.
+  // f(span, its values) for the spans of a window, or (kBounds) of the samples that bound cells. What lies
+  // beyond the last column has its values.
   template <bool kBounds, class Function>
-  __device__ void for_spans(
-      int first_pack, int last_pack, int first_row, int last_row, const Function& f) const {
+  __device__ void for_spans(const Window& window, const Function& f) const {
     if (staged) {
-      for_spans<kBounds, true>(first_pack, last_pack, first_row, last_row, f);
+      for_spans<kBounds, true>(window, f);
     } else {
-      for_spans<kBounds, false>(first_pack, last_pack, first_row, last_row, f);
+      for_spans<kBounds, false>(window, f);
     }
   }
 
@@ -147,7 +157,8 @@ struct EnlargedMap {
     constexpr F kInfinity = std::numeric_limits<F>::infinity();
     Extremes<F> extremes{kInfinity, -kInfinity};
     const int rows = e.depth.template count<true>() * e.height.template count<true>();
-    for_spans<true>(0, e.bounds.packs, 0, rows, [&](const Span&, const F(&values)[kColumns]) {
+    const Window all{0, e.bounds.columns, 0, rows};
+    for_spans<true>(all, [&](const Span&, const F(&values)[kColumns]) {
 #pragma unroll
       for (F value : values) extremes.include(value, value);
     });
@@ -156,50 +167,75 @@ struct EnlargedMap {
   }
 
  private:
+  // kThreads columns and rows at a time, whose taps each thread finds for one of them
   template <bool kBounds, bool kStaged, class Function>
-  __device__ void for_spans(
-      int first_pack, int last_pack, int first_row, int last_row, const Function& f) const {
-    const Walk& walk = kBounds ? e.bounds : e.all;
-    const int row_of_thread = static_cast<int>(walk.side.quotient(thread_number()));
-    const int side = static_cast<int>(walk.side.divisor);
-    if (row_of_thread >= walk.rows_at_once) return;
-    const int heights = e.height.template count<kBounds>(), widths = walk.columns;
-    const int begin = first_row + row_of_thread;
-    const bool flat = e.depth.in == 1;
-    for (int pack = first_pack + thread_number() - row_of_thread * side; pack < last_pack;
-         pack += side) {
-      const int x = pack * kColumns, left = widths - x;
-      Taps<F> columns[kColumns];
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j)
-        columns[j] = e.width.sample(e.width.template index<kBounds>(j < left ? x + j : widths - 1));
-      Span span{0, begin, x, row_of_thread * widths + x, left < kColumns ? left : kColumns};
-      if (begin >= heights) {
-        span.z = begin / heights;
-        span.y = begin - span.z * heights;
-      }
-      Cell cell;
-      F values[kColumns];
-#pragma unroll 1
-      for (int row = begin; row < last_row; row += walk.rows_at_once) {
-        const Taps<F> height = e.height.sample(e.height.template index<kBounds>(span.y));
-        if (flat) {
-          if (height.near != cell.y) cell.template enter<kStaged>(*this, 0, 0, height, columns);
-          cell.values(0, height, values);
-        } else {
-          const Taps<F> depth = e.depth.sample(e.depth.template index<kBounds>(span.z));
-          if (height.near != cell.y || depth.near != cell.z)
-            cell.template enter<kStaged>(*this, depth.near, depth.far, height, columns);
-          F far[kColumns];
-          cell.values(0, height, values);
-          cell.values(1, height, far);
-#pragma unroll
-          for (int j = 0; j < kColumns; ++j) values[j] += depth.fraction * (far[j] - values[j]);
+  __device__ void for_spans(const Window& window, const Function& f) const {
+    auto& columns = static_memory<struct OfColumns, Taps<F>, kThreads>();
+    auto& rows = static_memory<struct OfRowsOfMap, Taps<F>, kThreads>();
+    auto& planes = static_memory<struct OfPlanes, Taps<F>, kThreads>();
+    const int heights = e.height.template count<kBounds>(), t = thread_number();
+    for (int column = window.first_column; column < window.last_column; column += kThreads) {
+      for (int row = window.first_row; row < window.last_row; row += kThreads) {
+        const int x = column + t < window.last_column ? column + t : window.last_column - 1;
+        columns[t] = e.width.sample(e.width.template index<kBounds>(x));
+        if (row + t < window.last_row) {
+          const int z = row + t < heights ? 0 : (row + t) / heights, y = row + t - z * heights;
+          rows[t] = e.height.sample(e.height.template index<kBounds>(y));
+          if (e.depth.in > 1) planes[t] = e.depth.sample(e.depth.template index<kBounds>(z));
         }
-        f(span, values);
-        span.first += walk.rows_at_once * widths;
-        for (span.y += walk.rows_at_once; span.y >= heights; ++span.z) span.y -= heights;
+        __syncthreads();
+        const Window part{
+            column, least(column + kThreads, window.last_column), row,
+            least(row + kThreads, window.last_row)};
+        walk<kStaged>(
+            kBounds ? e.bounds : e.all, part, row - window.first_row, columns, rows, planes, f);
+        __syncthreads();
       }
+    }
+  }
+
+  __device__ static int least(int a, int b) { return a < b ? a : b; }
+
+  // A thread keeps its columns and goes down the rows: what four small values of a cell come to at its
+  // columns is found once a cell.
+  template <bool kStaged, class Function>
+  __device__ void walk(
+      const Walk& walk, const Window& window, int rows_before, const Taps<F>* columns,
+      const Taps<F>* rows, const Taps<F>* planes, const Function& f) const {
+    const int row_of_thread = static_cast<int>(walk.side.quotient(thread_number()));
+    const int column =
+        (thread_number() - row_of_thread * static_cast<int>(walk.side.divisor)) * kColumns;
+    const int left = window.last_column - window.first_column - column;
+    if (row_of_thread >= walk.rows_at_once || left <= 0) return;
+    const bool flat = e.depth.in == 1;
+    Taps<F> taps[kColumns];
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) taps[j] = columns[column + j];
+    Span span{
+        window.first_row + row_of_thread, window.first_column + column,
+        (rows_before + row_of_thread) * walk.columns + window.first_column + column,
+        least(left, kColumns)};
+    Cell cell;
+    F values[kColumns];
+#pragma unroll 1
+    for (int i = row_of_thread; i < window.last_row - window.first_row; i += walk.rows_at_once) {
+      const Taps<F> height = rows[i];
+      if (flat) {
+        if (height.near != cell.y) cell.template enter<kStaged>(*this, 0, 0, height, taps);
+        cell.values(0, height, values);
+      } else {
+        const Taps<F> depth = planes[i];
+        if (height.near != cell.y || depth.near != cell.z)
+          cell.template enter<kStaged>(*this, depth.near, depth.far, height, taps);
+        F far[kColumns];
+        cell.values(0, height, values);
+        cell.values(1, height, far);
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) values[j] += depth.fraction * (far[j] - values[j]);
+      }
+      f(span, values);
+      span.row += walk.rows_at_once;
+      span.first += walk.rows_at_once * walk.columns;
     }
   }
 
@@ -319,7 +355,6 @@ __device__ EnlargedMap<F> enlarged_map(
 }
 
 // How the blocks of an enlarged map share it: by rows, and by columns where these are more than the threads
-// take at once
 struct Shares {
   int rows;                // of a block
   int blocks;              // of a map
@@ -328,7 +363,7 @@ struct Shares {
   // At most `most` blocks a map, but for those that share a row
   template <class F>
   Shares(const Enlargement<F>& e, int64_t most)
-      : Shares(int64_t{e.depth.out} * e.height.out, parts(e.all.packs, kThreads), most) {}
+      : Shares(int64_t{e.depth.out} * e.height.out, parts(e.width.out, kThreads), most) {}
 
  private:
   Shares(int64_t all_rows, int64_t beside, int64_t most)
@@ -342,30 +377,22 @@ struct Shares {
 // What a block takes of its map
 struct Share {
   unsigned map;
-  int first_pack, last_pack, first_row, last_row;
+  Window window;
   int64_t first;  // the number of the first position of its first row
 
   template <class F>
   __device__ Share(const Shares& shares, const Enlargement<F>& e, unsigned block)
       : map(shares.of_map.quotient(block)) {
     const int share = static_cast<int>(block - map * shares.of_map.divisor);
-    const int row = static_cast<int>(shares.beside.quotient(share));
-    const int side = static_cast<int>(e.all.side.divisor);
-    first_pack = (share - row * static_cast<int>(shares.beside.divisor)) * side;
-    last_pack = first_pack + side < e.all.packs ? first_pack + side : e.all.packs;
-    const int rows = e.depth.out * e.height.out;
-    first_row = row * shares.rows;
-    last_row = first_row + shares.rows < rows ? first_row + shares.rows : rows;
-    first = int64_t{first_row} * e.width.out;
+    const int row = static_cast<int>(shares.beside.quotient(share)) * shares.rows;
+    const int column = static_cast<int>(share % static_cast<int>(shares.beside.divisor)) * kThreads;
+    const int rows = e.depth.out * e.height.out, behind = row + shares.rows;
+    window = {
+        column, column + kThreads < e.width.out ? column + kThreads : e.width.out, row,
+        behind < rows ? behind : rows};
+    first = int64_t{row} * e.width.out;
   }
 };
-
-// f(span, its values) for the block's share
-template <class F, class Function>
-__device__ void for_share(const EnlargedMap<F>& map, const Share& share, const Function& f) {
-  map.template for_spans<false>(
-      share.first_pack, share.last_pack, share.first_row, share.last_row, f);
-}
 
 // Whether packs of kColumns columns are aligned in every row and channel
 template <class T>
@@ -384,7 +411,7 @@ __global__ void __launch_bounds__(kThreads) upsample_kernel(
   F* target = result + share.map * e.positions() + share.first;
   const bool packed = rows_packed(target, 0, e.width.out);
   const Normalizer<F> normalizer(normalize ? map.range(eps) : Range<F>{});
-  for_share(map, share, [&](const Span& span, F(&values)[kColumns]) {
+  map.template for_spans<false>(share.window, [&](const Span& span, F(&values)[kColumns]) {
     if (normalize) normalizer(values);
     Pack<F, kColumns> pack;
 #pragma unroll
@@ -411,8 +438,10 @@ inline ChannelOrder channel_order(const Size& size, const VolumeStrides& s, int6
                                                      : ChannelOrder::kScattered;
 }
 
-FASTCAM_HOST_DEVICE int64_t offset_at(const VolumeStrides& s, const Span& span) {
-  return span.z * s.depth + span.y * s.height + span.x * s.width;
+template <class F>
+__device__ int64_t offset_at(const VolumeStrides& s, const Enlargement<F>& e, const Span& span) {
+  const int z = span.row / e.height.out, y = span.row - z * e.height.out;
+  return z * s.depth + y * s.height + span.column * s.width;
 }
 
 // product[n, k, c, x] = normalized enlarged map[n, k, x] * guided[n, k, c, x]. `order` is that of both
@@ -431,7 +460,7 @@ __global__ void __launch_bounds__(kThreads, 2) guided_product_kernel(
   product += image * ps.image + klass * ps.klass;
   const bool packed =
       rows_packed(guided, gs.channel, e.width.out) && rows_packed(product, ps.channel, e.width.out);
-  for_share(map, share, [&](const Span& span, F(&heat)[kColumns]) {
+  map.template for_spans<false>(share.window, [&](const Span& span, F(&heat)[kColumns]) {
     normalizer(heat);
     if (order == ChannelOrder::kPlanar) {
       const bool whole = packed && span.count == kColumns;
@@ -454,7 +483,7 @@ __global__ void __launch_bounds__(kThreads, 2) guided_product_kernel(
         pack.values[j] = store<T>(heat[j / 3] * load(pack.values[j]));
       store_pack(product + first, 3 * span.count, pack);
     } else {
-      const int64_t from = offset_at(gs, span), to = offset_at(ps, span);
+      const int64_t from = offset_at(gs, e, span), to = offset_at(ps, e, span);
       for (int64_t c = 0; c < channels; ++c) {
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)

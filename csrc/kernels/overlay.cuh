@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
   pictures += share.map * ps.image;
   const bool packed = rows_packed(images, is.channel, e.width.out) &&
                       rows_packed(pictures, ps.channel, e.width.out);
-  for_share(map, share, [&](const Span& span, const float (&heat)[kColumns]) {
+  map.template for_spans<false>(share.window, [&](const Span& span, const float (&heat)[kColumns]) {
     int32_t indices[kColumns];
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) indices[j] = color_index(heat[j]);
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
             blended(alpha, colors[j % 3 * kColors + indices[j / 3]], level(image.values[j]));
       store_pack(pictures + 3 * first, 3 * span.count, picture);
     } else {
-      const int64_t from = offset_at(is, span), to = offset_at(ps, span);
+      const int64_t from = offset_at(is, e, span), to = offset_at(ps, e, span);
       for (int c = 0; c < 3; ++c) {
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)

@@ -24,20 +24,21 @@ void test_far_positions() {
   const float value = 1;
   const Enlargement<float> e({1, 1, 1}, {3, 40000, 50001});
   const EnlargedMap<float> map{&value, false, e};
-  const Shares shares(map.e, 1000);
-  expect(shares.blocks == 1000 * 49, "blocks beside and below each other");
+  constexpr int kBeside = 196;
+  const Shares shares(e, 1000);
+  expect(shares.blocks == 1000 * kBeside, "blocks beside and below each other");
   std::vector<int> seen(120000);  // columns of each row
   const auto count = [&](unsigned block) {
-    const Share share(shares, map.e, block);
+    const Share share(shares, e, block);
     expect(share.map == 0, "one map");
-    for_share(map, share, [&](const Span& span, const float (&)[kColumns]) {
-      const int64_t row = span.z * 40000 + span.y;
+    map.for_spans<false>(share.window, [&](const Span& span, const float (&)[kColumns]) {
       expect(
-          share.first + span.first == row * 50001 + span.x, "a position behind the first 2^31");
-      seen[row] += span.count;
+          share.first + span.first == int64_t{span.row} * 50001 + span.column,
+          "a position behind the first 2^31");
+      seen[span.row] += span.count;
     });
   };
-  for (unsigned block = shares.blocks - 2 * 49; block < unsigned(shares.blocks); ++block)
+  for (unsigned block = shares.blocks - 2 * kBeside; block < unsigned(shares.blocks); ++block)
     emulator::launch(
         +[](decltype(&count) count, unsigned block) { (*count)(block); }, grid(1), &count, block);
   for (int row = 119760; row < 120000; ++row) expect(seen[row] == 50001, "every column of a row");
