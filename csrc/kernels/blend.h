@@ -10,7 +10,11 @@ namespace fastcam {
 
 // The colour of a heat in [0, 1]: the nearest of 256; NaN counts as 0.
 FASTCAM_HOST_DEVICE int32_t color_index(float heat) {
+#if defined(__CUDA_ARCH__)
+  const float inside = __saturatef(heat);
+#else
   const float inside = heat > 0 ? (heat < 1 ? heat : 1.0f) : 0.0f;
+#endif
   return static_cast<int32_t>(inside * 255 + 0.5f);
 }
 

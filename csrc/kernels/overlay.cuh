@@ -6,6 +6,38 @@
 
 namespace fastcam {
 
+// alpha color + (1 - alpha) image, rounded, of which a table holds what depends on the color
+template <class T>
+struct Blend {
+  using Entry = float;
+  float rest;
+
+  __device__ explicit Blend(float alpha) : rest(1 - alpha) {}
+  __device__ Entry entry(float alpha, uint8_t color) const { return alpha * color + 0.5f; }
+  __device__ uint8_t operator()(Entry entry, T image) const {
+    return static_cast<uint8_t>(static_cast<int32_t>(entry + rest * level(image)));
+  }
+};
+
+// Fixed-point numbers of 24 bits behind the point: right to 255 / 2^25 before it is rounded
+template <>
+struct Blend<uint8_t> {
+  using Entry = uint32_t;
+  static constexpr uint32_t kOne = 1 << 24;
+  uint32_t rest;
+
+  __device__ explicit Blend(float alpha) : rest(kOne - fixed(alpha)) {}
+  __device__ static uint32_t fixed(float alpha) {
+    return static_cast<uint32_t>(alpha * kOne + 0.5f);
+  }
+  __device__ Entry entry(float alpha, uint8_t color) const {
+    return fixed(alpha) * color + kOne / 2;
+  }
+  __device__ uint8_t operator()(Entry entry, uint8_t image) const {
+    return static_cast<uint8_t>((entry + rest * image) / kOne);
+  }
+};
+
 // `order` is that of both the images and the pictures.
 template <class T>
 __global__ void __launch_bounds__(kThreads) overlay_kernel(
@@ -13,9 +45,10 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
     Shares shares, ChannelOrder order, VolumeStrides is, VolumeStrides ps, float alpha,
     uint8_t* pictures) {
   constexpr int kColors = 256;
-  auto& colors = static_memory<struct Colors, uint8_t, 3 * kColors>();  // (3, 256)
+  const Blend<T> blend(alpha);
+  auto& colors = static_memory<struct Colors, typename Blend<T>::Entry, 3 * kColors>();  // (3, 256)
   for (int i = thread_number(); i < 3 * kColors; i += kThreads)
-    colors[i % 3 * kColors + i / 3] = colormap[i];
+    colors[i % 3 * kColors + i / 3] = blend.entry(alpha, colormap[i]);
   __syncthreads();
   const Share share(shares, e, blockIdx.x);
   const EnlargedMap<float> map = enlarged_map(source, e, share.map);
@@ -37,8 +70,7 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
         load_pack(whole, images + c * is.channel + first, span.count, image);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
-          picture.values[j] =
-              blended(alpha, colors[c * kColors + indices[j]], level(image.values[j]));
+          picture.values[j] = blend(colors[c * kColors + indices[j]], image.values[j]);
         store_pack(whole, pictures + c * ps.channel + first, span.count, picture);
       }
     } else if (order == ChannelOrder::kInterleaved) {
@@ -47,8 +79,7 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
       load_pack(images + 3 * first, 3 * span.count, image);
 #pragma unroll
       for (int j = 0; j < 3 * kColumns; ++j)
-        picture.values[j] =
-            blended(alpha, colors[j % 3 * kColors + indices[j / 3]], level(image.values[j]));
+        picture.values[j] = blend(colors[j % 3 * kColors + indices[j / 3]], image.values[j]);
       store_pack(pictures + 3 * first, 3 * span.count, picture);
     } else {
       const int64_t from = offset_at(is, e, span), to = offset_at(ps, e, span);
@@ -56,9 +87,8 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
           if (j < span.count)
-            pictures[to + c * ps.channel + j * ps.width] = blended(
-                alpha, colors[c * kColors + indices[j]],
-                level(images[from + c * is.channel + j * is.width]));
+            pictures[to + c * ps.channel + j * ps.width] = blend(
+                colors[c * kColors + indices[j]], images[from + c * is.channel + j * is.width]);
       }
     }
   });
