@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/device.cuh"
 #include "kernels/plan.h"
@@ -109,6 +110,23 @@ template <class T, int kCount>
 struct alignas(moved_at_once(sizeof(T) * kCount)) Pack {
   T values[kCount];
 };
+
+// kCount aligned values for arithmetic, of which bfloat16 comes by words: an instruction for each
+template <class T, int kCount>
+__device__ void load_values(const T* source, arithmetic_t<T> (&values)[kCount]) {
+  if constexpr (std::is_same_v<T, bfloat16> && kCount % 2 == 0) {
+    const auto words = *reinterpret_cast<const Pack<uint32_t, kCount / 2>*>(source);
+#pragma unroll
+    for (int j = 0; j < kCount / 2; ++j) {
+      values[2 * j] = float_from_bits(words.values[j] << 16);
+      values[2 * j + 1] = float_from_bits(words.values[j] & 0xffff0000u);
+    }
+  } else {
+    const auto pack = *reinterpret_cast<const Pack<T, kCount>*>(source);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) values[j] = load(pack.values[j]);
+  }
+}
 
 // Values in 16 bytes
 template <class T>

@@ -73,9 +73,9 @@ template <bool kAcross, class T, class Method>
 class CamBlock {
   using F = arithmetic_t<T>;
   static constexpr int kPack = kVector<T>;
-  using Vector = Pack<T, kPack>;
   static constexpr bool kGiven = has_given_weights<Method>;
   static constexpr bool kWeighted = kGiven || has_channel_weights<Method>;
+  static constexpr bool kReadsActivations = uses_activations<Method>;
 
  public:
   __device__ CamBlock(const CamArguments<T, Method>& arguments, unsigned block)
@@ -303,40 +303,50 @@ class CamBlock {
     const int offset = row_ * plan_.pitch + first * kCount;
     const T *const a = staged_activations(step) + offset, *const g =
                                                               staged_gradients(step) + offset;
-    const auto sum = [&](const auto& term) {
-      F result = 0;
-      const T *ai = Method::kUsesActivations ? a : g, *gi = g;
-      const auto add = [&](int i) {
-        const auto av = reinterpret_cast<const Pack<T, kCount>*>(ai)[i];
-        const auto gv = reinterpret_cast<const Pack<T, kCount>*>(gi)[i];
+    const auto for_elements = [&](const auto& f) {
+      const T *ai = kReadsActivations ? a : g, *gi = g;
+      const auto take = [&](int i) {
+        F av[kCount], gv[kCount];
+        load_values(ai + i * kCount, av);
+        load_values(gi + i * kCount, gv);
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) result += term(load(av.values[j]), load(gv.values[j]));
+        for (int j = 0; j < kCount; ++j) f(av[j], gv[j]);
       };
       constexpr int kUnrolled = 4;
       int missing = count;
 #pragma unroll 1
       for (; missing >= kUnrolled; missing -= kUnrolled) {
 #pragma unroll
-        for (int i = 0; i < kUnrolled; ++i) add(i);
+        for (int i = 0; i < kUnrolled; ++i) take(i);
         ai += kUnrolled * kCount;
         gi += kUnrolled * kCount;
       }
 #pragma unroll 1
       for (; missing > 0; --missing) {
-        add(0);
+        take(0);
         ai += kCount;
         gi += kCount;
       }
-      return result;
     };
-    if constexpr (Method::kUsesActivations) {
-      if (step.klass == 0)
-        total_ =
-            sum_channel(sum([&](F activation, F) { return o_.method.summand(activation); }), 0);
+    F sum = 0;
+    if constexpr (Method::kTermUsesTotal) {
+      if (step.klass == 0) {
+        F total = 0;
+        for_elements([&](F activation, F) { total += o_.method.summand(activation); });
+        total_ = sum_channel(total, 0);
+      }
+      with_term(o_.method, total_, [&](const auto& term) {
+        for_elements([&](F activation, F gradient) { sum += term(activation, gradient); });
+      });
+    } else {
+      F total = 0;
+      for_elements([&](F activation, F gradient) {
+        if constexpr (Method::kUsesActivations) total += o_.method.summand(activation);
+        sum += o_.method.term(activation, gradient, F(0));
+      });
+      if constexpr (Method::kUsesActivations) total_ = sum_channel(total, 0);
     }
-    F part;
-    with_term(o_.method, total_, [&](const auto& term) { part = sum(term); });
-    const F whole = sum_channel(part, kRows);
+    const F whole = sum_channel(sum, kRows);
     if (lane_ == 0) weights()[row_] = o_.method.weight(whole, total_, e_.positions);
   }
 
@@ -360,24 +370,34 @@ class CamBlock {
   __device__ void find_weights_across(const Step& step) {
     const T *a = staged_activations(step), *g = staged_gradients(step);
     const int c = thread_number();
-    if constexpr (Method::kUsesActivations) {
+    const bool has_channel = c < plan_.tile;
+    F total = 0;
+    if constexpr (Method::kTermUsesTotal) {
       if (step.klass == 0) {
         sum_rows_of_vectors(
             a, a, [&](int, F activation, F) { return o_.method.summand(activation); });
-        const F total = c < plan_.tile ? folded_sum(c) : F(0);
-        if (c < plan_.tile) totals()[c] = total;
+        if (has_channel) totals()[c] = total = folded_sum(c);
         quick_ = __syncthreads_and(allows_quick_terms(o_.method, total));
+      } else if (has_channel) {
+        total = totals()[c];
       }
+      const auto totals_of_vector =
+          *reinterpret_cast<const Pack<F, kPack>*>(totals() + lane_ * kPack);
+      with_terms(o_.method, totals_of_vector.values, quick_, [&](const auto& term) {
+        sum_rows_of_vectors(kReadsActivations ? a : g, g, term);
+      });
+    } else {
+      if constexpr (Method::kUsesActivations) {
+        sum_rows_of_vectors(
+            a, a, [&](int, F activation, F) { return o_.method.summand(activation); });
+        if (has_channel) total = folded_sum(c);
+        __syncthreads();
+      }
+      sum_rows_of_vectors(Method::kUsesActivations ? a : g, g, [&](int, F activation, F gradient) {
+        return o_.method.term(activation, gradient, F(0));
+      });
     }
-    Pack<F, kPack> total{};
-    if constexpr (Method::kTermUsesTotal)
-      total = *reinterpret_cast<const Pack<F, kPack>*>(totals() + lane_ * kPack);
-    with_terms(o_.method, total.values, quick_, [&](const auto& term) {
-      sum_rows_of_vectors(Method::kUsesActivations ? a : g, g, term);
-    });
-    if (c < plan_.tile)
-      weights()[c] = o_.method.weight(
-          folded_sum(c), Method::kUsesActivations ? totals()[c] : F(0), e_.positions);
+    if (has_channel) weights()[c] = o_.method.weight(folded_sum(c), total, e_.positions);
   }
 
   // Partial sums over positions of term(channel of the vector, A, g), for folded_sum.
@@ -387,13 +407,13 @@ class CamBlock {
     const int step = plan_.rows * plan_.pitch;
     a += row_ * plan_.pitch + vector_;
     g += row_ * plan_.pitch + vector_;
-#pragma unroll 1
+#pragma unroll 2
     for (int p = row_; p < positions_; p += plan_.rows, a += step, g += step) {
-      const Vector av = *reinterpret_cast<const Vector*>(a);
-      const Vector gv = *reinterpret_cast<const Vector*>(g);
+      F av[kPack], gv[kPack];
+      load_values(a, av);
+      load_values(g, gv);
 #pragma unroll
-      for (int j = 0; j < kPack; ++j)
-        sums.values[j] += term(j, load(av.values[j]), load(gv.values[j]));
+      for (int j = 0; j < kPack; ++j) sums.values[j] += term(j, av[j], gv[j]);
     }
 #pragma unroll
     for (int offset = kLanes / 2; offset > 0; offset /= 2) {
@@ -431,10 +451,11 @@ class CamBlock {
 #pragma unroll 2
         for (int v = group_; v < plan_.lanes; v += plan_.groups) {
           const int at = first + (v ^ swizzled) * kPack;
-          const Vector av = *reinterpret_cast<const Vector*>(a + at);
-          const Vector gv = *reinterpret_cast<const Vector*>(g + at);
+          F av[kPack], gv[kPack];
+          load_values(a + at, av);
+          load_values(g + at, gv);
           add_channels<kPack>(weights() + v * kPack, [&](int j, F weight) {
-            sums.values[0] += pixel(weight, load(av.values[j]), load(gv.values[j]));
+            sums.values[0] += pixel(weight, av[j], gv[j]);
           });
         }
       } else {
@@ -444,11 +465,11 @@ class CamBlock {
         const T* gi = g + first * plan_.pitch + i * kCount;
         const F* weight = weights() + first;
         const auto add = [&](int, F weight) {
-          const auto av = *reinterpret_cast<const Pack<T, kCount>*>(ai);
-          const auto gv = *reinterpret_cast<const Pack<T, kCount>*>(gi);
+          F av[kCount], gv[kCount];
+          load_values(ai, av);
+          load_values(gi, gv);
 #pragma unroll
-          for (int j = 0; j < kCount; ++j)
-            sums.values[j] += pixel(weight, load(av.values[j]), load(gv.values[j]));
+          for (int j = 0; j < kCount; ++j) sums.values[j] += pixel(weight, av[j], gv[j]);
           ai += plan_.pitch;
           gi += plan_.pitch;
         };

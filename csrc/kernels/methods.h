@@ -137,6 +137,12 @@ FASTCAM_HOST_DEVICE void with_terms(
   loop([&](int j, F a, F g) { return method.term(a, g, totals[j]); });
 }
 
+template <class Method, class = void>
+inline constexpr bool uses_activations = false;
+template <class Method>
+inline constexpr bool uses_activations<Method, std::void_t<decltype(Method::kUsesActivations)>> =
+    Method::kUsesActivations;
+
 // Whether a method gives each channel a weight, rather than each element a value.
 template <class Method, class = void>
 inline constexpr bool has_channel_weights = false;

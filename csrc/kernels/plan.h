@@ -134,17 +134,18 @@ inline int64_t least_tile(CamNeeds needs, const Extents& e) {
 // 32 bytes a position, as they come from memory, where these fit a block.
 inline int64_t plan_tile(CamNeeds needs, const Extents& e, int64_t window, const Device& device) {
   constexpr int64_t kSector = 32, kLongest = 512;  // bytes of a position's channels
-  constexpr int64_t kMaxTile = 128, kTilesABlock = 3;
+  constexpr int64_t kTilesABlock = 2;
   const int64_t bytes = window * needs.element * (needs.gradients ? 2 : 1);
-  const int64_t windows = (e.positions + window - 1) / window;
+  const int64_t maps = e.images * ((e.positions + window - 1) / window);
+  const int64_t wave = kResident * device.multiprocessors, slices = wave / maps;
   // of a resident block: two stages, and a part for what is held beside them
   const int64_t room = device.multiprocessor_memory / kResident * 15 / 16 / 2;
   int64_t tile = least_tile(needs, e);
   const auto fits = [&](int64_t larger) {
-    const int64_t tiles = e.images * windows * e.channels / larger;
-    const bool many = tiles >= kTilesABlock * kResident * device.multiprocessors;
-    const int64_t most = needs.channels_last ? kLongest / needs.element : kMaxTile;
-    return larger <= most && larger <= 2 * e.channels && tiles >= device.multiprocessors &&
+    const bool many = e.channels >= kTilesABlock * larger * (slices > 1 ? slices : 1);
+    const int64_t most = needs.channels_last ? kLongest / needs.element : kThreads;
+    return larger <= most && larger <= 2 * e.channels &&
+           maps * e.channels >= device.multiprocessors * larger &&
            larger * bytes <= (many ? room : room * 2 / 3);
   };
   const int64_t sector = kSector / needs.element;
