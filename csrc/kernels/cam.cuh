@@ -403,7 +403,7 @@ class CamBlock {
   // Partial sums over positions of term(channel of the vector, A, g), for folded_sum.
   template <class Term>
   __device__ void sum_rows_of_vectors(const T* a, const T* g, const Term& term) const {
-    Pack<F, kPack> sums{};
+    F sums[kPack] = {};
     const int step = plan_.rows * plan_.pitch;
     a += row_ * plan_.pitch + vector_;
     g += row_ * plan_.pitch + vector_;
@@ -413,18 +413,36 @@ class CamBlock {
       load_values(a, av);
       load_values(g, gv);
 #pragma unroll
-      for (int j = 0; j < kPack; ++j) sums.values[j] += term(j, av[j], gv[j]);
+      for (int j = 0; j < kPack; ++j) sums[j] += term(j, av[j], gv[j]);
     }
-#pragma unroll
-    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-      if (offset < plan_.lanes) break;
-#pragma unroll
-      for (F& sum : sums.values) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    }
-    if (static_cast<int>(threadIdx.x) < plan_.lanes)
-      *reinterpret_cast<Pack<F, kPack>*>(
-          partial_sums() + threadIdx.y * plan_.tile + lane_ * kPack) = sums;
+    scatter_sums<kLanes / 2>(sums, partial_sums() + threadIdx.y * plan_.tile + lane_ * kPack);
     __syncthreads();
+  }
+
+  // Adds up what the lanes of a vector have of kCount channels and stores it. Two lanes kOffset apart
+  // divide the channels between them, until each has one.
+  template <int kOffset, int kCount>
+  __device__ void scatter_sums(F (&sums)[kCount], F* sums_of_row) const {
+    if (kOffset < plan_.lanes) {
+      // of lanes that came to have the same channel the first one stores it
+      if ((threadIdx.x & (kLanes / kPack - 1) & -plan_.lanes) == 0) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) sums_of_row[j] = sums[j];
+      }
+      return;
+    }
+    if constexpr (kOffset > 0) {
+      constexpr int kKept = kCount > 1 ? kCount / 2 : 1;
+      const bool upper = kCount > 1 && (threadIdx.x & kOffset) != 0;
+      F kept[kKept];
+#pragma unroll
+      for (int j = 0; j < kKept; ++j) {
+        const F other = upper ? sums[j] : sums[kCount - kKept + j];
+        kept[j] = (upper ? sums[kCount - kKept + j] : sums[j]) +
+                  __shfl_xor_sync(0xffffffffu, other, kOffset);
+      }
+      scatter_sums<kOffset / 2>(kept, sums_of_row + (upper ? kKept : 0));
+    }
   }
 
   __device__ F folded_sum(int c) const {
