@@ -1,5 +1,7 @@
 #include "launch.h"
 
+#include "mutants.h"
+
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -88,7 +90,12 @@ void launch(const void* function, const Blocks& blocks, const std::vector<Argume
   try {
     const Kernel& kernel = kernel_named(name_of(function));
     const uint32_t count = blocks.grid[0] * blocks.grid[1] * blocks.grid[2];
-    machine.run(prepared(kernel, blocks, arguments), 0, count);
+    const Launch launch = prepared(kernel, blocks, arguments);
+    if (static MutantRun mutants(setting("FASTCAM_PTX_MUTANTS")); mutants.wanted()) {
+      mutants.run(machine, launch, count);
+    } else {
+      machine.run(launch, 0, count);
+    }
     note(kernel.name);
   } catch (const Fault& fault) {
     std::fprintf(stderr, "ptx: %s\n", fault.what());

@@ -3,8 +3,10 @@
 run.py embedded          the PTX in fastcam/_ops_cuda.so
 run.py compute_80 ...    compiled for these, with the flags that the library is built with
 run.py --compile-only compute_90
+run.py --mutants embedded
 
-Every kernel of the PTX has to be launched by a test. FASTCAM_PTX_SEED seeds what is random.
+Every kernel of the PTX has to be launched by a test. FASTCAM_PTX_SEED seeds what is random. With --mutants
+each launch also runs changes of the kernel's PTX, see mutants.h, all of which have to be noticed.
 """
 
 import argparse
@@ -119,9 +121,9 @@ def entries(folder: Path) -> set[str]:
     return set(re.findall(r"\.entry (\w+)\(", text))
 
 
-def run_test(name: str, folder: Path, ran: Path) -> str | None:
+def run_test(name: str, folder: Path, settings: dict[str, str]) -> str | None:
     """What a test says if it fails"""
-    environment = {**os.environ, "FASTCAM_PTX": str(folder), "FASTCAM_PTX_RAN": str(ran)}
+    environment = {**os.environ, "FASTCAM_PTX": str(folder), **settings}
     program = subprocess.run(
         [PROGRAMS / f"ptx_{name}"], capture_output=True, text=True, env=environment, check=False
     )
@@ -133,8 +135,9 @@ def test(folder: Path) -> bool:
     start = time.monotonic()
     ran = folder / "ran.txt"
     ran.write_text("")
+    settings = {"FASTCAM_PTX_RAN": str(ran)}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        said = list(pool.map(lambda name: run_test(name, folder, ran), TESTS))
+        said = list(pool.map(lambda name: run_test(name, folder, settings), TESTS))
     failed = {name: text for name, text in zip(TESTS, said, strict=True) if text}
     for name, text in failed.items():
         print(f"{folder.name}, {name} FAILED\n{text}")
@@ -148,9 +151,34 @@ def test(folder: Path) -> bool:
     return passed
 
 
+def find_mutants(folder: Path) -> bool:
+    """Whether the launches of all tests notice all mutants of the PTX of a folder"""
+    found: set[tuple[str, ...]] = set()
+    died: set[tuple[str, ...]] = set()
+
+    def run(name: str) -> tuple[str, str | None]:
+        verdicts = folder / f"mutants_{name}.txt"
+        verdicts.write_text("")
+        return name, run_test(name, folder, {"FASTCAM_PTX_MUTANTS": str(verdicts)})
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for name, said in pool.map(run, TESTS):
+            if said:
+                print(f"{folder.name}, {name} FAILED\n{said}")
+                return False
+            for line in (folder / f"mutants_{name}.txt").read_text().splitlines():
+                verdict, kernel, description, *_ = line.split("\t")
+                (found if verdict == "mutant" else died).add((kernel, description))
+    for kernel, description in sorted(found - died):
+        print(f"SURVIVED  {kernel}: {description}")
+    print(f"{folder.name}: {len(died)} of {len(found)} mutants died")
+    return bool(found) and found == died
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument("--mutants", action="store_true")
     parser.add_argument("sources", nargs="+", help="embedded, or compute_80 and the like")
     options = parser.parse_args()
 
@@ -160,7 +188,7 @@ def main() -> None:
         if folder is None:
             print("the CUDA kernels were not built: there is no PTX of them to run")
         elif not options.compile_only:
-            passed &= test(folder)
+            passed &= find_mutants(folder) if options.mutants else test(folder)
     if not passed:
         sys.exit(1)
 
