@@ -206,8 +206,8 @@ int main() {
   }
   // tiles of many rounds of copies, and many tiles a block
   if (!kSanitized) {
-    test_case({{1, 1, 3, 4096}, contiguous, contiguous, kSmall});
-    test_case({{5, 1, 20, 1024}, contiguous, contiguous, kSmall});
+    test_case({{1, 1, 3, 16384 / sizeof(T)}, contiguous, contiguous, kSmall});
+    test_case({{5, 1, 36, 1024}, contiguous, contiguous, kSmall});
     test_case({{5, 1, 160, 128}, last, last, kSmall});
   }
   test_nan();

@@ -362,6 +362,12 @@ class Table {
     return found->second;
   }
 
+  std::vector<std::string> names() const {
+    std::vector<std::string> result;
+    for (const auto& [name, opcode] : opcodes_) result.push_back(name);
+    return result;
+  }
+
  private:
   void add(
       const std::string& name, const std::string& operands, Action action,
@@ -689,11 +695,19 @@ class Table {
   std::map<std::string, Opcode> opcodes_;
 };
 
+const Table& table() {
+  static const Table all;
+  return all;
+}
+
 }  // namespace
 
 const Opcode& opcode_named(const std::string& name) {
-  static const Table table;
-  return table.named(name);
+  return table().named(name);
+}
+
+std::vector<std::string> opcode_names() {
+  return table().names();
 }
 
 }  // namespace ptx

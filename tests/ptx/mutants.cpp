@@ -32,18 +32,26 @@ const Opcode& no_operation() {
 
 class Maker {
  public:
-  explicit Maker(const Kernel& kernel) : kernel_(kernel), entered_(kernel.code.size() + 1) {
-    for (const Instruction& instruction : kernel.code)
-      if (instruction.target != kNowhere) entered_[instruction.target] = true;
+  explicit Maker(const Kernel& kernel)
+      : kernel_(kernel),
+        successors_(kernel.code.size()),
+        predecessors_(kernel.code.size()),
+        entered_(kernel.code.size()) {
+    for (int i = 0; i < static_cast<int>(kernel.code.size()); ++i) {
+      const Instruction& instruction = kernel.code[i];
+      const Opcode::Kind kind = instruction.opcode->kind;
+      if (kind == Opcode::kBranch) connect(i, instruction.target), entered_[instruction.target] = true;
+      const bool leaves = kind == Opcode::kBranch || kind == Opcode::kReturn;
+      if (!leaves || instruction.guarded) connect(i, i + 1);
+    }
   }
 
   std::vector<Mutant> make() {
     const int count = static_cast<int>(kernel_.code.size());
     for (int i = 0; i < count; ++i) {
       const Instruction& instruction = kernel_.code[i];
-      if (is_barrier(instruction) && !shared_behind(i)) {
-        continue;  // it orders nothing
-      } else if (is_barrier(instruction)) {
+      if (is_barrier(instruction)) {
+        if (!orders(i)) continue;
         take_out(i);
         move(i, -1);
         move(i, 1);
@@ -65,29 +73,31 @@ class Maker {
   }
 
  private:
-  // Whether an access to shared memory can follow an instruction
-  bool shared_behind(int i) const {
-    std::vector<bool> seen(kernel_.code.size());
-    std::vector<int> open{i + 1};
-    while (!open.empty()) {
-      const int at = open.back();
-      open.pop_back();
-      if (seen[at]) continue;
-      seen[at] = true;
-      const Instruction& instruction = kernel_.code[at];
-      if (touches_shared(instruction)) return true;
-      const Opcode::Kind kind = instruction.opcode->kind;
-      if (kind == Opcode::kBranch) open.push_back(instruction.target);
-      if ((kind != Opcode::kBranch && kind != Opcode::kReturn) || instruction.guarded)
-        open.push_back(at + 1);
+  // Whether a write to shared memory can come before or behind a barrier, with no other barrier between; and
+  // anything at all behind it.
+  bool orders(int barrier) const {
+    bool writes = false, reads_behind = false;
+    for (const auto* next : {&successors_, &predecessors_}) {
+      std::vector<bool> seen(kernel_.code.size());
+      std::vector<int> open = (*next)[barrier];
+      while (!open.empty()) {
+        const int at = open.back();
+        open.pop_back();
+        if (seen[at]) continue;
+        seen[at] = true;
+        const Instruction& instruction = kernel_.code[at];
+        writes |= touches_shared(instruction) && !starts(instruction, "ld.");
+        reads_behind |= next == &successors_ && touches_shared(instruction);
+        if (!is_barrier(instruction)) open.insert(open.end(), (*next)[at].begin(), (*next)[at].end());
+      }
     }
-    return false;
+    return writes && reads_behind;
   }
 
   // A mutant that is still the kernel itself
   Kernel& changed(int i, const std::string& how) {
     const int line = kernel_.code[i].line;
-    found_.push_back({std::to_string(line) + ": " + kernel_.line(line) + " " + how, kernel_});
+    found_.push_back({std::to_string(line) + ": " + kernel_.line(line) + " " + how, i, kernel_});
     return found_.back().kernel;
   }
 
@@ -135,7 +145,13 @@ class Maker {
 
   const std::string& text(int i) const { return kernel_.line(kernel_.code[i].line); }
 
+  void connect(int from, int to) {
+    successors_[from].push_back(to);
+    predecessors_[to].push_back(from);
+  }
+
   const Kernel& kernel_;
+  std::vector<std::vector<int>> successors_, predecessors_;
   std::vector<bool> entered_;  // jumped to
   std::vector<Mutant> found_;
 };
@@ -185,7 +201,7 @@ void MutantRun::run(Machine& machine, const Launch& launch, uint32_t blocks) {
   const Kernel& kernel = *launch.kernel;
   std::vector<Store> stores;
   machine.stores = &stores;
-  machine.run(launch, 0, blocks);
+  const Counts counts = machine.run(launch, 0, blocks);
   machine.stores = nullptr;
   const Bytes expected = values_at(stores);
   undo(stores);
@@ -195,7 +211,10 @@ void MutantRun::run(Machine& machine, const Launch& launch, uint32_t blocks) {
     for (const Mutant& mutant : alive_[kernel.name])
       write("mutant\t" + kernel.name + "\t" + mutant.description);
   }
-  std::erase_if(alive_[kernel.name], [&](const Mutant& mutant) {
+  std::erase_if(alive_[kernel.name], [&](Mutant& mutant) {
+    if (counts.issued[mutant.instruction] == 0) return false;
+    if (!mutant.ran) write("ran\t" + kernel.name + "\t" + mutant.description);
+    mutant.ran = true;
     Launch broken = launch;
     broken.kernel = &mutant.kernel;
     const std::string wrong = verdict(machine, broken, blocks, expected);

@@ -10,15 +10,19 @@ namespace ptx {
 
 struct Mutant {
   std::string description;
+  int instruction;  // that is changed
   Kernel kernel;
+  bool ran = false;
 };
 
-// Each barrier taken out, and moved over the nearest access to shared memory before and behind it; waits for
-// copies weakened and taken out, commits and copies taken out; shuffles over another distance, and none.
+// Each barrier that orders a write taken out, and moved over the nearest access to shared memory before and
+// behind it; waits for copies weakened and taken out, commits and copies taken out; shuffles over another
+// distance, and none.
 std::vector<Mutant> mutants_of(const Kernel& kernel);
 
 // Runs a launch as it is, and each mutant that no launch before has noticed on the same memory. A mutant
-// dies by a fault, or by other values. Into `file`, a line each: the mutants, and which died of what.
+// dies by a fault, or by other values. Into `file`, a line each: the mutants, whose changed instruction ran,
+// and which died of what.
 class MutantRun {
  public:
   explicit MutantRun(const std::string& file) : file_(file) {}

@@ -366,13 +366,14 @@ class Parser {
       if (special == kSpecial.end()) return register_named(text);
       return constant(special->second, text.at(dot + 1) - 'x', 0, 4);
     }
+    const bool number = std::isdigit(text[0]) || text[0] == '-';
+    if (number && width == kAny) width = 8;  // of which the lowest bytes are taken
     if (text.rfind("0f", 0) == 0 || text.rfind("0d", 0) == 0)
       return constant(Constant::kValue, 0, std::stoull(text.substr(2), nullptr, 16), width);
-    if (std::isdigit(text[0]) || text[0] == '-') {
-      if (width == kAny) throw Fault("a number of unknown width: " + text);
-      const uint64_t number = text[0] == '-' ? std::stoll(text, nullptr, 0)
+    if (number) {
+      const uint64_t bits = text[0] == '-' ? std::stoll(text, nullptr, 0)
                                              : std::stoull(text, nullptr, 0);
-      return constant(Constant::kValue, 0, width == 0 && number ? kAllLanes : number, width);
+      return constant(Constant::kValue, 0, width == 0 && bits ? kAllLanes : bits, width);
     }
     if (const auto found = symbols_.find(text); found != symbols_.end())
       return constant(Constant::kValue, 0, found->second, width);
