@@ -8,7 +8,7 @@ namespace {
 
 struct Rule {
   const char *start, *end;  // of the name
-  Cost cost;                // slots; of which integer unit, special functions and conversions, doubles
+  Cost cost;  // slots; of which integer unit, special functions and conversions, doubles
 };
 
 // The first that fits counts. Fractions are what ptxas saves on average: moves that become names, operands

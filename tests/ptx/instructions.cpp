@@ -161,7 +161,8 @@ enum class Space { kGlobal, kShared, kGeneric };
 
 template <Space space>
 bool in_shared(uint64_t address) {
-  return space == Space::kShared || (space == Space::kGeneric && address >> 32 == kSharedWindow >> 32);
+  return space == Space::kShared ||
+         (space == Space::kGeneric && address >> 32 == kSharedWindow >> 32);
 }
 
 template <class T>
@@ -234,7 +235,8 @@ void copy_async(Warp& warp, const Instruction& i, uint32_t lanes) {
   std::array<uint64_t, kWarp> addresses;
   for_lanes(lanes, [&](int lane) {
     addresses[lane] = static_cast<uint32_t>(warp.address(i.operands[0], lane));
-    const uint32_t read = i.count > 2 ? std::min(bytes, warp.row<uint32_t>(i.operands[2])[lane]) : bytes;
+    const uint32_t read =
+        i.count > 2 ? std::min(bytes, warp.row<uint32_t>(i.operands[2])[lane]) : bytes;
     warp.copy_async(addresses[lane], warp.address(i.operands[1], lane), bytes, read, lane);
   });
   warp.count_wavefronts(addresses, lanes, bytes);
@@ -292,10 +294,18 @@ void shuffle(Warp& warp, const Instruction& i, uint32_t lanes) {
     int from = lane;
     bool valid = true;
     switch (mode) {
-      case Shuffle::kUp: from = lane - b, valid = from >= last; break;
-      case Shuffle::kDown: from = lane + b, valid = from <= last; break;
-      case Shuffle::kButterfly: from = lane ^ b, valid = from <= last; break;
-      case Shuffle::kIndex: from = first | (b & ~segment), valid = from <= last; break;
+      case Shuffle::kUp:
+        from = lane - b, valid = from >= last;
+        break;
+      case Shuffle::kDown:
+        from = lane + b, valid = from <= last;
+        break;
+      case Shuffle::kButterfly:
+        from = lane ^ b, valid = from <= last;
+        break;
+      case Shuffle::kIndex:
+        from = first | (b & ~segment), valid = from <= last;
+        break;
     }
     if (!valid) from = lane;
     if (!(lanes >> from & 1)) warp.fail(lane, "a shuffle from an inactive lane");
@@ -425,15 +435,17 @@ class Table {
     compares<T, [](T a, T b) { return (a >= b); }>("ge." + type);
     if constexpr (n > 2) {
       add("bfe." + type, widths(n, n, 4, 4),
-          ternary<T, T, uint32_t, uint32_t,
-                  [](T a, uint32_t b, uint32_t c) { return extract(a, b, c); }>);
+          ternary<T, T, uint32_t, uint32_t, [](T a, uint32_t b, uint32_t c) {
+            return extract(a, b, c);
+          }>);
     }
     add("mov." + type, widths(n, n), unary<U, U, [](U a) { return a; }>);
     add("selp." + type, two + "p", select<U>, Opcode::kSelect);
   }
 
   template <class U>
-  void bits(const std::string& type, const std::string& unsigned_type, const std::string& signed_type) {
+  void bits(
+      const std::string& type, const std::string& unsigned_type, const std::string& signed_type) {
     constexpr int n = sizeof(U);
     using S = std::make_signed_t<U>;
     const std::string two = widths(n, n, n);
@@ -580,7 +592,8 @@ class Table {
     between_integers<uint64_t, S>("u64", from);
     between_integers<int64_t, S>("s64", from);
     add("cvt.rn.f32." + from, "=rr", convert<float, S, [](S a) { return static_cast<float>(a); }>);
-    add("cvt.rn.f64." + from, "=rr", convert<double, S, [](S a) { return static_cast<double>(a); }>);
+    add("cvt.rn.f64." + from, "=rr",
+        convert<double, S, [](S a) { return static_cast<double>(a); }>);
     to_whole<S, float>(from, "f32");
     to_whole<S, double>(from, "f64");
   }

@@ -64,7 +64,8 @@ const Kernel& kernel_named(const std::string& name) {
   return *kernel;
 }
 
-Launch prepared(const Kernel& kernel, const Blocks& blocks, const std::vector<Argument>& arguments) {
+Launch prepared(
+    const Kernel& kernel, const Blocks& blocks, const std::vector<Argument>& arguments) {
   constexpr uint32_t kUnasked = 48 * 1024, kMost = 227 * 1024;
   const uint32_t shared = kernel.static_bytes + blocks.shared_bytes;
   const bool asked =

@@ -12,7 +12,8 @@ namespace ptx {
 namespace {
 
 std::string triple(const Extent& e) {
-  return "(" + std::to_string(e[0]) + ", " + std::to_string(e[1]) + ", " + std::to_string(e[2]) + ")";
+  return "(" + std::to_string(e[0]) + ", " + std::to_string(e[1]) + ", " + std::to_string(e[2]) +
+         ")";
 }
 
 Extent unfolded(uint32_t number, const Extent& extent) {
@@ -124,13 +125,15 @@ void Warp::start() {
     }
     for (int lane = 0; lane < kWarp; ++lane) {
       const Extent thread = unfolded(number_ * kWarp + lane, block_.launch.block);
-      const Extent* extents[] = {nullptr, &thread, &block_.launch.block, &block_.index,
-                                 &block_.launch.grid};
-      const uint64_t value = constant.source == Constant::kValue  ? constant.value
-                             : constant.source == Constant::kLane ? lane
-                                                                  : (*extents[constant.source])[constant.dimension];
-      std::memcpy(registers_ + constant.target.row + lane * constant.target.width, &value,
-                  constant.target.width);
+      const Extent* extents[] = {
+          nullptr, &thread, &block_.launch.block, &block_.index, &block_.launch.grid};
+      const uint64_t value = constant.source == Constant::kValue ? constant.value
+                             : constant.source == Constant::kLane
+                                 ? lane
+                                 : (*extents[constant.source])[constant.dimension];
+      std::memcpy(
+          registers_ + constant.target.row + lane * constant.target.width, &value,
+          constant.target.width);
     }
   }
   state_ = kReady;
@@ -183,7 +186,8 @@ void Warp::branch(const Instruction& instruction, uint32_t taken) {
       {frame.at, others, instruction.reconverge},
       {instruction.target, taken, instruction.reconverge}};
   if (block_.machine.random() % 2) std::swap(sides[0], sides[1]);
-  if (frame.reconverge == instruction.reconverge) {  // nothing would be left to do in the frame itself
+  if (frame.reconverge ==
+      instruction.reconverge) {  // nothing would be left to do in the frame itself
     stack_.pop_back();
   } else {
     frame.at = instruction.reconverge;
@@ -207,7 +211,8 @@ void Warp::end(uint32_t lanes) {
 void Warp::check_known(const Instruction& instruction, uint32_t lanes) {
   const Opcode::Kind kind = instruction.opcode->kind;
   uint32_t all = kAllLanes;
-  for (int i = instruction.written; i < instruction.count; ++i) all &= known(instruction.operands[i]);
+  for (int i = instruction.written; i < instruction.count; ++i)
+    all &= known(instruction.operands[i]);
   if (kind == Opcode::kSelect) {
     const Operand* o = instruction.operands.data();
     const uint32_t choice = predicate(o[3]);
@@ -240,7 +245,8 @@ const uint8_t* Warp::parameter(uint64_t offset, uint32_t bytes, int lane) const 
 
 const uint8_t* Warp::read_global(uint64_t address, uint32_t bytes, int lane) const {
   constexpr uint64_t kNull = 65536, kEnd = uint64_t{1} << 47;
-  if (address % bytes != 0) fail(lane, "an access of " + std::to_string(bytes) + " bytes is misaligned");
+  if (address % bytes != 0)
+    fail(lane, "an access of " + std::to_string(bytes) + " bytes is misaligned");
   auto* pointer = reinterpret_cast<uint8_t*>(address);
   if (address < kNull || address >= kEnd ||
       (__asan_region_is_poisoned && __asan_region_is_poisoned(pointer, bytes)))
@@ -288,7 +294,8 @@ void Warp::count_wavefronts(
       for (int i = 0; i < words; ++i) {
         const uint64_t word = addresses[lane] / kWord + i;
         const int bank = word % kBanks;
-        if (std::find(seen[bank], seen[bank] + turns[bank], word) != seen[bank] + turns[bank]) continue;
+        if (std::find(seen[bank], seen[bank] + turns[bank], word) != seen[bank] + turns[bank])
+          continue;
         seen[bank][turns[bank]++] = word;
         most = std::max(most, turns[bank]);
       }
@@ -300,8 +307,10 @@ void Warp::count_wavefronts(
 // ---- a warp: meetings ----
 
 void Warp::require(uint32_t mask, const char* what) const {
-  if (mask & ~running()) fail(first_lane(mask & ~running()), std::string(what) + " with inactive lanes");
-  if (running() & ~mask) fail(first_lane(running() & ~mask), std::string(what) + " by a lane that its mask leaves out");
+  if (mask & ~running())
+    fail(first_lane(mask & ~running()), std::string(what) + " with inactive lanes");
+  if (running() & ~mask)
+    fail(first_lane(running() & ~mask), std::string(what) + " by a lane that its mask leaves out");
 }
 
 void Warp::arrive(const char* what) {
@@ -353,7 +362,8 @@ void Warp::wait_for_copies(uint32_t lanes, int pending) {
 
 void Warp::land(const Copy& copy) {
   std::array<uint8_t, 16> data = copy.data;
-  if (!copy.early && copy.read) std::memcpy(data.data(), read_global(copy.from, copy.bytes, copy.lane), copy.read);
+  if (!copy.early && copy.read)
+    std::memcpy(data.data(), read_global(copy.from, copy.bytes, copy.lane), copy.read);
   block_.shared.land(copy.to, copy.bytes, who(copy.lane), data.data());
 }
 

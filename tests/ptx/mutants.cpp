@@ -40,7 +40,8 @@ class Maker {
     for (int i = 0; i < static_cast<int>(kernel.code.size()); ++i) {
       const Instruction& instruction = kernel.code[i];
       const Opcode::Kind kind = instruction.opcode->kind;
-      if (kind == Opcode::kBranch) connect(i, instruction.target), entered_[instruction.target] = true;
+      if (kind == Opcode::kBranch)
+        connect(i, instruction.target), entered_[instruction.target] = true;
       const bool leaves = kind == Opcode::kBranch || kind == Opcode::kReturn;
       if (!leaves || instruction.guarded) connect(i, i + 1);
     }
@@ -88,7 +89,8 @@ class Maker {
         const Instruction& instruction = kernel_.code[at];
         writes |= touches_shared(instruction) && !starts(instruction, "ld.");
         reads_behind |= next == &successors_ && touches_shared(instruction);
-        if (!is_barrier(instruction)) open.insert(open.end(), (*next)[at].begin(), (*next)[at].end());
+        if (!is_barrier(instruction))
+          open.insert(open.end(), (*next)[at].begin(), (*next)[at].end());
       }
     }
     return writes && reads_behind;
@@ -131,7 +133,8 @@ class Maker {
   void shorten(int i) {
     const Register distance = kernel_.code[i].operands[kernel_.code[i].written + 1].base;
     for (const Constant& constant : kernel_.constants) {
-      if (constant.source != Constant::kValue || constant.target.number != distance.number) continue;
+      if (constant.source != Constant::kValue || constant.target.number != distance.number)
+        continue;
       Kernel& kernel = changed(i, "goes half as far");
       Constant half = constant;
       half.value /= 2;
@@ -165,7 +168,8 @@ Bytes values_at(const std::vector<Store>& stores) {
   std::sort(addresses.begin(), addresses.end());
   addresses.erase(std::unique(addresses.begin(), addresses.end()), addresses.end());
   Bytes bytes;
-  for (uint64_t address : addresses) bytes.push_back({address, *reinterpret_cast<uint8_t*>(address)});
+  for (uint64_t address : addresses)
+    bytes.push_back({address, *reinterpret_cast<uint8_t*>(address)});
   return bytes;
 }
 
@@ -175,7 +179,8 @@ void undo(const std::vector<Store>& stores) {
 }
 
 // What a mutant did wrong, if anything
-std::string verdict(Machine& machine, const Launch& launch, uint32_t blocks, const Bytes& expected) {
+std::string verdict(
+    Machine& machine, const Launch& launch, uint32_t blocks, const Bytes& expected) {
   std::vector<Store> stores;
   machine.stores = &stores;
   std::string wrong;

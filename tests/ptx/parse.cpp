@@ -52,8 +52,9 @@ struct Declaration {
 };
 
 uint32_t bytes_of_type(const std::string& type) {
-  for (const char* known : {"b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32",
-                            "b64", "u64", "s64", "f64"})
+  for (const char* known :
+       {"b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64",
+        "f64"})
     if (type == std::string(".") + known) return std::stoi(type.substr(2)) / 8;
   throw Fault("unknown type " + type);
 }
@@ -97,7 +98,8 @@ Module::Module(const std::string& file, const std::string& text) : file_(file) {
     const std::string bare = trimmed(without_comment(line));
     if (!name.empty()) {
       entry.lines.push_back(line);
-      depth += std::count(bare.begin(), bare.end(), '{') - std::count(bare.begin(), bare.end(), '}');
+      depth +=
+          std::count(bare.begin(), bare.end(), '{') - std::count(bare.begin(), bare.end(), '}');
       if (depth == 0 && bare == "}") {
         entries_[name] = std::move(entry);
         name.clear();
@@ -261,18 +263,21 @@ class Parser {
     }
     if (text[0] != ".reg") throw Fault("unknown directive");
     const uint8_t width = text.at(1) == ".pred" ? 0 : bytes_of_type(text.at(1));
-    for (const std::string& name : split(statement.substr(statement.find(text[1]) + text[1].size()))) {
+    for (const std::string& name :
+         split(statement.substr(statement.find(text[1]) + text[1].size()))) {
       const size_t open = name.find('<');
       const int count = open == std::string::npos ? 1 : std::stoi(name.substr(open + 1));
       for (int i = 0; i < count; ++i)
-        scopes_[scope_].registers[name.substr(0, open) + (open == std::string::npos ? "" : std::to_string(i))] =
+        scopes_[scope_].registers
+            [name.substr(0, open) + (open == std::string::npos ? "" : std::to_string(i))] =
             new_register(width);
     }
   }
 
   // The name by which the table has it: without hints to caches and the number of values, and with what
   // the operands' shape tells apart.
-  static std::string canonical(const std::string& opcode, const std::vector<std::string>& operands) {
+  static std::string canonical(
+      const std::string& opcode, const std::vector<std::string>& operands) {
     std::string name;
     std::istringstream stream(opcode);
     bool memory = false;
@@ -371,8 +376,8 @@ class Parser {
     if (text.rfind("0f", 0) == 0 || text.rfind("0d", 0) == 0)
       return constant(Constant::kValue, 0, std::stoull(text.substr(2), nullptr, 16), width);
     if (number) {
-      const uint64_t bits = text[0] == '-' ? std::stoll(text, nullptr, 0)
-                                             : std::stoull(text, nullptr, 0);
+      const uint64_t bits =
+          text[0] == '-' ? std::stoll(text, nullptr, 0) : std::stoull(text, nullptr, 0);
       return constant(Constant::kValue, 0, width == 0 && bits ? kAllLanes : bits, width);
     }
     if (const auto found = symbols_.find(text); found != symbols_.end())
@@ -414,8 +419,9 @@ class Parser {
   void place_shared(const std::string& name, uint32_t alignment, uint32_t bytes) {
     constexpr uint32_t kApart = 128;
     if (symbols_.count(name)) return;
-    const uint32_t end = kernel_.shared.empty() ? 0 : kernel_.shared.back().offset +
-                                                          kernel_.shared.back().bytes + kApart;
+    const uint32_t end = kernel_.shared.empty()
+                             ? 0
+                             : kernel_.shared.back().offset + kernel_.shared.back().bytes + kApart;
     const uint32_t offset = round_up(end, std::max(alignment, kApart));
     kernel_.shared.push_back({offset, bytes});
     static_end_ = round_up(static_end_, alignment) + bytes;
@@ -424,15 +430,17 @@ class Parser {
 
   void finish() {
     kernel_.static_bytes = static_end_;
-    const uint32_t end =
-        kernel_.shared.empty() ? 0 : kernel_.shared.back().offset + kernel_.shared.back().bytes + 128;
+    const uint32_t end = kernel_.shared.empty()
+                             ? 0
+                             : kernel_.shared.back().offset + kernel_.shared.back().bytes + 128;
     kernel_.dynamic_start = round_up(end, 128);
     for (Constant& constant : kernel_.constants)
       if (constant.source == Constant::kValue && constant.dimension == kDynamic)
         constant.value = kSharedBase + kernel_.dynamic_start;
     for (const Branch& branch : branches_) {
       int scope = branch.scope;
-      while (scope >= 0 && !scopes_[scope].labels.count(branch.label)) scope = scopes_[scope].parent;
+      while (scope >= 0 && !scopes_[scope].labels.count(branch.label))
+        scope = scopes_[scope].parent;
       if (scope < 0) throw Fault("unknown label " + branch.label);
       kernel_.code[branch.instruction].target = scopes_[scope].labels.at(branch.label);
     }

@@ -52,7 +52,8 @@ mov.u32 %r3, %ctaid.x;
 mov.u32 %r4, %ntid.x;
 mad.lo.s32 %r0, %r3, %r4, %r2;
 shl.b32 %r1, %r2, 2;
-)" + body + "\nret;\n}\n";
+)" + body +
+         "\nret;\n}\n";
 }
 constexpr int kPrologue = 7;
 
@@ -90,17 +91,43 @@ std::vector<T> special_values() {
   if constexpr (std::is_floating_point_v<T>) {
     using Limits = std::numeric_limits<T>;
     std::vector<T> values{
-        0,        1,       0.5,      1.5,       2.5,        3,         T(0.1),    T(65504),
-        T(65520), T(1e30), T(1e-30), T(255.5),  T(32768.5), T(2.1e9),  T(4.2e9),  T(1e19),
-        T(0x1p31), T(0x1p32), T(0x1p63), T(0x1p-24), T(0x1p-25), T(0x1.8p-25), T(1.0009765625),
-        T(0x1p127), T(0x1.000002p0), Limits::min(), Limits::denorm_min(), Limits::max(),
-        Limits::infinity(), Limits::quiet_NaN()};
+        0,
+        1,
+        0.5,
+        1.5,
+        2.5,
+        3,
+        T(0.1),
+        T(65504),
+        T(65520),
+        T(1e30),
+        T(1e-30),
+        T(255.5),
+        T(32768.5),
+        T(2.1e9),
+        T(4.2e9),
+        T(1e19),
+        T(0x1p31),
+        T(0x1p32),
+        T(0x1p63),
+        T(0x1p-24),
+        T(0x1p-25),
+        T(0x1.8p-25),
+        T(1.0009765625),
+        T(0x1p127),
+        T(0x1.000002p0),
+        Limits::min(),
+        Limits::denorm_min(),
+        Limits::max(),
+        Limits::infinity(),
+        Limits::quiet_NaN()};
     for (size_t i = 0, n = values.size(); i < n; ++i) values.push_back(-values[i]);
     return values;
   } else {
     using Limits = std::numeric_limits<T>;
     std::vector<T> values{0, 1, 2, 3, 7, 15, 31, 32, 33, 63, 64, 100, 127};
-    for (int64_t value : {-1ll, -2ll, -7ll, 128ll, 255ll, 256ll, 65535ll, 0x12345678ll, 0xdeadbeefll})
+    for (int64_t value :
+         {-1ll, -2ll, -7ll, 128ll, 255ll, 256ll, 65535ll, 0x12345678ll, 0xdeadbeefll})
       values.push_back(static_cast<T>(value));
     values.push_back(Limits::min());
     values.push_back(Limits::max());
@@ -172,11 +199,13 @@ void test_instruction(
         },
         rows[row].operands);
   }
-  std::string body = "mul.wide.u32 %rd2, %r0, 8;\nadd.s64 %rd3, %rd1, %rd2;\nadd.s64 %rd4, %rd0, %rd2;\n";
+  std::string body =
+      "mul.wide.u32 %rd2, %r0, 8;\nadd.s64 %rd3, %rd1, %rd2;\nadd.s64 %rd4, %rd0, %rd2;\n";
   std::string names;
   size_t i = 0;
   const auto load = [&]<class T>(T) {
-    const std::string name = "%" + letter<T>() + std::to_string(8 + i % 6 + (letter<T>() == "fd" ? -6 : 0));
+    const std::string name =
+        "%" + letter<T>() + std::to_string(8 + i % 6 + (letter<T>() == "fd" ? -6 : 0));
     body += "ld.global." + memory_type<T>() + " " + name + ", [%rd3+" +
             std::to_string(8 * padded * i++) + "];\n";
     names += ", " + name;
@@ -197,8 +226,11 @@ void test_instruction(
       continue;
     }
     std::string what = opcode;
-    std::apply([&](auto... v) { ((what += " " + std::to_string(shown(v))), ...); }, rows[row].operands);
-    expect(false, what + ": " + std::to_string(shown(got)) + ", not " + std::to_string(shown(rows[row].result)));
+    std::apply(
+        [&](auto... v) { ((what += " " + std::to_string(shown(v))), ...); }, rows[row].operands);
+    expect(
+        false, what + ": " + std::to_string(shown(got)) + ", not " +
+                   std::to_string(shown(rows[row].result)));
   }
 }
 
@@ -206,7 +238,8 @@ template <class D, class... Operands, class Oracle>
 void check(const std::string& opcode, const Oracle& oracle, const std::string& tail = "") {
   test_instruction<D, Operands...>(
       opcode,
-      [&](Operands... values) -> std::optional<D> { return static_cast<D>(oracle(values...)); }, tail);
+      [&](Operands... values) -> std::optional<D> { return static_cast<D>(oracle(values...)); },
+      tail);
 }
 
 template <class T>
@@ -221,10 +254,11 @@ void test_integers(const std::string& type) {
   check<T, T, T>("min." + type, [](T a, T b) { return std::min(a, b); });
   check<T, T, T>("max." + type, [](T a, T b) { return std::max(a, b); });
   for (bool remainder : {false, true})
-    test_instruction<T, T, T>((remainder ? "rem." : "div.") + type, [&](T a, T b) -> std::optional<T> {
-      if (b == 0) return std::nullopt;
-      return static_cast<T>(remainder ? Wide(a) % Wide(b) : Wide(a) / Wide(b));
-    });
+    test_instruction<T, T, T>(
+        (remainder ? "rem." : "div.") + type, [&](T a, T b) -> std::optional<T> {
+          if (b == 0) return std::nullopt;
+          return static_cast<T>(remainder ? Wide(a) % Wide(b) : Wide(a) / Wide(b));
+        });
   check<uint32_t, T, T>("setp.eq." + type, [](T a, T b) { return a == b; });
   check<uint32_t, T, T>("setp.ne." + type, [](T a, T b) { return a != b; });
   check<uint32_t, T, T>("setp.lt." + type, [](T a, T b) { return a < b; });
@@ -265,10 +299,12 @@ void test_floats(const std::string& type) {
   check<F, F>("rcp.rn." + type, [](F a) { return 1 / a; });
   check<F, F, F, F>("fma.rn." + type, [](F a, F b, F c) { return std::fma(a, b, c); });
   check<F, F, F>("min." + type, [](F a, F b) {
-    return a == 0 && b == 0 ? (std::signbit(a) || std::signbit(b) ? F(-0.0) : F(0)) : std::fmin(a, b);
+    return a == 0 && b == 0 ? (std::signbit(a) || std::signbit(b) ? F(-0.0) : F(0))
+                            : std::fmin(a, b);
   });
   check<F, F, F>("max." + type, [](F a, F b) {
-    return a == 0 && b == 0 ? (std::signbit(a) && std::signbit(b) ? F(-0.0) : F(0)) : std::fmax(a, b);
+    return a == 0 && b == 0 ? (std::signbit(a) && std::signbit(b) ? F(-0.0) : F(0))
+                            : std::fmax(a, b);
   });
   const auto unordered = [](F a, F b) { return std::isnan(a) || std::isnan(b); };
   struct Comparison {
@@ -321,9 +357,8 @@ void test_conversions() {
     std::memcpy(&half, &bits, 2);
     return static_cast<float>(half);
   });
-  check<float, uint16_t>("cvt.f32.bf16", [](uint16_t bits) {
-    return std::bit_cast<float>(uint32_t{bits} << 16);
-  });
+  check<float, uint16_t>(
+      "cvt.f32.bf16", [](uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); });
   // the nearest of the two neighbours, the even one of a tie
   check<uint16_t, float>("cvt.rn.bf16.f32", [](float value) -> uint16_t {
     if (std::isnan(value)) return 0x7fff;
@@ -346,10 +381,13 @@ void test_conversions() {
   test_to_integer<uint64_t, double>("u64.f64");
   test_to_integer<int32_t, double>("s32.f64");
   check<uint32_t, uint64_t>("cvt.u32.u64", [](uint64_t a) { return static_cast<uint32_t>(a); });
-  check<uint64_t, uint32_t>("cvt.s64.s32", [](uint32_t a) { return int64_t{static_cast<int32_t>(a)}; });
+  check<uint64_t, uint32_t>(
+      "cvt.s64.s32", [](uint32_t a) { return int64_t{static_cast<int32_t>(a)}; });
   check<uint64_t, uint32_t>("cvt.u64.u32", [](uint32_t a) { return uint64_t{a}; });
-  check<uint32_t, uint16_t>("cvt.s32.s8", [](uint16_t a) { return int32_t{static_cast<int8_t>(a)}; });
-  check<uint32_t, uint16_t>("cvt.u32.u8", [](uint16_t a) { return uint32_t{static_cast<uint8_t>(a)}; });
+  check<uint32_t, uint16_t>(
+      "cvt.s32.s8", [](uint16_t a) { return int32_t{static_cast<int8_t>(a)}; });
+  check<uint32_t, uint16_t>(
+      "cvt.u32.u8", [](uint16_t a) { return uint32_t{static_cast<uint8_t>(a)}; });
 }
 
 void test_words() {
@@ -359,7 +397,8 @@ void test_words() {
   check<uint32_t, int16_t, int16_t>("mul.wide.s16", [](int32_t a, int32_t b) { return a * b; });
   check<U, U, U, U>("mad.lo.s32", [](U a, U b, U c) { return a * b + c; });
   check<U, U, U, U>("mad.hi.u32", [](U a, U b, U c) { return (uint64_t{a} * b >> 32) + c; });
-  check<uint64_t, U, U, uint64_t>("mad.wide.u32", [](uint64_t a, uint64_t b, uint64_t c) { return a * b + c; });
+  check<uint64_t, U, U, uint64_t>(
+      "mad.wide.u32", [](uint64_t a, uint64_t b, uint64_t c) { return a * b + c; });
   check<U, U, U>("setp.lo.u32", [](U a, U b) { return a < b; });
   check<U, U, U>("setp.hs.u32", [](U a, U b) { return a >= b; });
   check<U, U>("popc.b32", [](U a) { return __builtin_popcount(a); });
@@ -407,12 +446,14 @@ void test_words() {
     return result;
   });
   check<U, U, U, U>(
-      "bfi.b32", [](U a, U b, U first) {
+      "bfi.b32",
+      [](U a, U b, U first) {
         for (U i = 0; i < 5; ++i)
           if ((first & 255) + i < 32)
             b = (b & ~(1u << ((first & 255) + i))) | (a >> i & 1) << ((first & 255) + i);
         return b;
-      }, ", 5");
+      },
+      ", 5");
 }
 
 // What an approximation may be off by: one in the last place
@@ -421,11 +462,11 @@ void test_approximations() {
     std::vector<float> in;
     for (int i = 0; i < 32000; ++i) in.push_back(std::ldexp(1 + i / 32000.0f, i % 250 - 125));
     std::vector<float> out(in.size());
-    const Outcome outcome = run(
-        "mul.wide.u32 %rd2, %r0, 4;\nadd.s64 %rd3, %rd1, %rd2;\nadd.s64 %rd4, %rd0, %rd2;\n"
-        "ld.global.f32 %f1, [%rd3];\n" +
-            std::string(name) + " %f2, %f1;\nst.global.f32 [%rd4], %f2;\n",
-        out.data(), in.data(), static_cast<uint32_t>(in.size() / 32));
+    const Outcome outcome =
+        run("mul.wide.u32 %rd2, %r0, 4;\nadd.s64 %rd3, %rd1, %rd2;\nadd.s64 %rd4, %rd0, %rd2;\n"
+            "ld.global.f32 %f1, [%rd3];\n" +
+                std::string(name) + " %f2, %f1;\nst.global.f32 [%rd4], %f2;\n",
+            out.data(), in.data(), static_cast<uint32_t>(in.size() / 32));
     expect(outcome.fault.empty(), outcome.fault);
     int off = 0;
     for (size_t i = 0; i < in.size(); ++i) {
@@ -436,7 +477,8 @@ void test_approximations() {
     expect(off > 1000 && off < 31000, std::string(name) + " is off, but not always");
   }
   const auto reciprocal = [](float a) -> std::optional<float> {
-    if (std::isnan(a) || std::isinf(a) || std::fabs(a) < 0x1p-126f) return 1 / (std::isnan(a) || std::isinf(a) ? a : std::copysign(0.0f, a));
+    if (std::isnan(a) || std::isinf(a) || std::fabs(a) < 0x1p-126f)
+      return 1 / (std::isnan(a) || std::isinf(a) ? a : std::copysign(0.0f, a));
     if (std::fabs(a) > 0x1p126f) return std::copysign(0.0f, a);
     return std::nullopt;
   };
@@ -448,12 +490,12 @@ void test_divisions_by_constants() {
   std::vector<uint32_t> in, out;
   for (uint32_t i = 0; i < 3200; ++i) in.push_back(i * 1342177 + (i % 3 ? 0 : 0xffffff00u));
   out.resize(in.size());
-  const Outcome outcome = run(
-      "mul.wide.u32 %rd2, %r0, 4;\nadd.s64 %rd3, %rd1, %rd2;\nadd.s64 %rd4, %rd0, %rd2;\n"
-      "ld.global.u32 %r5, [%rd3];\n"
-      "mul.hi.u32 %r6, %r5, 613566757;\nsub.s32 %r7, %r5, %r6;\nshr.u32 %r8, %r7, 1;\n"
-      "add.s32 %r9, %r8, %r6;\nshr.u32 %r10, %r9, 2;\nst.global.u32 [%rd4], %r10;\n",
-      out.data(), in.data(), 100);
+  const Outcome outcome =
+      run("mul.wide.u32 %rd2, %r0, 4;\nadd.s64 %rd3, %rd1, %rd2;\nadd.s64 %rd4, %rd0, %rd2;\n"
+          "ld.global.u32 %r5, [%rd3];\n"
+          "mul.hi.u32 %r6, %r5, 613566757;\nsub.s32 %r7, %r5, %r6;\nshr.u32 %r8, %r7, 1;\n"
+          "add.s32 %r9, %r8, %r6;\nshr.u32 %r10, %r9, 2;\nst.global.u32 [%rd4], %r10;\n",
+          out.data(), in.data(), 100);
   expect(outcome.fault.empty(), outcome.fault);
   for (size_t i = 0; i < in.size(); ++i) expect(out[i] == in[i] / 7, "a division by 7");
 }
@@ -484,18 +526,21 @@ void test_counts() {
   expect(issued("setp.lt.s32 %p1, %r2, 0;" + sides) == 1 + 1 + 3 + 1 + 1, "the other side");
   // as many turns as the lane with most takes
   expect(
-      issued("mov.u32 %r5, 0;\n$LOOP:\nadd.s32 %r5, %r5, 1;\nsetp.le.s32 %p1, %r5, %r2;\n"
-             "@%p1 bra $LOOP;\nadd.s32 %r6, %r5, 1;") == 1 + 32 * 3 + 1 + 1,
+      issued(
+          "mov.u32 %r5, 0;\n$LOOP:\nadd.s32 %r5, %r5, 1;\nsetp.le.s32 %p1, %r5, %r2;\n"
+          "@%p1 bra $LOOP;\nadd.s32 %r6, %r5, 1;") == 1 + 32 * 3 + 1 + 1,
       "a loop of as many turns as the lane's number");
   // a branch in a loop: both sides in each turn
   expect(
-      issued("and.b32 %r7, %r2, 1;\nsetp.eq.s32 %p2, %r7, 0;\nmov.u32 %r5, 0;\n$LOOP:\n"
-             "@%p2 bra $EVEN;\nadd.s32 %r6, %r2, 1;\n$EVEN:\nadd.s32 %r5, %r5, 1;\n"
-             "setp.lt.s32 %p1, %r5, 4;\n@%p1 bra $LOOP;") == 3 + 4 * 5 + 1,
+      issued(
+          "and.b32 %r7, %r2, 1;\nsetp.eq.s32 %p2, %r7, 0;\nmov.u32 %r5, 0;\n$LOOP:\n"
+          "@%p2 bra $EVEN;\nadd.s32 %r6, %r2, 1;\n$EVEN:\nadd.s32 %r5, %r5, 1;\n"
+          "setp.lt.s32 %p1, %r5, 4;\n@%p1 bra $LOOP;") == 3 + 4 * 5 + 1,
       "a branch in a loop");
   // lanes that return are not waited for
   expect(
-      issued("setp.lt.s32 %p1, %r2, 8;\n@%p1 ret;\nadd.s32 %r5, %r2, 1;") == 4, "some lanes return");
+      issued("setp.lt.s32 %p1, %r2, 8;\n@%p1 ret;\nadd.s32 %r5, %r2, 1;") == 4,
+      "some lanes return");
   // what a guard leaves out is issued
   expect(issued("setp.lt.s32 %p1, %r2, 0;\n@%p1 add.s32 %r5, %r2, 1;") == 3, "a guard");
 }
@@ -503,9 +548,9 @@ void test_counts() {
 void test_wavefronts() {
   const auto wavefronts = [](const std::string& address, const std::string& load) {
     std::vector<uint32_t> out(32);
-    const Outcome outcome = run(
-        "mov.u32 %r9, memory;\nmov.u32 %r10, dynamic;\n" + address + load, out.data(), nullptr, 1, 32, 1,
-        8192);
+    const Outcome outcome =
+        run("mov.u32 %r9, memory;\nmov.u32 %r10, dynamic;\n" + address + load, out.data(), nullptr,
+            1, 32, 1, 8192);
     expect(outcome.fault.empty(), outcome.fault);
     return outcome.counts.wavefronts;
   };
@@ -519,7 +564,8 @@ void test_wavefronts() {
   expect(wavefronts(stride(128), word) == 32, "one bank");
   expect(wavefronts(stride(132), word) == 1, "an odd stride");
   expect(wavefronts(stride(2), "ld.shared.u16 %rs5, [%r11];\n") == 1, "halves of words");
-  expect(wavefronts(stride(16), "ld.shared.v4.u32 {%r5, %r6, %r7, %r8}, [%r11];\n") == 4, "16 bytes");
+  expect(
+      wavefronts(stride(16), "ld.shared.v4.u32 {%r5, %r6, %r7, %r8}, [%r11];\n") == 4, "16 bytes");
   expect(wavefronts(stride(8), "ld.shared.u64 %rd5, [%r11];\n") == 2, "8 bytes");
 }
 
@@ -529,12 +575,12 @@ void test_copies() {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     std::vector<uint32_t> data(4, 1);
     std::vector<uint32_t> out(1);
-    const Outcome outcome = run(
-        "setp.ne.s32 %p1, %r2, 0;\n@%p1 bra $END;\nmov.u32 %r5, memory;\n"
-        "cp.async.cg.shared.global [%r5], [%rd1], 16;\ncp.async.commit_group;\n"
-        "st.global.u32 [%rd1+4], 2;\ncp.async.wait_group 0;\nld.shared.u32 %r6, [memory+4];\n"
-        "st.global.u32 [%rd0], %r6;\n$END:\n",
-        out.data(), data.data(), 1, 32, seed);
+    const Outcome outcome =
+        run("setp.ne.s32 %p1, %r2, 0;\n@%p1 bra $END;\nmov.u32 %r5, memory;\n"
+            "cp.async.cg.shared.global [%r5], [%rd1], 16;\ncp.async.commit_group;\n"
+            "st.global.u32 [%rd1+4], 2;\ncp.async.wait_group 0;\nld.shared.u32 %r6, [memory+4];\n"
+            "st.global.u32 [%rd0], %r6;\n$END:\n",
+            out.data(), data.data(), 1, 32, seed);
     expect(outcome.fault.empty(), outcome.fault);
     early |= out[0] == 1;
     late |= out[0] == 2;
@@ -545,11 +591,13 @@ void test_copies() {
 void test_shuffles() {
   const auto shuffled = [](const std::string& mode, const std::string& operands, auto expected) {
     std::vector<uint32_t> out(64);
-    const Outcome outcome = run(
-        "mul.wide.u32 %rd2, %r0, 4;\nadd.s64 %rd4, %rd0, %rd2;\nadd.s32 %r5, %r2, 100;\n"
-        "shfl.sync." + mode + ".b32 %r6|%p1, %r5, " + operands + ", -1;\nselp.u32 %r7, 1, 0, %p1;\n"
-        "st.global.u32 [%rd4], %r6;\nst.global.u32 [%rd4+128], %r7;\n",
-        out.data(), nullptr);
+    const Outcome outcome =
+        run("mul.wide.u32 %rd2, %r0, 4;\nadd.s64 %rd4, %rd0, %rd2;\nadd.s32 %r5, %r2, 100;\n"
+            "shfl.sync." +
+                mode + ".b32 %r6|%p1, %r5, " + operands +
+                ", -1;\nselp.u32 %r7, 1, 0, %p1;\n"
+                "st.global.u32 [%rd4], %r6;\nst.global.u32 [%rd4+128], %r7;\n",
+            out.data(), nullptr);
     expect(outcome.fault.empty(), outcome.fault);
     for (int lane = 0; lane < 32; ++lane) {
       const int from = expected(lane);
@@ -600,7 +648,8 @@ void test_faults() {
   fails("", "a block of broken warps", 40);
 
   // asynchronous copies
-  const std::string copy = shared + "cvt.u64.u32 %rd5, %r2;\nmov.u32 %r11, %tid.x;\nsetp.ne.s32 %p1, %r11, 0;\n";
+  const std::string copy =
+      shared + "cvt.u64.u32 %rd5, %r2;\nmov.u32 %r11, %tid.x;\nsetp.ne.s32 %p1, %r11, 0;\n";
   const std::string issue =
       "@!%p1 cp.async.cg.shared.global [memory], [%rd1], 16;\ncp.async.commit_group;\n";
   fails(copy + issue, "ends before its copies have landed");
@@ -609,40 +658,55 @@ void test_faults() {
   fails(copy + issue + "cp.async.wait_group 1;\nld.shared.u32 %r5, [memory];", "on its way", 32);
   fails(copy + issue + "cp.async.wait_group 0;\nld.shared.u32 %r5, [memory];", "a race");
   passes(copy + issue + "cp.async.wait_group 0;\nbar.sync 0;\nld.shared.u32 %r5, [memory];");
-  passes(copy + issue + "cp.async.commit_group;\ncp.async.wait_group 1;\nbar.sync 0;\nld.shared.u32 %r5, [memory];");
+  passes(
+      copy + issue +
+      "cp.async.commit_group;\ncp.async.wait_group 1;\nbar.sync 0;\nld.shared.u32 %r5, [memory];");
   fails("cp.async.cg.shared.global [memory+8], [%rd1], 16;", "misaligned");
   fails("cp.async.cg.shared.global [memory], [%rd1+8], 16;", "misaligned");
 
   // races: nothing but barriers orders
-  const std::string other = "xor.b32 %r11, %r1, 128;\nadd.s32 %r12, %r9, %r11;\n";  // of the other warp
+  const std::string other =
+      "xor.b32 %r11, %r1, 128;\nadd.s32 %r12, %r9, %r11;\n";  // of the other warp
   fails(shared + other + "st.shared.u32 [%r10], %r1;\nld.shared.u32 %r5, [%r12];", "a race");
-  fails(shared + other + "bar.sync 0;\nst.shared.u32 [%r10], %r1;\nst.shared.u32 [%r12], %r1;", "a race");
-  fails(shared + other +
-            "st.shared.u32 [%r10], %r1;\nbar.sync 0;\nld.shared.u32 %r5, [%r12];\nst.shared.u32 "
-            "[%r10], %r1;",
-        "a race");
-  passes(shared + other +
-         "st.shared.u32 [%r10], %r1;\nbar.sync 0;\nld.shared.u32 %r5, [%r12];\nbar.sync "
-         "0;\nst.shared.u32 [%r10], %r1;");
-  const std::string neighbour = "xor.b32 %r11, %r1, 4;\nadd.s32 %r12, %r9, %r11;\n";  // of the same warp
+  fails(
+      shared + other + "bar.sync 0;\nst.shared.u32 [%r10], %r1;\nst.shared.u32 [%r12], %r1;",
+      "a race");
+  fails(
+      shared + other +
+          "st.shared.u32 [%r10], %r1;\nbar.sync 0;\nld.shared.u32 %r5, [%r12];\nst.shared.u32 "
+          "[%r10], %r1;",
+      "a race");
+  passes(
+      shared + other +
+      "st.shared.u32 [%r10], %r1;\nbar.sync 0;\nld.shared.u32 %r5, [%r12];\nbar.sync "
+      "0;\nst.shared.u32 [%r10], %r1;");
+  const std::string neighbour =
+      "xor.b32 %r11, %r1, 4;\nadd.s32 %r12, %r9, %r11;\n";  // of the same warp
   fails(shared + neighbour + "st.shared.u32 [%r10], %r1;\nld.shared.u32 %r5, [%r12];", "a race");
-  passes(shared + neighbour + "st.shared.u32 [%r10], %r1;\nbar.warp.sync -1;\nld.shared.u32 %r5, [%r12];");
-  fails(shared + neighbour +
-            "st.shared.u32 [%r10], %r1;\nbar.warp.sync -1;\nld.shared.u32 %r5, [%r12];\n"
-            "st.shared.u32 [%r10], %r1;",
-        "a race");
+  passes(
+      shared + neighbour +
+      "st.shared.u32 [%r10], %r1;\nbar.warp.sync -1;\nld.shared.u32 %r5, [%r12];");
+  fails(
+      shared + neighbour +
+          "st.shared.u32 [%r10], %r1;\nbar.warp.sync -1;\nld.shared.u32 %r5, [%r12];\n"
+          "st.shared.u32 [%r10], %r1;",
+      "a race");
   fails("st.shared.u32 [memory], 1;", "a race");  // all lanes to one place
 
   // barriers, shuffles
   const std::string half = "setp.lt.s32 %p1, %r2, 16;\n";
   fails(half + "@%p1 bra $END;\nbar.sync 0;\n$END:\n", "a barrier with inactive lanes", 32);
-  fails("setp.lt.s32 %p1, %r2, 32;\n@%p1 bra $END;\nbar.sync 0;\n$END:\n", "which have ended never reach");
+  fails(
+      "setp.lt.s32 %p1, %r2, 32;\n@%p1 bra $END;\nbar.sync 0;\n$END:\n",
+      "which have ended never reach");
   fails("bar.sync 1;", "another barrier than 0");
-  fails(half + "@%p1 bra $END;\nshfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;\n$END:\n",
-        "a shuffle with inactive lanes");
+  fails(
+      half + "@%p1 bra $END;\nshfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;\n$END:\n",
+      "a shuffle with inactive lanes");
   fails("shfl.sync.bfly.b32 %r5, %r1, 1, 31, 1;", "its mask leaves out");
-  fails(half + "@%p1 bra $END;\nshfl.sync.bfly.b32 %r5, %r1, 16, 31, -65536;\n$END:\n",
-        "a shuffle from an inactive lane", 32);
+  fails(
+      half + "@%p1 bra $END;\nshfl.sync.bfly.b32 %r5, %r1, 16, 31, -65536;\n$END:\n",
+      "a shuffle from an inactive lane", 32);
   fails(half + "vote.sync.any.pred %p2, %p1, 3;", "its mask leaves out");
   fails(half + "@%p1 bra.uni $END;\n$END:\n", "a uniform branch diverges", 32);
 
@@ -652,7 +716,8 @@ void test_faults() {
   fails("st.global.u32 [%rd0], %r20;", "an undefined register is used");
   fails("add.s32 %r5, %r20, 1;\nst.global.u32 [%rd0], %r5;", "an undefined register is used");
   fails("setp.lt.s32 %p1, %r20, 1;\n@%p1 bra $END;\n$END:\n", "an undefined predicate decides");
-  fails("ld.shared.u32 %r5, [memory];\nst.global.u32 [%rd0], %r5;", "an undefined register is used");
+  fails(
+      "ld.shared.u32 %r5, [memory];\nst.global.u32 [%rd0], %r5;", "an undefined register is used");
   passes("setp.ge.s32 %p1, %r2, 0;\nselp.u32 %r5, %r1, %r20, %p1;\nst.global.u32 [%rd0], %r5;");
   fails("$LOOP:\nbra.uni $LOOP;", "does not come to an end", 32);
 
@@ -684,11 +749,12 @@ void test_costs() {
 // Of a kernel in which each thread reads its neighbour's value through shared memory, mutants die; of a
 // barrier behind which nothing is accessed there is none.
 void test_mutants() {
-  const Kernel kernel =
-      Module("test.ptx", source("mov.u32 %r9, memory;\nadd.s32 %r10, %r9, %r1;\n"
-                                "st.shared.u32 [%r10], %r1;\nbar.sync 0;\n"
-                                "ld.shared.u32 %r5, [memory];\nbar.sync 0;\n"))
-          .kernel("test");
+  const Kernel kernel = Module(
+                            "test.ptx", source(
+                                            "mov.u32 %r9, memory;\nadd.s32 %r10, %r9, %r1;\n"
+                                            "st.shared.u32 [%r10], %r1;\nbar.sync 0;\n"
+                                            "ld.shared.u32 %r5, [memory];\nbar.sync 0;\n"))
+                            .kernel("test");
   std::string found;
   for (const Mutant& mutant : mutants_of(kernel)) found += mutant.description + "\n";
   const std::string expected = R"(29: bar.sync 0; is taken out
