@@ -2,8 +2,8 @@
 
 calibrate.py FOLDER      with the PTX of run.py in it, as build/ptx/compute_90
 
-Both sides count the text of a kernel. Loops are kept from being unrolled, or their bodies would count
-as often as ptxas repeats them.
+Both sides count the text of a kernel. Loops are kept from being unrolled, or their bodies would
+count as often as ptxas repeats them.
 """
 
 import argparse

@@ -6,7 +6,7 @@ run.py --compile-only compute_90
 run.py --mutants embedded
 
 Every kernel of the PTX has to be launched by a test. FASTCAM_PTX_SEED seeds what is random. With
---mutants each launch also runs changes of the kernel's PTX, see mutants.h, which all have to be noticed.
+--mutants each launch also runs changes of the kernel's PTX, see mutants.h: all have to be noticed.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def compiled(architecture: str) -> Path:
 
 
 def embedded() -> Path | None:
-    """The folder of the PTX in the library as it was built; None without CUDA kernels"""
+    """The folder of the PTX in the library as it was built; None if there is none in it"""
     library = ROOT / "fastcam" / "_ops_cuda.so"
     if not library.exists():
         return None
@@ -125,7 +125,7 @@ def embedded() -> Path | None:
     subprocess.run(
         [find_cuobjdump(), "-xptx", "all", library], cwd=folder, check=True, capture_output=True
     )
-    return folder
+    return folder if any(folder.glob("*.ptx")) else None
 
 
 def entries(folder: Path) -> set[str]:
@@ -215,7 +215,7 @@ def main() -> None:
     for source in options.sources:
         folder = embedded() if source == "embedded" else compiled(source)
         if folder is None:
-            print("the CUDA kernels were not built: there is no PTX of them to run")
+            print("no library with PTX of the CUDA kernels was built: there is nothing to run")
         elif not options.compile_only:
             passed &= find_mutants(folder) if options.mutants else test(folder)
     if not passed:
