@@ -1,6 +1,7 @@
 // What single instructions compute, as the PTX manual says, section by section.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>

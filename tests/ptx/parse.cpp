@@ -283,6 +283,7 @@ class Parser {
     bool memory = false;
     for (std::string part; std::getline(stream, part, '.');) {
       if (name.empty()) memory = part == "ld" || part == "st";
+      if (name.starts_with("cp.async") && part.starts_with("L2::")) continue;
       const bool hint = part == "nc" || part == "ca" || part == "cg" || part == "cs" ||
                         part == "v2" || part == "v4" || part.rfind("L1::", 0) == 0 ||
                         part.rfind("L2::", 0) == 0;

@@ -485,6 +485,18 @@ void test_approximations() {
   test_instruction<float, float>("rcp.approx.ftz.f32", reciprocal);
 }
 
+void test_parts() {
+  std::vector<uint32_t> in{0x11112222, 0x33334444}, out(4);
+  const Outcome outcome =
+      run("ld.global.u64 %rd2, [%rd1];\nmov.b64 {%rs1, %rs2, %rs3, %rs4}, %rd2;\n"
+          "mov.b64 {%r5, %r6}, %rd2;\nmov.b32 %r7, {%rs4, %rs1};\nmov.b64 %rd3, {%r7, %r5};\n"
+          "setp.ne.s32 %p1, %r2, 0;\n@%p1 ret;\nst.global.u64 [%rd0], %rd3;\n"
+          "st.global.u32 [%rd0+8], %r6;\n",
+          out.data(), in.data());
+  expect(outcome.fault.empty(), outcome.fault);
+  expect(out == std::vector<uint32_t>{0x22223333, 0x11112222, 0x33334444, 0}, "parts");
+}
+
 // Division by a constant, as compilers write it
 void test_divisions_by_constants() {
   std::vector<uint32_t> in, out;
@@ -781,6 +793,7 @@ int main() {
   test_floats<double>("f64");
   test_conversions();
   test_approximations();
+  test_parts();
   test_divisions_by_constants();
   test_counts();
   test_wavefronts();
