@@ -10,9 +10,9 @@ namespace ptx {
 namespace {
 
 std::string trimmed(const std::string& text) {
-  const size_t first = text.find_first_not_of(" \t");
+  const size_t first = text.find_first_not_of(' ');
   if (first == std::string::npos) return "";
-  return text.substr(first, text.find_last_not_of(" \t") - first + 1);
+  return text.substr(first, text.find_last_not_of(' ') - first + 1);
 }
 
 std::vector<std::string> words(const std::string& text) {
@@ -95,9 +95,10 @@ Module::Module(const std::string& file, const std::string& text) : file_(file) {
   int number = 0, depth = 0;
   while (std::getline(stream, line)) {
     ++number;
+    std::replace(line.begin(), line.end(), '\t', ' ');
     const std::string bare = trimmed(without_comment(line));
     if (!name.empty()) {
-      entry.lines.push_back(line);
+      entry.lines.push_back(trimmed(line));
       depth +=
           std::count(bare.begin(), bare.end(), '{') - std::count(bare.begin(), bare.end(), '}');
       if (depth == 0 && bare == "}") {
@@ -191,7 +192,7 @@ class Parser {
       parse_statement(before, line);
       return true;
     }
-    if (c == ':' && before.find_first_of(" \t.[") == std::string::npos) {
+    if (c == ':' && before.find_first_of(" .[") == std::string::npos) {
       scopes_[scope_].labels[before] = static_cast<int>(kernel_.code.size());
       return true;
     }
@@ -204,7 +205,7 @@ class Parser {
       scope_ = scopes_[scope_].parent;
       return true;
     }
-    statement += c == '\t' ? ' ' : c;
+    statement += c;
     return false;
   }
 
