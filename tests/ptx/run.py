@@ -18,6 +18,7 @@ import runpy
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -165,9 +166,35 @@ def test(folder: Path) -> bool:
     return passed
 
 
+def is_equivalent(kernel: str, barriers: int) -> bool:
+    """Whether so many barriers of a kernel may be taken out unnoticed"""
+    counts = (count for a, b, count, _ in EQUIVALENT if a in kernel and b in kernel)
+    return barriers <= next(counts, 0)
+
+
+def judge_mutants(folder: Path) -> bool:
+    """Whether, by what the tests have written, all mutants died that can"""
+    verdicts: dict[str, set[tuple[str, str]]] = {"mutant": set(), "ran": set(), "died": set()}
+    for name in TESTS:
+        for line in (folder / f"mutants_{name}.txt").read_text().splitlines():
+            verdict, kernel, change, *_ = line.split("\t")
+            verdicts[verdict].add((kernel, change))
+    found, ran, died = verdicts.values()
+    alive = ran - died
+    barriers = {each for each in alive if re.search(r"bar\S*sync\s+0; is taken out$", each[1])}
+    count = Counter(kernel for kernel, _ in barriers)
+    same = {(kernel, change) for kernel, change in barriers if is_equivalent(kernel, count[kernel])}
+    for kernel, change in sorted(alive - same):
+        print(f"SURVIVED  {kernel}: {change}")
+    print(
+        f"{folder.name}: {len(died)} of {len(ran) - len(same)} mutants died; {len(same)} more are "
+        f"equivalent, {len(found - ran)} change copies of a loop's body that no test reaches"
+    )
+    return bool(died) and alive == same
+
+
 def find_mutants(folder: Path) -> bool:
     """Whether the launches of all tests notice all mutants of the PTX of a folder"""
-    verdicts_of: dict[str, set[tuple[str, str]]] = {"mutant": set(), "ran": set(), "died": set()}
 
     def run(name: str) -> tuple[str, str | None]:
         verdicts = folder / f"mutants_{name}.txt"
@@ -175,33 +202,10 @@ def find_mutants(folder: Path) -> bool:
         return name, run_test(name, folder, {"FASTCAM_PTX_MUTANTS": str(verdicts)})
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for name, said in pool.map(run, TESTS):
-            if said:
-                print(f"{folder.name}, {name} FAILED\n{said}")
-                return False
-            for line in (folder / f"mutants_{name}.txt").read_text().splitlines():
-                verdict, kernel, description, *_ = line.split("\t")
-                verdicts_of[verdict].add((kernel, description))
-    found, ran, died = verdicts_of.values()
-    survivors = sorted(ran - died)
-    same = set()
-    for kernel in {kernel for kernel, _ in survivors}:
-        barriers = [
-            (name, change)
-            for name, change in survivors
-            if name == kernel and re.search(r"bar.*sync 0; is taken out$", change)
-        ]
-        count = next((n for a, b, n, _ in EQUIVALENT if a in kernel and b in kernel), 0)
-        if len(barriers) <= count:
-            same.update(barriers)
-    for kernel, description in survivors:
-        if (kernel, description) not in same:
-            print(f"SURVIVED  {kernel}: {description}")
-    print(
-        f"{folder.name}: {len(died)} of {len(ran) - len(same)} mutants died; {len(same)} more are "
-        f"equivalent, {len(found - ran)} change copies of a loop's body that no test reaches"
-    )
-    return bool(died) and len(died) + len(same) == len(ran)
+        failed = [(name, said) for name, said in pool.map(run, TESTS) if said]
+    for name, said in failed:
+        print(f"{folder.name}, {name} FAILED\n{said}")
+    return not failed and judge_mutants(folder)
 
 
 def main() -> None:
