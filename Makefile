@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CSRC := $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc tests/kernels -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/kernels tests/ptx -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 # A file that is newer than the kernels where CUDA was switched on or off since they were built.
 CHOICE := build/.cuda-$(if $(filter 0,$(FASTCAM_CUDA)),off,on)
@@ -15,6 +15,14 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 emulate = $(CMAKE) -B build/cmake-$(1) -DFASTCAM_SANITIZE=$(2) > build/cmake.log && \
 	$(BIN)/cmake --build build/cmake-$(1) && \
 	$(BIN)/ctest --test-dir build/cmake-$(1) --output-on-failure --parallel 2
+
+# The machine for PTX, and the kernels' tests on it
+build_ptx = $(CMAKE) -B build/cmake-ptx -DFASTCAM_PTX=ON > build/cmake-ptx.log && \
+	$(BIN)/cmake --build build/cmake-ptx && \
+	$(BIN)/ctest --test-dir build/cmake-ptx --output-on-failure
+# $(call with_nvcc,COMMANDS)
+with_nvcc = if command -v nvcc > /dev/null; then $(1); \
+	else echo "nvcc was not found: there is no PTX of the kernels"; fi
 
 # What `make kernels` compiles for.
 ARCHITECTURES ?= 80 90 120
@@ -32,7 +40,8 @@ TESTS_OF_captum := tests/test_dropin_captum.py tests/test_dropin_matrix.py tests
 N ?= 10000
 SEED ?= 300
 
-.PHONY: help demo test peers peer-suites fuzz lint kernels emulate resources mutants bench build format clean
+.PHONY: help demo test peers peer-suites fuzz lint kernels emulate ptx ptx-built ptx-mutants slots resources mutants \
+	bench build format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,7 +50,7 @@ help:  ## this list
 demo: build  ## explain the shipped scene and clip: pictures and a video in out/demo
 	$(BIN)/fastcam demo --out out/demo
 
-test: build lint emulate resources  ## lint, types, the kernels on the CPU and the Python tests
+test: build lint emulate ptx-built resources  ## lint, types, the kernels on the CPU and the Python tests
 	$(BIN)/python -m pytest
 
 peers: $(PEERS:%=peer-%)  ## the drop-in's tests with the older releases that it serves
@@ -77,6 +86,25 @@ emulate: build
 	$(call emulate,plain)
 	$(call emulate,thread,thread)
 	$(call emulate,address,address$(comma)undefined)
+
+ptx: build  ## what nvcc makes of every kernel, for sm_80 and sm_90, run on the CPU
+	$(build_ptx)
+	@$(call with_nvcc,$(BIN)/python tests/ptx/run.py compute_80 compute_90)
+
+# The same with what is in the library already
+ptx-built: build
+	$(build_ptx)
+	$(BIN)/python tests/ptx/run.py embedded
+
+ptx-mutants: build  ## break what nvcc makes of the kernels in many ways and count what the tests miss
+	$(build_ptx)
+	@$(call with_nvcc,$(BIN)/python tests/ptx/run.py --mutants compute_90)
+
+slots: build  ## what the kernels take of an H100 and an H200: instructions, bytes, time; into benchmarks/results/slots.md
+	$(build_ptx)
+	@$(call with_nvcc,$(BIN)/python tests/ptx/run.py --compile-only compute_90 && \
+		FASTCAM_PTX=build/ptx/compute_90 build/cmake-ptx/tests/ptx/ptx_slots > build/slots.md && \
+		mv build/slots.md benchmarks/results/slots.md)
 
 # The library that was built has one architecture.
 resources: build

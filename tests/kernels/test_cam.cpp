@@ -210,6 +210,12 @@ int main() {
     test_case({{1, 1, 8, 2100}, contiguous, contiguous, device});
     test_case({{1, 2, 33, 131}, last, last, device});
   }
+  // tiles of many rounds of copies, and many tiles a block
+  if (!kSanitized) {
+    test_case({{1, 1, 3, 16384 / sizeof(T)}, contiguous, contiguous, kSmall});
+    test_case({{5, 1, 36, 1024}, contiguous, contiguous, kSmall});
+    test_case({{5, 1, 160, 128}, last, last, kSmall});
+  }
   test_nan();
   return report();
 }

@@ -1,6 +1,7 @@
 // What single instructions compute, as the PTX manual says, section by section.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -94,8 +95,7 @@ inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selectors) {
 inline uint32_t look_up(uint32_t a, uint32_t b, uint32_t c, uint32_t table) {
   uint32_t result = 0;
   for (int i = 0; i < 8; ++i)
-    if (table >> i & 1)
-      result |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+    if (table >> i & 1) result |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
   return result;
 }
 
@@ -200,7 +200,8 @@ inline Half to_half(float value) {
   if (value != value) return {0x7fff};
   const double magnitude = rounded_to(std::fabs(double{value}), 11, -24);
   if (magnitude >= 65536) return {static_cast<uint16_t>(sign | 0x7c00)};
-  if (magnitude < 0x1p-14) return {static_cast<uint16_t>(sign | static_cast<uint16_t>(magnitude * 0x1p24))};
+  if (magnitude < 0x1p-14)
+    return {static_cast<uint16_t>(sign | static_cast<uint16_t>(magnitude * 0x1p24))};
   int exponent;
   const double fraction = std::frexp(magnitude, &exponent);  // in [1/2, 1)
   const auto mantissa = static_cast<uint16_t>(fraction * 2048 - 1024);

@@ -131,26 +131,19 @@ void convert(Warp& warp, const Instruction& i, uint32_t lanes) {
   });
 }
 
-template <class T>
-void pack(Warp& warp, const Instruction& i, uint32_t lanes) {
-  constexpr int kHalf = sizeof(T) / 2;
-  uint8_t* d = warp.row<uint8_t>(i.operands[0]);
-  for (int half : {0, 1}) {
-    const uint8_t* from = warp.row<uint8_t>(i.operands[1 + half]);
+// One register between equal parts of it, the lowest first: d, a, b... and a, b..., d
+template <class T, bool kPack>
+void repack(Warp& warp, const Instruction& i, uint32_t lanes) {
+  const Operand& whole = i.operands[kPack ? 0 : i.count - 1];
+  const Operand* parts = i.operands.data() + kPack;
+  const size_t count = i.count - 1, bytes = sizeof(T) / count;
+  for (size_t part = 0; part < count; ++part) {
+    if (parts[part].base.width != bytes)
+      warp.fail(std::countr_zero(lanes), "parts of another width");
     for_lanes(lanes, [&](int lane) {
-      __builtin_memcpy(d + lane * sizeof(T) + half * kHalf, from + lane * kHalf, kHalf);
-    });
-  }
-}
-
-template <class T>
-void unpack(Warp& warp, const Instruction& i, uint32_t lanes) {
-  constexpr int kHalf = sizeof(T) / 2;
-  const uint8_t* a = warp.row<uint8_t>(i.operands[2]);
-  for (int half : {0, 1}) {
-    uint8_t* to = warp.row<uint8_t>(i.operands[half]);
-    for_lanes(lanes, [&](int lane) {
-      __builtin_memcpy(to + lane * kHalf, a + lane * sizeof(T) + half * kHalf, kHalf);
+      uint8_t* in_whole = warp.row<uint8_t>(whole) + lane * sizeof(T) + part * bytes;
+      uint8_t* alone = warp.row<uint8_t>(parts[part]) + lane * bytes;
+      __builtin_memcpy(kPack ? in_whole : alone, kPack ? alone : in_whole, bytes);
     });
   }
 }
@@ -377,6 +370,12 @@ class Table {
     return found->second;
   }
 
+  std::vector<std::string> names() const {
+    std::vector<std::string> result;
+    for (const auto& [name, opcode] : opcodes_) result.push_back(name);
+    return result;
+  }
+
  private:
   void add(
       const std::string& name, const std::string& operands, Action action,
@@ -465,9 +464,8 @@ class Table {
     compares<U, [](U a, U b) { return a == b; }>("eq." + type);
     compares<U, [](U a, U b) { return a != b; }>("ne." + type);
     if constexpr (n > 2) {
-      const std::string half = widths(n / 2).substr(1);
-      add("mov." + type + " pack", widths(n) + half + half, pack<U>);
-      add("mov." + type + " unpack", "=" + half + "=" + half + widths(n).substr(1), unpack<U>);
+      add("mov." + type + " pack", widths(n) + "R", repack<U, true>);
+      add("mov." + type + " unpack", "=R" + widths(n).substr(1), repack<U, false>);
       add("popc." + type, widths(4, n), unary<uint32_t, U, [](U a) { return std::popcount(a); }>);
       add("clz." + type, widths(4, n), unary<uint32_t, U, [](U a) { return std::countl_zero(a); }>);
       add("bfi." + type, widths(n, n, n, 4, 4), insert_bits<U>);
@@ -708,11 +706,19 @@ class Table {
   std::map<std::string, Opcode> opcodes_;
 };
 
+const Table& table() {
+  static const Table all;
+  return all;
+}
+
 }  // namespace
 
 const Opcode& opcode_named(const std::string& name) {
-  static const Table table;
-  return table.named(name);
+  return table().named(name);
+}
+
+std::vector<std::string> opcode_names() {
+  return table().names();
 }
 
 }  // namespace ptx

@@ -1,5 +1,7 @@
 #include "launch.h"
 
+#include "mutants.h"
+
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -11,6 +13,9 @@
 #include <memory>
 #include <set>
 #include <sstream>
+
+// AddressSanitizer's, if the program is linked with it
+extern "C" __attribute__((weak)) void __asan_set_death_callback(void (*callback)());
 
 namespace ptx {
 
@@ -41,6 +46,16 @@ void note(const std::string& name) {
   static std::set<std::string> noted;
   if (path.empty() || !noted.insert(name).second) return;
   std::ofstream(path, std::ios::app) << name << "\n";
+}
+
+Machine& machine() {
+  static Machine the_one(std::stoull(setting("FASTCAM_PTX_SEED", "1")));
+  return the_one;
+}
+
+// An address that nobody allocated ends the process, which says where.
+void say_position() {
+  std::fprintf(stderr, "ptx: at %s\n", machine().position().c_str());
 }
 
 }  // namespace
@@ -85,11 +100,16 @@ Launch prepared(
 }
 
 void launch(const void* function, const Blocks& blocks, const std::vector<Argument>& arguments) {
-  static Machine machine(std::stoull(setting("FASTCAM_PTX_SEED", "1")));
+  if (__asan_set_death_callback) __asan_set_death_callback(say_position);
   try {
     const Kernel& kernel = kernel_named(name_of(function));
     const uint32_t count = blocks.grid[0] * blocks.grid[1] * blocks.grid[2];
-    machine.run(prepared(kernel, blocks, arguments), 0, count);
+    const Launch launch = prepared(kernel, blocks, arguments);
+    if (static MutantRun mutants(setting("FASTCAM_PTX_MUTANTS")); mutants.wanted()) {
+      mutants.run(machine(), launch, count);
+    } else {
+      machine().run(launch, 0, count);
+    }
     note(kernel.name);
   } catch (const Fault& fault) {
     std::fprintf(stderr, "ptx: %s\n", fault.what());

@@ -2,7 +2,7 @@
 // PTX files in the folder FASTCAM_PTX.
 //
 // FASTCAM_PTX_RAN: a file that the names of the launched kernels are appended to. FASTCAM_PTX_SEED: of
-// everything that is random. FASTCAM_PTX_MUTANTS: see mutants.h.
+// everything that is random. FASTCAM_PTX_MUTANTS: the file of a MutantRun.
 #pragma once
 
 #include <cstdint>

@@ -75,7 +75,7 @@ std::string Block::position() const {
 
 void Block::run(uint32_t number) {
   constexpr int kLongestTurn = 64;
-  constexpr int64_t kMostTurns = 10'000'000;
+  constexpr int64_t kMostTurns = 1'000'000;
   index = unfolded(number, launch.grid);
   shared.start(*launch.kernel, launch.shared_bytes);
   for (Warp& warp : warps_) warp.start();

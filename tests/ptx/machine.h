@@ -107,7 +107,8 @@ class Warp {
   uint8_t* write_global(uint64_t address, uint32_t bytes, int lane);
   const uint8_t* read_shared(uint64_t address, uint32_t bytes, int lane, bool& defined);
   uint8_t* write_shared(uint64_t address, uint32_t bytes, int lane);
-  void count_wavefronts(const std::array<uint64_t, kWarp>& addresses, uint32_t lanes, uint32_t bytes);
+  void count_wavefronts(
+      const std::array<uint64_t, kWarp>& addresses, uint32_t lanes, uint32_t bytes);
 
   // The lanes that run now; a meeting of the warp needs those of `mask`
   uint32_t running() const { return stack_.back().lanes; }
@@ -144,9 +145,7 @@ class Warp {
   void end(uint32_t lanes);
   void check_known(const Instruction& instruction, uint32_t lanes);
   void land(const Copy& copy);
-  Who who(int lane) const {
-    return {static_cast<uint16_t>(number_ * kWarp + lane), sync_};
-  }
+  Who who(int lane) const { return {static_cast<uint16_t>(number_ * kWarp + lane), sync_}; }
 
   Block& block_;
   const Kernel& kernel_;

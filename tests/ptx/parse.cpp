@@ -10,9 +10,9 @@ namespace ptx {
 namespace {
 
 std::string trimmed(const std::string& text) {
-  const size_t first = text.find_first_not_of(" \t");
+  const size_t first = text.find_first_not_of(' ');
   if (first == std::string::npos) return "";
-  return text.substr(first, text.find_last_not_of(" \t") - first + 1);
+  return text.substr(first, text.find_last_not_of(' ') - first + 1);
 }
 
 std::vector<std::string> words(const std::string& text) {
@@ -95,9 +95,10 @@ Module::Module(const std::string& file, const std::string& text) : file_(file) {
   int number = 0, depth = 0;
   while (std::getline(stream, line)) {
     ++number;
+    std::replace(line.begin(), line.end(), '\t', ' ');
     const std::string bare = trimmed(without_comment(line));
     if (!name.empty()) {
-      entry.lines.push_back(line);
+      entry.lines.push_back(trimmed(line));
       depth +=
           std::count(bare.begin(), bare.end(), '{') - std::count(bare.begin(), bare.end(), '}');
       if (depth == 0 && bare == "}") {
@@ -191,7 +192,7 @@ class Parser {
       parse_statement(before, line);
       return true;
     }
-    if (c == ':' && before.find_first_of(" \t.[") == std::string::npos) {
+    if (c == ':' && before.find_first_of(" .[") == std::string::npos) {
       scopes_[scope_].labels[before] = static_cast<int>(kernel_.code.size());
       return true;
     }
@@ -204,7 +205,7 @@ class Parser {
       scope_ = scopes_[scope_].parent;
       return true;
     }
-    statement += c == '\t' ? ' ' : c;
+    statement += c;
     return false;
   }
 
@@ -283,6 +284,7 @@ class Parser {
     bool memory = false;
     for (std::string part; std::getline(stream, part, '.');) {
       if (name.empty()) memory = part == "ld" || part == "st";
+      if (name.starts_with("cp.async") && part.starts_with("L2::")) continue;
       const bool hint = part == "nc" || part == "ca" || part == "cg" || part == "cs" ||
                         part == "v2" || part == "v4" || part.rfind("L1::", 0) == 0 ||
                         part.rfind("L2::", 0) == 0;
@@ -371,13 +373,14 @@ class Parser {
       if (special == kSpecial.end()) return register_named(text);
       return constant(special->second, text.at(dot + 1) - 'x', 0, 4);
     }
+    const bool number = std::isdigit(text[0]) || text[0] == '-';
+    if (number && width == kAny) width = 8;  // of which the lowest bytes are taken
     if (text.rfind("0f", 0) == 0 || text.rfind("0d", 0) == 0)
       return constant(Constant::kValue, 0, std::stoull(text.substr(2), nullptr, 16), width);
-    if (std::isdigit(text[0]) || text[0] == '-') {
-      if (width == kAny) throw Fault("a number of unknown width: " + text);
-      const uint64_t number =
+    if (number) {
+      const uint64_t bits =
           text[0] == '-' ? std::stoll(text, nullptr, 0) : std::stoull(text, nullptr, 0);
-      return constant(Constant::kValue, 0, width == 0 && number ? kAllLanes : number, width);
+      return constant(Constant::kValue, 0, width == 0 && bits ? kAllLanes : bits, width);
     }
     if (const auto found = symbols_.find(text); found != symbols_.end())
       return constant(Constant::kValue, 0, found->second, width);

@@ -56,6 +56,7 @@ struct Opcode {
 
 // The opcode of this name, or a Fault that names it; with its cost
 const Opcode& opcode_named(const std::string& name);
+std::vector<std::string> opcode_names();
 Cost cost_of(const std::string& opcode);
 
 constexpr int kNowhere = -1;
