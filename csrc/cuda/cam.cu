@@ -34,6 +34,22 @@ SlicedMaps sliced_cam(
   return maps ? *maps : two_step_cam(launch, o, method, relu, eps);
 }
 
+bool fused_weights(
+    const Launch& launch, const FeatureTensor& activations, const FeatureTensor& gradients,
+    const Extents& e, const std::string& method, double eps, const Tensor& weights) {
+  bool launched = false;
+  dispatch(activations.tensor.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using F = arithmetic_t<T>;
+    with_method<F>(method, eps, [&](const auto& functor) {
+      launched = launch_cam_kernel(
+          launch, activations.features<T>(), gradients.features<T>(), e, functor,
+          [&](const CamPlan&) { return mutable_data<F>(weights); }, false, true);
+    });
+  });
+  return launched;
+}
+
 Tensor folded(
     const Launch& launch, const SlicedMaps& maps, bool relu, const std::vector<int64_t>& shape) {
   if (maps.slices == 1) return maps.parts;

@@ -13,30 +13,54 @@ struct SlicedMaps {
   int64_t slices;
 };
 
-// One launch, by the plan; nothing where the plan has none.
+// One launch, by the plan, into result(plan); false, and no launch, if the plan has no tile.
+template <class T, class Method, class Result>
+bool launch_cam_kernel(
+    const Launch& launch, const Features<T>& a, const Features<T>& g, const Extents& e,
+    const Method& method, const Result& result, bool relu, bool weights_only) {
+  bool launched = false;
+  with_order(weights_only ? g : a, [&](auto across) {
+    const auto kernel = cam_kernel<across.value, T, Method>;
+    const CamPlan plan = plan_cam(cam_needs<T, Method>(across.value), e, launch.device(kernel));
+    if (plan.tile == 0) return;
+    const CamArguments<T, Method> arguments{
+        {a, across.value, e, plan},
+        {g, across.value, e, plan},
+        e,
+        method,
+        plan,
+        relu,
+        result(plan),
+        weights_only};
+    launch(kernel, Grid(plan.blocks(e), plan.memory.bytes), arguments);
+    launched = true;
+  });
+  return launched;
+}
+
+// Maps; nothing if the plan has no tile.
 template <class T, class Method>
 std::optional<SlicedMaps> launch_cam(
     const Launch& launch, const Features<T>& a, const Features<T>& g, const Extents& e,
     const Method& method, bool relu, const std::vector<int64_t>& map_shape, const Tensor& like) {
-  using F = arithmetic_t<T>;
   std::optional<SlicedMaps> maps;
-  with_order(a, [&](auto across) {
-    const auto kernel = cam_kernel<across.value, T, Method>;
-    const CamPlan plan = plan_cam(cam_needs<T, Method>(across.value), e, launch.device(kernel));
-    if (plan.tile == 0) return;
+  const auto result = [&](const CamPlan& plan) {
     const std::vector<int64_t> partial{e.images, plan.slices, e.classes, e.positions};
     maps = {empty(plan.slices > 1 ? partial : map_shape, arithmetic_type(like), like), plan.slices};
-    const CamArguments<T, Method> arguments{
-        {a, across.value, e, plan},  {g, across.value, e, plan}, e, method, plan, relu,
-        mutable_data<F>(maps->parts)};
-    launch(kernel, Grid(plan.blocks(e), plan.memory.bytes), arguments);
-  });
+    return mutable_data<arithmetic_t<T>>(maps->parts);
+  };
+  launch_cam_kernel(launch, a, g, e, method, result, relu, false);
   return maps;
 }
 
 // The maps of a method by its name
 SlicedMaps sliced_cam(
     const Launch& launch, const CamOperands& o, const std::string& method, bool relu, double eps);
+
+// The weights alone, contiguous as (N, K, C), into `weights`; false if the channels are too large for it
+bool fused_weights(
+    const Launch& launch, const FeatureTensor& activations, const FeatureTensor& gradients,
+    const Extents& extents, const std::string& method, double eps, const Tensor& weights);
 
 // The maps of weights that are given
 SlicedMaps sliced_weighted_sum(const Launch& launch, const WeightedSumOperands& o, bool relu);

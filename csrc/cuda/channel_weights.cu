@@ -1,6 +1,6 @@
 #include "kernels/channel_weights.cuh"
 
-#include "cuda/channel_weights.h"
+#include "cuda/cam.h"
 #include "methods_by_name.h"
 
 namespace fastcam::cuda {
@@ -8,6 +8,8 @@ namespace fastcam::cuda {
 void launch_channel_weights(
     const Launch& launch, const FeatureTensor& activations, const FeatureTensor& gradients,
     const Extents& e, const std::string& method, double eps, const Tensor& weights) {
+  if (e.positions > 0 && fused_weights(launch, activations, gradients, e, method, eps, weights))
+    return;
   dispatch(activations.tensor.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using F = arithmetic_t<T>;

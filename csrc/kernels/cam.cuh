@@ -57,8 +57,10 @@ struct CamArguments {
   Extents extents;
   Method method;
   CamPlan plan;
-  bool rectify;             // through ReLU, where no second launch follows
-  arithmetic_t<T>* result;  // maps (N, K, positions); for a second launch (N, slices, K, positions)
+  bool rectify;  // through ReLU, where no second launch follows
+  // maps (N, K, positions); for a second launch (N, slices, K, positions); weights_only: weights (N, K, C)
+  arithmetic_t<T>* result;
+  bool weights_only = false;  // no maps
 };
 
 template <class T, class Method>
@@ -112,9 +114,14 @@ class CamBlock {
     if constexpr (kGiven)
       weights_ = o_.method.weights + image_ * o_.method.image_stride +
                  first_class_ * o_.method.class_stride + first_channel;
-    const int64_t map_number =
-        (int64_t{image_} * plan_.slices + slice_) * e_.classes + first_class_;
-    result_ = o_.result + map_number * e_.positions + first_position;
+    if (weights_only()) {
+      result_ =
+          o_.result + (int64_t{image_} * e_.classes + first_class_) * e_.channels + first_channel;
+    } else {
+      const int64_t map_number =
+          (int64_t{image_} * plan_.slices + slice_) * e_.classes + first_class_;
+      result_ = o_.result + map_number * e_.positions + first_position;
+    }
   }
 
   // The slice's part of every class's map, (classes, groups, positions), in shared memory
@@ -125,7 +132,7 @@ class CamBlock {
     Step ahead{};  // the next one to be staged
     const auto stage_next = [&] {
       if (ahead.channel >= channels_) return;
-      if (ahead.klass == 0) {
+      if (ahead.klass == 0 && (kReadsActivations || !weights_only())) {
         stage(o_.activations, activations_, channels(ahead), staged_activations(ahead));
         activations_ += o_.activations.tile;
       }
@@ -146,7 +153,10 @@ class CamBlock {
       }
       __syncthreads();
       if constexpr (kWeighted) find_weights(step);
-      if (kAtOnce == 1 || plan_.at_once == 1) {
+      if (weights_only()) {
+        const int c = thread_number();
+        if (c < channels(step)) result_[step.klass * e_.channels + step.channel + c] = weights()[c];
+      } else if (kAtOnce == 1 || plan_.at_once == 1) {
         add_tile<1>(step);
       } else {
         add_tile<kAtOnce>(step);
@@ -158,6 +168,7 @@ class CamBlock {
 
   // This block's map, its groups of channels added up
   __device__ void add_groups() {
+    if (weights_only()) return;
     const bool rectify = o_.rectify && plan_.slices == 1;
     for (int k = 0; k < classes_; ++k) {
       const F* map = accumulators() + k * plan_.groups * positions_;
@@ -185,6 +196,8 @@ class CamBlock {
       channel += channels;
     }
   };
+
+  __device__ bool weights_only() const { return has_channel_weights<Method> && o_.weights_only; }
 
   __device__ static int least(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
 

@@ -56,9 +56,10 @@ struct GradCAMPlusPlus {
   FASTCAM_HOST_DEVICE F weight(F sum, F, int64_t) const { return sum; }
 
   // By a reciprocal that is right to 1 ulp instead of a division, for totals that it can be taken of. A
-  // gradient above the cap has the cap's term, 1 / total, and then g total cannot overflow.
+  // gradient above the cap has the cap's term, 1 / total, and then g total cannot overflow; of a total of 0
+  // it is infinite.
   FASTCAM_HOST_DEVICE bool quick(F total) const {
-    return eps == 0 && total >= 0 && total < F(0x1p100);
+    return eps == 0 && (total == 0 || (total >= F(0x1p-60) && total <= F(0x1p100)));
   }
   FASTCAM_HOST_DEVICE static F cap(F total) { return F(0x1p60) * reciprocal(total); }
   FASTCAM_HOST_DEVICE static F quick_term(F g, F total, F cap) {

@@ -78,6 +78,36 @@ void test_gradcam_plus_plus() {
   expect_near(method.term(0, 1e-30f, 1), 5e-31, 1e-36, "powers that underflow");
 }
 
+// Where a quick term may stand for the term, it is right to a few roundings, and not finite where that is not.
+void test_quick_terms() {
+  const float inf = INFINITY, max = std::numeric_limits<float>::max();
+  const GradCAMPlusPlus<float> method{0};
+  std::vector<float> totals{0, 1e-45f, 1e-39f, 1e-30f, 1e-9f, 1, 3e5f, 1e18f, 1e29f};
+  std::vector<float> gradients{0,      -1, -max, -inf,  1e-45f, 1e-38f,
+                               1e-10f, 1,  7e4f, 1e18f, 1e30f,  max};
+  for (int i = 0; i < 1000; ++i) {
+    totals.push_back(static_cast<float>(std::exp(20 * normal())));
+    gradients.push_back(static_cast<float>(std::exp(20 * normal())));
+  }
+  for (float total : totals) {
+    if (!method.quick(total)) continue;
+    for (float g : gradients) {
+      const float quick = method.quick_term(g, total, method.cap(total));
+      const double exact = g <= 0 ? 0 : double{g} / (2 + double{g} * total);
+      expect_near(quick, exact, 1e-6 * exact + 1e-45, [&] {
+        return "term of " + std::to_string(g) + ", " + std::to_string(total);
+      });
+    }
+    expect(std::isnan(method.quick_term(NAN, total, method.cap(total))), "NaN stays");
+    if (total > 0)
+      expect_near(
+          method.quick_term(inf, total, method.cap(total)), 1 / double{total}, 1e-6 / total, "inf");
+  }
+  for (float total : {-1e-9f, -3.0f, 1e-45f, 1e-20f, max, inf, NAN})
+    expect(!method.quick(total), "no quick term for a total of " + std::to_string(total));
+  expect(!GradCAMPlusPlus<float>{1e-7f}.quick(1), "no quick term with an eps");
+}
+
 void test_xgradcam() {
   expect_near(XGradCAM<double>{1}.weight(6, 2, 49), 2, 1e-12, "sum over total and eps");
   expect_near(XGradCAM<double>{0}.weight(3, 0, 49), 0, 0, "no activations");
@@ -129,6 +159,7 @@ int main() {
   test_float16();
   test_bfloat16();
   test_gradcam_plus_plus();
+  test_quick_terms();
   test_xgradcam();
   test_quotient();
   test_interpolation();

@@ -21,16 +21,20 @@ struct Estimate {
   }
 };
 
-constexpr double kPlusPlusEps = 1, kXGradEps = 100;
+constexpr double kXGradEps = 100;
 
 // w_k of one channel; `method` as fastcam names it
 Estimate reference_weight(
     const std::string& method, const Array<T>& a, const Array<T>& g, const Extents& e, int64_t n,
     int64_t k, int64_t c) {
+  const double eps = method == "gradcam++" ? 0 : 1;
   Estimate total, sum;
   for (int64_t p = 0; p < e.positions; ++p) {
     const double activation = a(n, 0, c, p);
-    total.add(method == "gradcam++" ? std::max(activation, 0.0) : activation, std::abs(activation));
+    total.add(
+        method == "gradcam++-signed" || method == "xgradcam" ? activation
+                                                             : std::max(activation, 0.0),
+        std::abs(activation));
   }
   for (int64_t p = 0; p < e.positions; ++p) {
     const double activation = a(n, 0, c, p), gradient = g(n, k, c, p);
@@ -38,10 +42,10 @@ Estimate reference_weight(
     if (method == "xgradcam") sum.add(gradient * activation, std::abs(gradient * activation));
     if (method.rfind("gradcam++", 0) == 0 && gradient > 0) {
       const double square = gradient * gradient, cube = square * gradient;
-      const double denominator = 2 * square + total.value * cube + kPlusPlusEps;
+      const double denominator = 2 * square + total.value * cube + eps;
       const double term = square / denominator * gradient;
       // near its pole the formula amplifies the rounding of its inputs
-      const double parts = 2 * square + total.scale * cube + kPlusPlusEps;
+      const double parts = 2 * square + total.scale * cube + eps;
       sum.add(term, std::abs(term / denominator) * parts);
     }
   }
@@ -91,6 +95,42 @@ std::vector<F> run_kernel(const CamArguments<T, Method>& arguments) {
       fold_slices_kernel<F>, grid(blocks_of(maps.size(), kLanes)), partial.data(), slices, size,
       static_cast<int64_t>(maps.size()), arguments.rectify, maps.data());
   return maps;
+}
+
+// The weights alone
+template <class Method>
+void test_weights(
+    const std::string& name, const Method& method, const Case& test, const Array<T>& a,
+    const Array<T>& g) {
+  const Extents& e = test.extents;
+  const bool across = g.strides.channel == 1 && g.strides.position != 1;
+  const CamPlan plan = plan_cam(cam_needs<T, Method>(across), e, test.device);
+  if (plan.tile == 0) return;
+  std::vector<F> weights(e.images * e.classes * e.channels, F(kNaN));
+  const CamArguments<T, Method> arguments{
+      {a.features(), across, e, plan},
+      {g.features(), across, e, plan},
+      e,
+      method,
+      plan,
+      false,
+      weights.data(),
+      true};
+  const auto configuration = grid(plan.blocks(e), plan.memory.bytes);
+  if (across) {
+    emulator::launch(cam_kernel<true, T, Method>, configuration, arguments);
+  } else {
+    emulator::launch(cam_kernel<false, T, Method>, configuration, arguments);
+  }
+  for (int64_t n = 0; n < e.images; ++n)
+    for (int64_t k = 0; k < e.classes; ++k)
+      for (int64_t c = 0; c < e.channels; ++c) {
+        const Estimate want = reference_weight(name, a, g, e, n, k, c);
+        expect_near(
+            weights[(n * e.classes + k) * e.channels + c], want.value,
+            kRounding<T> * (want.scale + std::abs(want.value)),
+            [&] { return "weights of " + describe(name, test, plan); });
+      }
 }
 
 template <class Method>
@@ -147,9 +187,13 @@ void test_case(const Case& test) {
   const Array<T> a({e.images, 1, e.channels, e.positions}, test.activations);
   const Array<T> g(e, test.gradients);
   test_method("gradcam", GradCAM<F>{}, test, a, g, true);
-  test_method("gradcam++", GradCAMPlusPlus<F>{F(kPlusPlusEps)}, test, a, g, true);
-  test_method("gradcam++-signed", GradCAMPlusPlus<F>{F(kPlusPlusEps), -INFINITY}, test, a, g, true);
+  test_method("gradcam++", GradCAMPlusPlus<F>{0}, test, a, g, true);
+  test_method("gradcam++-eps", GradCAMPlusPlus<F>{1}, test, a, g, true);
+  test_method("gradcam++-signed", GradCAMPlusPlus<F>{1, -INFINITY}, test, a, g, true);
   test_method("xgradcam", XGradCAM<F>{F(kXGradEps)}, test, a, g, false);
+  test_weights("gradcam", GradCAM<F>{}, test, a, g);
+  test_weights("gradcam++", GradCAMPlusPlus<F>{0}, test, a, g);
+  test_weights("xgradcam", XGradCAM<F>{F(kXGradEps)}, test, a, g);
   test_method("hirescam", HiResCAM<F>{}, test, a, g, true);
   test_method("layercam", LayerCAM<F>{}, test, a, g, false);
   test_method("gradcam-elementwise", GradCAMElementWise<F>{}, test, a, g, true);

@@ -19,6 +19,30 @@ void test_divider() {
   }
 }
 
+// An axis says without a division what sample_at and bound_sample say with one.
+void test_axis() {
+  const auto same = [](int64_t in, int64_t out) {
+    const Axis<double> axis(in, out);
+    const std::string what = "axis " + std::to_string(in) + " to " + std::to_string(out);
+    const auto expect_sample = [&](int64_t i) {
+      const Sample<double> want = sample_at<double>(i, in, out);
+      const Taps<double> got = axis.sample(static_cast<int>(i));
+      expect(got.near == want.near && got.far == want.far, what + ": taps");
+      expect_near(got.fraction, want.fraction, 1e-15, what + ": fraction");
+    };
+    for (int64_t i = 0; i < std::min<int64_t>(out, 300); ++i) expect_sample(i);
+    expect_sample(out - 1);
+    expect(axis.count<true>() == bound_count(in, out), what + ": bounds");
+    for (int64_t j = 0; j < std::min<int64_t>(bound_count(in, out), 300); ++j)
+      expect(axis.index<true>(static_cast<int>(j)) == bound_sample(j, in, out), what + ": bound");
+  };
+  for (int64_t in = 1; in < 24; ++in)
+    for (int64_t out = 1; out < 80; ++out) same(in, out);
+  for (auto [in, out] :
+       {std::pair<int64_t, int64_t>{7, 224}, {14, 224}, {112, 1920}, {40000, 30001}})
+    same(in, out);
+}
+
 // The spans of a map's last rows, behind the first 2^31 positions
 void test_far_positions() {
   const float value = 1;
@@ -39,8 +63,7 @@ void test_far_positions() {
     });
   };
   for (unsigned block = shares.blocks - 2 * kBeside; block < unsigned(shares.blocks); ++block)
-    emulator::launch(
-        +[](decltype(&count) count, unsigned block) { (*count)(block); }, grid(1), &count, block);
+    emulator::run_grid(grid(1), [&] { count(block); });
   for (int row = 119760; row < 120000; ++row) expect(seen[row] == 50001, "every column of a row");
 }
 
@@ -209,6 +232,7 @@ int main() {
   test_normalized();
   test_channel_order();
   test_divider();
+  test_axis();
   test_far_positions();
   test_maps<float>();
   test_maps<double>();

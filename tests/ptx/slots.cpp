@@ -250,6 +250,7 @@ void count_cams() {
   }
 }
 
+// By the fused kernel, which stops at the weights
 template <class T, class Method>
 void count_channel_weights(
     const std::string& weights_name, const Extents& e, const Method& method) {
@@ -260,20 +261,26 @@ void count_channel_weights(
   const Array<T> a = activations<T>(e, Layout::kContiguous),
                  g({1, 1, e.channels, e.positions}, Layout::kContiguous);
   std::vector<F> weights(kImages * e.channels);
-  const auto kernel = channel_weights_kernel<false, T, Method>;
-  const int64_t blocks = e.images * ceil_div(e.channels, channels_per_block<false>(e.positions));
-  const int64_t slices = plan_weight_slices(blocks, e.positions, device(kernel));
-  if (slices != 1) return;
+  const auto kernel = cam_kernel<false, T, Method>;
+  const CamPlan plan = plan_cam(cam_needs<T, Method>(false), e, device(kernel));
+  const CamArguments<T, Method> arguments{
+      {a.features(), false, e, plan},
+      {g.features(), false, e, plan},
+      e,
+      method,
+      plan,
+      false,
+      weights.data(),
+      true};
   const double values = e.images * e.channels * e.positions;
   results.push_back(
       {name,
-       std::to_string(blocks) + " blocks",
+       std::to_string(plan.blocks(e)) + " blocks",
        values,
        double(kInputs * sizeof(T)),
        {run(
-           kernel, values * kInputs * sizeof(T) + sizeof(F) * weights.size(), blocks,
-           blocks / kImages, 0, a.features(), g.features(), e, method, WeightStep::kWhole,
-           ChannelSums<F>{1, nullptr, nullptr}, weights.data())}});
+           kernel, values * kInputs * sizeof(T) + sizeof(F) * weights.size(), plan.blocks(e),
+           plan.blocks(e) / kImages, plan.memory.bytes, arguments)}});
 }
 
 void count_enlarging(int64_t side) {
