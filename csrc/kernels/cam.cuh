@@ -471,52 +471,67 @@ class CamBlock {
   template <int kCount>
   __device__ void add_tile(const Step& step) const {
     if (group_ >= plan_.groups) return;
-    const T *a = staged_activations(step), *g = kWeighted ? a : staged_gradients(step);
     auto* map = reinterpret_cast<Pack<F, kCount>*>(
-        accumulators() + (step.klass * plan_.groups + group_) * positions_);
-    const int swizzled = swizzle(member_);
+                    accumulators() + (step.klass * plan_.groups + group_) * positions_) +
+                member_;
+    const T *a = staged_activations(step), *g = kWeighted ? a : staged_gradients(step);
+    const int first = kAcross ? 0 : group_ * plan_.group_channels;
+    const int apart = kAcross ? plan_.pitch : kCount;  // elements of neighbouring positions
+    const int begin = first * plan_.pitch + member_ * apart;
+    a += begin;
+    g += begin;
     for (int i = member_; i < positions_ / kCount; i += kThreads) {
-      Pack<F, kCount> sums = map[i];
+      Pack<F, kCount> sums = *map;
       if constexpr (kAcross) {
-        const int first = i * plan_.pitch;
-#pragma unroll 2
-        for (int v = group_; v < plan_.lanes; v += plan_.groups) {
-          const int at = first + (v ^ swizzled) * kPack;
-          F av[kPack], gv[kPack];
-          load_values(a + at, av);
-          load_values(g + at, gv);
-          add_channels<kPack>(weights() + v * kPack, [&](int j, F weight) {
-            sums.values[0] += pixel(weight, av[j], gv[j]);
-          });
-        }
+        add_vectors(a, g, sums.values[0]);
       } else {
-        const int first = group_ * plan_.group_channels, left = channels(step) - first;
-        const int count = left < plan_.group_channels ? left : plan_.group_channels;
-        const T* ai = a + first * plan_.pitch + i * kCount;
-        const T* gi = g + first * plan_.pitch + i * kCount;
-        const F* weight = weights() + first;
-        const auto add = [&](int, F weight) {
-          F av[kCount], gv[kCount];
-          load_values(ai, av);
-          load_values(gi, gv);
-#pragma unroll
-          for (int j = 0; j < kCount; ++j) sums.values[j] += pixel(weight, av[j], gv[j]);
-          ai += plan_.pitch;
-          gi += plan_.pitch;
-        };
-        int missing = count;
-#pragma unroll 1
-        for (; missing >= 4; missing -= 4, weight += 4) add_channels<4>(weight, add);
-#pragma unroll 1
-        for (; missing > 0; --missing, ++weight) add_channels<1>(weight, add);
+        add_channels(a, g, first, channels(step) - first, sums.values);
       }
-      map[i] = sums;
+      *map = sums;
+      map += kThreads;
+      a += kThreads * apart;
+      g += kThreads * apart;
     }
+  }
+
+  // The group's vectors of one position
+  __device__ void add_vectors(const T* a, const T* g, F& sum) const {
+    const int swizzled = swizzle(member_);
+#pragma unroll 2
+    for (int v = group_; v < plan_.lanes; v += plan_.groups) {
+      const int at = (v ^ swizzled) * kPack;
+      F av[kPack], gv[kPack];
+      load_values(a + at, av);
+      load_values(g + at, gv);
+      with_weights<kPack>(
+          weights() + v * kPack, [&](int j, F weight) { sum += pixel(weight, av[j], gv[j]); });
+    }
+  }
+
+  // The group's channels, of which `left` begin at `first`, at kCount positions
+  template <int kCount>
+  __device__ void add_channels(
+      const T* a, const T* g, int first, int left, F (&sums)[kCount]) const {
+    const F* weight = weights() + first;
+    const auto add = [&](int, F weight) {
+      F av[kCount], gv[kCount];
+      load_values(a, av);
+      load_values(g, gv);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) sums[j] += pixel(weight, av[j], gv[j]);
+      a += plan_.pitch;
+      g += plan_.pitch;
+    };
+    int missing = left < plan_.group_channels ? left : plan_.group_channels;
+#pragma unroll 1
+    for (; missing >= 4; missing -= 4, weight += 4) with_weights<4>(weight, add);
+#pragma unroll 1
+    for (; missing > 0; --missing, ++weight) with_weights<1>(weight, add);
   }
 
   // add(j, weight) for kCount channels
   template <int kCount, class Add>
-  __device__ void add_channels(const F* weights, const Add& add) const {
+  __device__ void with_weights(const F* weights, const Add& add) const {
     Pack<F, kCount> weight{};
     if constexpr (kWeighted) weight = *reinterpret_cast<const Pack<F, kCount>*>(weights);
 #pragma unroll
