@@ -56,7 +56,7 @@ __device__ F sum_lanes(F value) {
 // The sum over the rows of a lane, in every row.
 template <class F>
 __device__ F sum_rows(F value) {
-  auto& shared = static_memory<struct OfRows, F, kThreads>();
+  auto& shared = static_memory<struct OfSums, F, kThreads>();
   shared[threadIdx.y * kLanes + threadIdx.x] = value;
   __syncthreads();
   F sum = 0;

@@ -135,6 +135,11 @@ struct Span {
   int count;        // of columns
 };
 
+// Tags of the taps in shared memory, the same for every function that they are used in
+struct OfColumns;
+struct OfRows;
+struct OfPlanes;
+
 template <class F>
 struct EnlargedMap {
   const F* map;
@@ -170,9 +175,9 @@ struct EnlargedMap {
   // kThreads columns and rows at a time, whose taps each thread finds for one of them
   template <bool kBounds, bool kStaged, class Function>
   __device__ void for_spans(const Window& window, const Function& f) const {
-    auto& columns = static_memory<struct OfColumns, Taps<F>, kThreads>();
-    auto& rows = static_memory<struct OfRowsOfMap, Taps<F>, kThreads>();
-    auto& planes = static_memory<struct OfPlanes, Taps<F>, kThreads>();
+    auto& columns = static_memory<OfColumns, Taps<F>, kThreads>();
+    auto& rows = static_memory<OfRows, Taps<F>, kThreads>();
+    auto& planes = static_memory<OfPlanes, Taps<F>, kThreads>();
     const int heights = e.height.template count<kBounds>(), t = thread_number();
     for (int column = window.first_column; column < window.last_column; column += kThreads) {
       for (int row = window.first_row; row < window.last_row; row += kThreads) {

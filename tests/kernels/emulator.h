@@ -265,7 +265,9 @@ inline void count_static(const void* array, size_t bytes) {
   for (const auto& [place, size] : b.statics) fixed += size;
   const size_t dynamic = b.configuration.shared_bytes, all = fixed + dynamic;
   const bool asked = asks_for_memory && asks_for_memory(fixed, dynamic);
-  if (all > kMaxSharedBytes || (all > kUnasked && !asked)) fail("too much shared memory");
+  // nobody can ask for static memory
+  if (fixed > kUnasked || all > kMaxSharedBytes || (all > kUnasked && !asked))
+    fail("too much shared memory");
 }
 
 // Arrives, and returns when all have.

@@ -176,6 +176,11 @@ __global__ void static_and_dynamic_kernel() {
   static_memory<struct Sixteen, int, 4>()[0] = 0;
 }
 
+// More than a block has, whatever it asks for
+__global__ void static_kernel() {
+  static_memory<struct Many, int, 12 * 1024 + 1>()[0] = 0;
+}
+
 __global__ void empty_kernel() {}
 
 // ---- runs ----
@@ -285,6 +290,11 @@ void run_fault(const std::string& name) {
       {"too_much_memory", [&] { emulator::launch(empty_kernel, {one, threads, 227 * 1024 + 1}); }},
       {"static_and_dynamic",
        [&] { emulator::launch(static_and_dynamic_kernel, {one, threads, 48 * 1024}); }},
+      {"too_much_static",
+       [&] {
+         emulator::asks_for_memory = [](int64_t, int64_t) { return true; };
+         emulator::launch(static_kernel, {one, threads});
+       }},
   };
   faults.at(name)();
 }
