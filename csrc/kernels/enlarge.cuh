@@ -28,40 +28,57 @@ struct Divider {
   }
 };
 
-// A sample lies between source[near] and source[far], a fraction of the way: sample_at with 32 bits
+// A sample lies between source[near] and source[far], a fraction of the way: sample_at in as few registers
+// as it takes
 template <class F>
-struct alignas(16) Taps {
-  int near, far;
+struct alignas(2 * sizeof(F)) Taps {
+  using Index = std::conditional_t<sizeof(F) == 8, int64_t, int32_t>;
+  Index cell;  // 2 near, and 1 if far is the next one
   F fraction;
-  F unused = 0;  // fills the 16 bytes that are moved at once
+
+  FASTCAM_HOST_DEVICE static Taps between(int near, int far, F fraction) {
+    return {Index{2} * near + (far > near ? 1 : 0), fraction};
+  }
+  FASTCAM_HOST_DEVICE int near() const { return static_cast<int>(cell >> 1); }
+  FASTCAM_HOST_DEVICE int far() const { return near() + static_cast<int>(cell & 1); }
 };
 
-// One dimension: what sample_at, bound_count and bound_sample say, without a division
+// n / d for numbers beyond the divider: by the reciprocal, which is off by a little
+FASTCAM_HOST_DEVICE int64_t long_quotient(int64_t n, int64_t d, double reciprocal) {
+  auto result = static_cast<int64_t>(static_cast<double>(n) * reciprocal);
+  while (result * d > n) --result;
+  while ((result + 1) * d <= n) ++result;
+  return result;
+}
+
+// One dimension: what sample_at, bound_count and bound_sample say. A division would take a GPU long, and
+// the registers of a call.
 template <class F>
 struct Axis {
   int in, out;
-  bool small, divides;       // all numbers fit the dividers; and they are needed
+  bool small;                // all numbers fit the dividers
   Divider cells, positions;  // by 2 out and 2 in
-  F fraction;                // 1 / (2 out)
+  double cell, position;     // 1 / (2 out) and 1 / (2 in)
 
   Axis(int64_t in, int64_t out)
       : in(static_cast<int>(in)),
         out(static_cast<int>(out)),
         small(2 * in * (out + 1) < INT32_MAX),
-        divides(small && in != out),
         cells(small ? 2 * out : 1),
         positions(small ? 2 * in : 1),
-        fraction(F(1) / F(2 * out)) {}
+        cell(1.0 / (2 * out)),
+        position(1.0 / (2 * in)) {}
 
   FASTCAM_HOST_DEVICE Taps<F> sample(int index) const {
-    if (!divides) {
-      const Sample<F> found = sample_at<F>(index, in, out);
-      return {static_cast<int>(found.near), static_cast<int>(found.far), found.fraction};
+    if (in == out) return Taps<F>::between(index, index, 0);
+    if (small) {
+      const int numerator = not_negative((2 * index + 1) * in - out);
+      const int near = static_cast<int>(cells.quotient(numerator));
+      return taps(near, numerator - near * static_cast<int>(cells.divisor));
     }
-    const int first = (2 * index + 1) * in - out, numerator = first < 0 ? 0 : first;
-    const int near = static_cast<int>(cells.quotient(numerator));
-    const int rest = numerator - near * static_cast<int>(cells.divisor);
-    return {near, near + 1 < in ? near + 1 : near, F(rest) * fraction};
+    const int64_t numerator = not_negative((2 * int64_t{index} + 1) * in - out);
+    const int64_t near = long_quotient(numerator, 2 * int64_t{out}, cell);
+    return taps(static_cast<int>(near), numerator - near * 2 * out);
   }
 
   // Number j of `count` samples: of all, or of those that bound cells
@@ -72,13 +89,28 @@ struct Axis {
   template <bool kBounds>
   FASTCAM_HOST_DEVICE int index(int j) const {
     if (!kBounds || out < int64_t{2} * in) return j;
-    if (!small) return static_cast<int>(bound_sample(j, in, out));
-    const int cell = (j + 1) / 2;  // the sample before its first one, or that one
-    const int numerator = (2 * cell + 1) * out - in;
-    const int first = cell == 0 || numerator <= 0
-                          ? 0
-                          : static_cast<int>(positions.quotient(numerator + 2 * in - 1));
-    return cell == in ? out - 1 : first - j % 2;
+    const int of_cell = (j + 1) / 2;  // the sample before its first one, or that one
+    return of_cell == in ? out - 1 : first_sample_of(of_cell) - j % 2;
+  }
+
+ private:
+  template <class I>
+  FASTCAM_HOST_DEVICE static I not_negative(I value) {
+    return value < 0 ? 0 : value;
+  }
+  template <class I>
+  FASTCAM_HOST_DEVICE Taps<F> taps(int near, I rest) const {
+    return Taps<F>::between(near, near + 1 < in ? near + 1 : near, F(rest) * F(cell));
+  }
+  FASTCAM_HOST_DEVICE int first_sample_of(int cell) const {
+    if (small) {
+      const int numerator = (2 * cell + 1) * out - in;
+      if (cell == 0 || numerator <= 0) return 0;
+      return static_cast<int>(positions.quotient(numerator + 2 * in - 1));
+    }
+    const int64_t numerator = (2 * int64_t{cell} + 1) * out - in, width = 2 * int64_t{in};
+    if (cell == 0 || numerator <= 0) return 0;
+    return static_cast<int>(long_quotient(numerator + width - 1, width, position));
   }
 };
 
@@ -144,16 +176,39 @@ template <class F>
 struct EnlargedMap {
   const F* map;
   bool staged;  // at the beginning of shared memory, which the compiler has to know for fast reads
-  Enlargement<F> e;
+  const Enlargement<F>& e;
 
   // f(span, its values) for the spans of a window, or (kBounds) of the samples that bound cells. What lies
-  // beyond the last column has its values.
+  // beyond the last column has its values. kThreads columns and rows at a time, whose taps each thread finds
+  // for one of them.
   template <bool kBounds, class Function>
   __device__ void for_spans(const Window& window, const Function& f) const {
-    if (staged) {
-      for_spans<kBounds, true>(window, f);
-    } else {
-      for_spans<kBounds, false>(window, f);
+    auto& columns = static_memory<OfColumns, Taps<F>, kThreads>();
+    auto& rows = static_memory<OfRows, Taps<F>, kThreads>();
+    auto& planes = static_memory<OfPlanes, Taps<F>, kThreads>();
+    const int heights = e.height.template count<kBounds>(), t = thread_number();
+    const Walk& walk = kBounds ? e.bounds : e.all;
+    for (int column = window.first_column; column < window.last_column; column += kThreads) {
+      for (int row = window.first_row; row < window.last_row; row += kThreads) {
+        const int x = column + t < window.last_column ? column + t : window.last_column - 1;
+        columns[t] = e.width.sample(e.width.template index<kBounds>(x));
+        if (row + t < window.last_row) {
+          const int z = row + t < heights ? 0 : (row + t) / heights, y = row + t - z * heights;
+          rows[t] = e.height.sample(e.height.template index<kBounds>(y));
+          planes[t] = e.depth.sample(e.depth.template index<kBounds>(z));
+        }
+        __syncthreads();
+        const Window part{
+            column, least(column + kThreads, window.last_column), row,
+            least(row + kThreads, window.last_row)};
+        const int rows_before = row - window.first_row;
+        if (staged && e.depth.in == 1) {
+          walk_plane(walk, part, rows_before, columns, rows, f);
+        } else {
+          walk_planes(walk, part, rows_before, columns, rows, planes, f);
+        }
+        __syncthreads();
+      }
     }
   }
 
@@ -172,117 +227,109 @@ struct EnlargedMap {
   }
 
  private:
-  // kThreads columns and rows at a time, whose taps each thread finds for one of them
-  template <bool kBounds, bool kStaged, class Function>
-  __device__ void for_spans(const Window& window, const Function& f) const {
-    auto& columns = static_memory<OfColumns, Taps<F>, kThreads>();
-    auto& rows = static_memory<OfRows, Taps<F>, kThreads>();
-    auto& planes = static_memory<OfPlanes, Taps<F>, kThreads>();
-    const int heights = e.height.template count<kBounds>(), t = thread_number();
-    for (int column = window.first_column; column < window.last_column; column += kThreads) {
-      for (int row = window.first_row; row < window.last_row; row += kThreads) {
-        const int x = column + t < window.last_column ? column + t : window.last_column - 1;
-        columns[t] = e.width.sample(e.width.template index<kBounds>(x));
-        if (row + t < window.last_row) {
-          const int z = row + t < heights ? 0 : (row + t) / heights, y = row + t - z * heights;
-          rows[t] = e.height.sample(e.height.template index<kBounds>(y));
-          if (e.depth.in > 1) planes[t] = e.depth.sample(e.depth.template index<kBounds>(z));
-        }
-        __syncthreads();
-        const Window part{
-            column, least(column + kThreads, window.last_column), row,
-            least(row + kThreads, window.last_row)};
-        walk<kStaged>(
-            kBounds ? e.bounds : e.all, part, row - window.first_row, columns, rows, planes, f);
-        __syncthreads();
-      }
-    }
-  }
-
   __device__ static int least(int a, int b) { return a < b ? a : b; }
 
-  // A thread keeps its columns and goes down the rows: what four small values of a cell come to at its
-  // columns is found once a cell.
-  template <bool kStaged, class Function>
-  __device__ void walk(
-      const Walk& walk, const Window& window, int rows_before, const Taps<F>* columns,
-      const Taps<F>* rows, const Taps<F>* planes, const Function& f) const {
-    const int row_of_thread = static_cast<int>(walk.side.quotient(thread_number()));
-    const int column =
-        (thread_number() - row_of_thread * static_cast<int>(walk.side.divisor)) * kColumns;
-    const int left = window.last_column - window.first_column - column;
-    if (row_of_thread >= walk.rows_at_once || left <= 0) return;
-    const bool flat = e.depth.in == 1;
+  // What a thread takes of a window: kColumns columns, and of every rows_at_once rows one
+  struct Part {
+    int row, column, left;  // the first ones, of the window; how many columns there are
     Taps<F> taps[kColumns];
+    Span span;
+
+    __device__ Part(const Walk& walk, const Window& window, int rows_before, const Taps<F>* columns)
+        : row(static_cast<int>(walk.side.quotient(thread_number()))),
+          column((thread_number() - row * static_cast<int>(walk.side.divisor)) * kColumns) {
+      left = row < walk.rows_at_once ? window.last_column - window.first_column - column : 0;
+      if (left <= 0) return;
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) taps[j] = columns[column + j];
-    Span span{
-        window.first_row + row_of_thread, window.first_column + column,
-        (rows_before + row_of_thread) * walk.columns + window.first_column + column,
-        least(left, kColumns)};
-    Cell cell;
-    F values[kColumns];
-#pragma unroll 1
-    for (int i = row_of_thread; i < window.last_row - window.first_row; i += walk.rows_at_once) {
-      const Taps<F> height = rows[i];
-      if (flat) {
-        if (height.near != cell.y) cell.template enter<kStaged>(*this, 0, 0, height, taps);
-        cell.values(0, height, values);
-      } else {
-        const Taps<F> depth = planes[i];
-        if (height.near != cell.y || depth.near != cell.z)
-          cell.template enter<kStaged>(*this, depth.near, depth.far, height, taps);
-        F far[kColumns];
-        cell.values(0, height, values);
-        cell.values(1, height, far);
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) values[j] += depth.fraction * (far[j] - values[j]);
-      }
-      f(span, values);
+      for (int j = 0; j < kColumns; ++j) taps[j] = columns[column + j];
+      span = {
+          window.first_row + row, window.first_column + column,
+          (rows_before + row) * walk.columns + window.first_column + column, least(left, kColumns)};
+    }
+
+    __device__ void next_row(const Walk& walk) {
+      row += walk.rows_at_once;
       span.row += walk.rows_at_once;
       span.first += walk.rows_at_once * walk.columns;
     }
-  }
+  };
 
-  // The small values around a cell, at a thread's columns
+  // What the four small values of a cell come to at a thread's columns: found once a cell
   struct Cell {
-    int z = -1, y = -1;
-    F near[2][kColumns],
-        step[2][kColumns];  // (near and far plane, column): in the near row, to the far
+    F near[kColumns], step[kColumns];  // in the near row, and from there to the far one
 
-    template <bool kStaged>
-    __device__ void enter(
-        const EnlargedMap& map, int near_z, int far_z, const Taps<F>& height,
-        const Taps<F> (&columns)[kColumns]) {
-      z = near_z;
-      y = height.near;
-      const Enlargement<F>& e = map.e;
-      const auto row = [&](int z, int y) {
-        if (kStaged)
-          return reinterpret_cast<const F*>(shared_memory()) + (z * e.height.in + y) * e.width.in;
-        return map.map + (int64_t{z} * e.height.in + y) * e.width.in;
-      };
+    __device__ void enter(const F* near_row, const F* far_row, const Taps<F> (&taps)[kColumns]) {
 #pragma unroll
-      for (int plane = 0; plane < 2; ++plane) {
-        if (plane == 1 && e.depth.in == 1) break;
-        const F* upper = row(plane == 0 ? near_z : far_z, height.near);
-        const F* lower = row(plane == 0 ? near_z : far_z, height.far);
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          const Taps<F>& c = columns[j];
-          const F first = upper[c.near], second = lower[c.near];
-          near[plane][j] = first + c.fraction * (upper[c.far] - first);
-          step[plane][j] = second + c.fraction * (lower[c.far] - second) - near[plane][j];
-        }
+      for (int j = 0; j < kColumns; ++j) {
+        const Taps<F>& t = taps[j];
+        const F first = near_row[t.near()], second = far_row[t.near()];
+        near[j] = first + t.fraction * (near_row[t.far()] - first);
+        step[j] = second + t.fraction * (far_row[t.far()] - second) - near[j];
       }
     }
-
-    __device__ void values(int plane, const Taps<F>& height, F (&values)[kColumns]) const {
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j)
-        values[j] = near[plane][j] + height.fraction * step[plane][j];
+    __device__ F value(int j, const Taps<F>& height) const {
+      return near[j] + height.fraction * step[j];
     }
   };
+
+  // Of a plane that is staged: the compiler knows that it reads shared memory.
+  template <class Function>
+  __device__ void walk_plane(
+      const Walk& walk, const Window& window, int rows_before, const Taps<F>* columns,
+      const Taps<F>* rows, const Function& f) const {
+    const F* staged_map = reinterpret_cast<const F*>(shared_memory());
+    Part part(walk, window, rows_before, columns);
+    if (part.left <= 0) return;
+    Cell cell;
+    int y = -1;
+    F values[kColumns];
+#pragma unroll 1
+    for (; part.row < window.last_row - window.first_row; part.next_row(walk)) {
+      const Taps<F> height = rows[part.row];
+      if (height.near() != y) {
+        y = height.near();
+        cell.enter(staged_map + y * e.width.in, staged_map + height.far() * e.width.in, part.taps);
+      }
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) values[j] = cell.value(j, height);
+      f(part.span, values);
+    }
+  }
+
+  // Of planes, or of one that is not staged: a value at a time, as together they would take too many
+  // registers. Each pushes those before it on.
+  template <class Function>
+  __device__ void walk_planes(
+      const Walk& walk, const Window& window, int rows_before, const Taps<F>* columns,
+      const Taps<F>* rows, const Taps<F>* planes, const Function& f) const {
+    Part part(walk, window, rows_before, columns);
+    if (part.left <= 0) return;
+    F values[kColumns];
+#pragma unroll 1
+    for (; part.row < window.last_row - window.first_row; part.next_row(walk)) {
+      const Taps<F> height = rows[part.row], depth = planes[part.row];
+      const F* near = map + int64_t{depth.near()} * e.height.in * e.width.in;
+      const int64_t apart = int64_t{depth.far() - depth.near()} * e.height.in * e.width.in;
+#pragma unroll 1
+      for (int j = 0; j < kColumns; ++j) {
+        const Taps<F> width = columns[part.column + j];
+        F latest = value(near, height, width);
+        if (apart > 0) latest += depth.fraction * (value(near + apart, height, width) - latest);
+#pragma unroll
+        for (int i = 0; i + 1 < kColumns; ++i) values[i] = values[i + 1];
+        values[kColumns - 1] = latest;
+      }
+      f(part.span, values);
+    }
+  }
+
+  __device__ F value(const F* plane, const Taps<F>& height, const Taps<F>& width) const {
+    const F *near = plane + int64_t{height.near()} * e.width.in,
+            *far = plane + int64_t{height.far()} * e.width.in;
+    const F first = near[width.near()] + width.fraction * (near[width.far()] - near[width.near()]);
+    const F second = far[width.near()] + width.fraction * (far[width.far()] - far[width.near()]);
+    return first + height.fraction * (second - first);
+  }
 };
 
 // (value - low) / range within [0, 1]: a sample between two extremes can round past them; NaN stays.
@@ -328,15 +375,15 @@ FASTCAM_HOST_DEVICE int64_t slice_groups(int64_t slices, int64_t positions) {
   return slices < groups ? slices : groups;
 }
 
-// The map `number` = image * classes + class
+// The small map `number` = image * classes + class, in shared memory if it is staged
 template <class F>
-__device__ EnlargedMap<F> enlarged_map(
+__device__ const F* small_map(
     const MapSource<F>& source, const Enlargement<F>& e, unsigned number) {
   const int64_t size = e.map_positions();
   const unsigned image = source.classes == 1 ? number : number / unsigned(source.classes);
   const int64_t klass = number - image * source.classes;
   const F* parts = source.parts + (image * source.slices * source.classes + klass) * size;
-  if (!source.staged) return {parts, false, e};
+  if (!source.staged) return parts;
   // threads in a group share the positions, and groups share the slices
   F* map = reinterpret_cast<F*>(shared_memory());
   const int positions = static_cast<int>(size), slices = static_cast<int>(source.slices);
@@ -356,7 +403,7 @@ __device__ EnlargedMap<F> enlarged_map(
     map[p] = source.rectify ? relu(sum) : sum;
   }
   __syncthreads();
-  return {map, true, e};
+  return map;
 }
 
 // How the blocks of an enlarged map share it: by rows, and by columns where these are more than the threads
@@ -409,10 +456,11 @@ __device__ bool rows_packed(const T* data, int64_t channel_stride, int width) {
 
 // maps (count, *S) to (count, *enlarged)
 template <class F>
-__global__ void __launch_bounds__(kThreads) upsample_kernel(
-    MapSource<F> source, Enlargement<F> e, Shares shares, bool normalize, F eps, F* result) {
+__global__ void __launch_bounds__(kThreads, 2) upsample_kernel(
+    MapSource<F> source, const __grid_constant__ Enlargement<F> e, Shares shares, bool normalize,
+    F eps, F* result) {
   const Share share(shares, e, blockIdx.x);
-  const EnlargedMap<F> map = enlarged_map(source, e, share.map);
+  const EnlargedMap<F> map{small_map(source, e, share.map), source.staged, e};
   F* target = result + share.map * e.positions() + share.first;
   const bool packed = rows_packed(target, 0, e.width.out);
   const Normalizer<F> normalizer(normalize ? map.range(eps) : Range<F>{});
@@ -452,25 +500,27 @@ __device__ int64_t offset_at(const VolumeStrides& s, const Enlargement<F>& e, co
 // product[n, k, c, x] = normalized enlarged map[n, k, x] * guided[n, k, c, x]. `order` is that of both
 // tensors.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2) guided_product_kernel(
-    MapSource<arithmetic_t<T>> source, const T* guided, Enlargement<arithmetic_t<T>> e,
-    Shares shares, int64_t channels, ChannelOrder order, VolumeStrides gs, VolumeStrides ps,
-    arithmetic_t<T> eps, T* product) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) guided_product_kernel(
+    MapSource<arithmetic_t<T>> source, const T* guided,
+    const __grid_constant__ Enlargement<arithmetic_t<T>> e, Shares shares, int64_t channels,
+    ChannelOrder order, VolumeStrides gs, VolumeStrides ps, arithmetic_t<T> eps, T* product) {
   using F = arithmetic_t<T>;
   const Share share(shares, e, blockIdx.x);
   const int64_t image = share.map / source.classes, klass = share.map % source.classes;
-  const EnlargedMap<F> map = enlarged_map(source, e, share.map);
+  const EnlargedMap<F> map{small_map(source, e, share.map), source.staged, e};
   const Normalizer<F> normalizer(map.range(eps));
   guided += image * gs.image + klass * gs.klass;
   product += image * ps.image + klass * ps.klass;
-  const bool packed =
-      rows_packed(guided, gs.channel, e.width.out) && rows_packed(product, ps.channel, e.width.out);
+  const bool planar = order == ChannelOrder::kPlanar;
+  const bool packed = rows_packed(guided, planar ? gs.channel : 0, e.width.out) &&
+                      rows_packed(product, planar ? ps.channel : 0, e.width.out);
   map.template for_spans<false>(share.window, [&](const Span& span, F(&heat)[kColumns]) {
     normalizer(heat);
-    if (order == ChannelOrder::kPlanar) {
-      const bool whole = packed && span.count == kColumns;
+    const bool whole = packed && span.count == kColumns;
+    if (planar) {
       const T* from = guided + share.first + span.first;
       T* to = product + share.first + span.first;
+#pragma unroll 1
       for (int c = 0; c < channels; ++c, from += gs.channel, to += ps.channel) {
         Pack<T, kColumns> pack{};
         load_pack(whole, from, span.count, pack);
@@ -481,14 +531,18 @@ __global__ void __launch_bounds__(kThreads, 2) guided_product_kernel(
       }
     } else if (order == ChannelOrder::kInterleaved) {
       const int64_t first = 3 * (share.first + span.first);
-      Pack<T, 3 * kColumns> pack{};
-      load_pack(guided + first, 3 * span.count, pack);
 #pragma unroll
-      for (int j = 0; j < 3 * kColumns; ++j)
-        pack.values[j] = store<T>(heat[j / 3] * load(pack.values[j]));
-      store_pack(product + first, 3 * span.count, pack);
+      for (int i = 0; i < 3 * kColumns; i += kColumns) {
+        Pack<T, kColumns> pack{};
+        load_pack(whole, guided + first + i, 3 * span.count - i, pack);
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j)
+          pack.values[j] = store<T>(heat[(i + j) / 3] * load(pack.values[j]));
+        store_pack(whole, product + first + i, 3 * span.count - i, pack);
+      }
     } else {
       const int64_t from = offset_at(gs, e, span), to = offset_at(ps, e, span);
+#pragma unroll 1
       for (int64_t c = 0; c < channels; ++c) {
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)

@@ -40,10 +40,10 @@ struct Blend<uint8_t> {
 
 // `order` is that of both the images and the pictures.
 template <class T>
-__global__ void __launch_bounds__(kThreads) overlay_kernel(
-    MapSource<float> source, const T* images, const uint8_t* colormap, Enlargement<float> e,
-    Shares shares, ChannelOrder order, VolumeStrides is, VolumeStrides ps, float alpha,
-    uint8_t* pictures) {
+__global__ void __launch_bounds__(kThreads, 2) overlay_kernel(
+    MapSource<float> source, const T* images, const uint8_t* colormap,
+    const __grid_constant__ Enlargement<float> e, Shares shares, ChannelOrder order,
+    VolumeStrides is, VolumeStrides ps, float alpha, uint8_t* pictures) {
   constexpr int kColors = 256;
   const Blend<T> blend(alpha);
   auto& colors = static_memory<struct Colors, typename Blend<T>::Entry, 3 * kColors>();  // (3, 256)
@@ -51,18 +51,19 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
     colors[i % 3 * kColors + i / 3] = blend.entry(alpha, colormap[i]);
   __syncthreads();
   const Share share(shares, e, blockIdx.x);
-  const EnlargedMap<float> map = enlarged_map(source, e, share.map);
+  const EnlargedMap<float> map{small_map(source, e, share.map), source.staged, e};
   images += share.map * is.image;
   pictures += share.map * ps.image;
-  const bool packed = rows_packed(images, is.channel, e.width.out) &&
-                      rows_packed(pictures, ps.channel, e.width.out);
+  const bool planar = order == ChannelOrder::kPlanar;
+  const bool packed = rows_packed(images, planar ? is.channel : 0, e.width.out) &&
+                      rows_packed(pictures, planar ? ps.channel : 0, e.width.out);
   map.template for_spans<false>(share.window, [&](const Span& span, const float (&heat)[kColumns]) {
     int32_t indices[kColumns];
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) indices[j] = color_index(heat[j]);
     const int64_t first = share.first + span.first;
-    if (order == ChannelOrder::kPlanar) {
-      const bool whole = packed && span.count == kColumns;
+    const bool whole = packed && span.count == kColumns;
+    if (planar) {
 #pragma unroll
       for (int c = 0; c < 3; ++c) {
         Pack<T, kColumns> image{};
@@ -74,15 +75,20 @@ __global__ void __launch_bounds__(kThreads) overlay_kernel(
         store_pack(whole, pictures + c * ps.channel + first, span.count, picture);
       }
     } else if (order == ChannelOrder::kInterleaved) {
-      Pack<T, 3 * kColumns> image{};
-      Pack<uint8_t, 3 * kColumns> picture;
-      load_pack(images + 3 * first, 3 * span.count, image);
 #pragma unroll
-      for (int j = 0; j < 3 * kColumns; ++j)
-        picture.values[j] = blend(colors[j % 3 * kColors + indices[j / 3]], image.values[j]);
-      store_pack(pictures + 3 * first, 3 * span.count, picture);
+      for (int i = 0; i < 3 * kColumns; i += kColumns) {
+        Pack<T, kColumns> image{};
+        Pack<uint8_t, kColumns> picture;
+        load_pack(whole, images + 3 * first + i, 3 * span.count - i, image);
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j)
+          picture.values[j] =
+              blend(colors[(i + j) % 3 * kColors + indices[(i + j) / 3]], image.values[j]);
+        store_pack(whole, pictures + 3 * first + i, 3 * span.count - i, picture);
+      }
     } else {
       const int64_t from = offset_at(is, e, span), to = offset_at(ps, e, span);
+#pragma unroll 1
       for (int c = 0; c < 3; ++c) {
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
