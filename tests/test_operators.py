@@ -364,6 +364,17 @@ def test_guided_relu(case, device):
     assert torch.equal(got.nan_to_num(7), want.nan_to_num(7))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_guided_relu_of_what_no_cache_holds(dtype, device):
+    """Such a result is written past the caches, its last elements apart from the rest."""
+    count = (16 << 20) // dtype.itemsize + 4099
+    x = torch.linspace(-1, 1, count, device=device).to(dtype).roll(7)
+    gradient = x.flip(0)
+    assert torch.equal(ops.guided_relu(x), x.relu())
+    want = torch.where((x > 0) & (gradient > 0), gradient, 0)
+    assert torch.equal(ops.guided_relu_backward(gradient, x), want)
+
+
 @cases
 def test_guided_product(case, device):
     a, g = operands(case, device)
