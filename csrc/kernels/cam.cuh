@@ -314,8 +314,8 @@ class CamBlock {
     const int left = row_ < channels(step) ? positions_ / kCount - first : 0;
     const int count = left < plan_.share ? left : plan_.share;
     const int offset = row_ * plan_.pitch + first * kCount;
-    const T *const a = staged_activations(step) + offset, *const g =
-                                                              staged_gradients(step) + offset;
+    const T* const a = staged_activations(step) + offset;
+    const T* const g = staged_gradients(step) + offset;
     const auto for_elements = [&](const auto& f) {
       const T *ai = kReadsActivations ? a : g, *gi = g;
       const auto take = [&](int i) {
