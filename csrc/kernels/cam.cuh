@@ -481,13 +481,16 @@ class CamBlock {
     a += begin;
     g += begin;
     for (int i = member_; i < positions_ / kCount; i += kThreads) {
-      Pack<F, kCount> sums = *map;
+      // summed by tile, so that no sum is a chain over all channels
+      Pack<F, kCount> sums{}, whole = *map;
       if constexpr (kAcross) {
         add_vectors(a, g, sums.values[0]);
       } else {
         add_channels(a, g, first, channels(step) - first, sums.values);
       }
-      *map = sums;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) whole.values[j] += sums.values[j];
+      *map = whole;
       map += kThreads;
       a += kThreads * apart;
       g += kThreads * apart;

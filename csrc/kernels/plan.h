@@ -160,7 +160,8 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
   constexpr int64_t kReserved = 1024;  // bytes of shared memory that the system takes a block
   const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
   const auto parts = [](int64_t n, int64_t each) { return (n + each - 1) / each; };
-  const int64_t window = plan_window(needs, e), tile = plan_tile(needs, e, window, device);
+  const int64_t window = plan_window(needs, e);
+  int64_t tile = plan_tile(needs, e, window, device);
   int64_t classes = least(e.classes, kMaxClasses), stages = 2;
   const auto memory = [&] { return CamMemory(needs, tile, stages, classes, window); };
   while (classes > 1 && memory().bytes > device.block_memory / 2) --classes;
@@ -171,6 +172,8 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
   };
   const int64_t with_two = resident();
   stages = 1;
+  // rows of channels that begin anywhere are copied an element at a time, sooner than in two steps
+  while (!needs.channels_last && tile > 1 && memory().bytes > device.block_memory) tile /= 2;
   if (with_two == kResident || resident() <= with_two) stages = 2;
   if (memory().bytes > device.block_memory) return {};
 

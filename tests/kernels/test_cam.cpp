@@ -222,6 +222,29 @@ void test_nan() {
   for (int64_t i = 0; i < 18; ++i) expect(std::isnan(maps[i]) == (i == 3), "NaN of one position");
 }
 
+// Sums over many channels of one sign stay right: they are no chains.
+void test_long_sums() {
+  const Extents e{1, 1, 4096, 49};
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    Array<T> a(e, layout), g(e, layout);
+    a.buffer.fill(stored<T>(0.1));
+    g.buffer.fill(stored<T>(1));
+    const bool across = layout == Layout::kChannelsLast;
+    const CamPlan plan =
+        plan_cam(cam_needs<T, HiResCAM<F>>(across), e, Device{1, 99 << 10, 100 << 10});
+    const CamArguments<T, HiResCAM<F>> arguments{{a.features(), across, e, plan},
+                                                 {g.features(), across, e, plan},
+                                                 e,
+                                                 {},
+                                                 plan,
+                                                 true,
+                                                 nullptr};
+    const auto maps = across ? run_kernel<true>(arguments) : run_kernel<false>(arguments);
+    const double want = 4096 * double{load(stored<T>(0.1))};
+    for (F value : maps) expect_near(value, want, kRounding<T> * want, "a sum over 4096 channels");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -260,6 +283,9 @@ int main() {
     test_case({{5, 1, 36, 1024}, contiguous, contiguous, kSmall});
     test_case({{5, 1, 160, 128}, last, last, kSmall});
   }
+  // rows of an odd length: 16-byte starts would take more channels than fit
+  if (!kSanitized) test_case({{1, 1, 9, 2025}, contiguous, contiguous, {4, 62 << 10, 64 << 10}});
+  test_long_sums();
   test_nan();
   return report();
 }
