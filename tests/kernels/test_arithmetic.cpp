@@ -94,7 +94,7 @@ void test_quick_terms() {
     for (float g : gradients) {
       const float quick = method.quick_term(g, total, method.cap(total));
       const double exact = g <= 0 ? 0 : double{g} / (2 + double{g} * total);
-      expect_near(quick, exact, 1e-6 * exact + 1e-45, [&] {
+      expect_near(quick, exact, 4e-7 * exact + 1e-45, [&] {
         return "term of " + std::to_string(g) + ", " + std::to_string(total);
       });
     }
