@@ -365,8 +365,8 @@ def test_guided_relu(case, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_guided_relu_of_what_no_cache_holds(dtype, device):
-    """Such a result is written past the caches, its last elements apart from the rest."""
+def test_guided_relu_of_many_elements(dtype, device):
+    """More than a thread's part, and not a multiple of a vector."""
     count = (16 << 20) // dtype.itemsize + 4099
     x = torch.linspace(-1, 1, count, device=device).to(dtype).roll(7)
     gradient = x.flip(0)

@@ -1,11 +1,8 @@
 #include "cpu/parallel.h"
-#include "cpu/stream.h"
 #include "kernels/guided.h"
 #include "operands.h"
 
 namespace fastcam::cpu {
-
-constexpr int64_t kChunk = 4096;
 
 template <class T>
 FASTCAM_MULTIVERSION void rectify(const T* input, int64_t count, T* __restrict result) {
@@ -20,18 +17,11 @@ FASTCAM_MULTIVERSION void guide(
   for (int64_t i = 0; i < count; ++i) result[i] = guided_gradient(gradient[i], input[i]);
 }
 
-// f(first, count, target) for chunks of a result: into the result, or into a buffer that is written past the
-// caches from there
-template <class T, class Function>
-void parallel_chunks(int64_t total, T* result, const Function& f) {
-  const bool streamed = streams(total * static_cast<int64_t>(sizeof(T)));
-  parallel_tasks((total + kChunk - 1) / kChunk, kChunk, [&](int64_t chunk) {
-    const int64_t first = chunk * kChunk, count = std::min(kChunk, total - first);
-    if (!streamed) return f(first, count, result + first);
-    T buffer[kChunk];
-    f(first, count, buffer);
-    stream(result + first, buffer, count * static_cast<int64_t>(sizeof(T)));
-  });
+// f(first, count) for parts of `total` elements
+template <class Function>
+void parallel_parts(int64_t total, const Function& f) {
+  torch::stable::parallel_for(
+      0, total, kElementsPerThread, [&](int64_t begin, int64_t end) { f(begin, end - begin); });
 }
 
 Tensor guided_relu(const Tensor& input) {
@@ -41,9 +31,10 @@ Tensor guided_relu(const Tensor& input) {
   dispatch(input.scalar_type(), [&](auto element) {
     using T = decltype(element);
     const T* source = data<T>(x);
-    parallel_chunks(
-        input.numel(), mutable_data<T>(result),
-        [&](int64_t first, int64_t count, T* target) { rectify(source + first, count, target); });
+    T* target = mutable_data<T>(result);
+    parallel_parts(input.numel(), [&](int64_t first, int64_t count) {
+      rectify(source + first, count, target + first);
+    });
   });
   return result;
 }
@@ -55,10 +46,10 @@ Tensor guided_relu_backward(const Tensor& grad_output, const Tensor& input) {
   dispatch(input.scalar_type(), [&](auto element) {
     using T = decltype(element);
     const T *gradient = data<T>(g), *source = data<T>(x);
-    parallel_chunks(
-        input.numel(), mutable_data<T>(result), [&](int64_t first, int64_t count, T* target) {
-          guide(gradient + first, source + first, count, target);
-        });
+    T* target = mutable_data<T>(result);
+    parallel_parts(input.numel(), [&](int64_t first, int64_t count) {
+      guide(gradient + first, source + first, count, target + first);
+    });
   });
   return result;
 }

@@ -43,10 +43,12 @@ void vectorized(const Body& body) {
 }
 #endif
 
-// f(task) for every task, each of about `elements` elements: threads are used where they pay.
+// What a thread gets at least: for less, starting it takes longer than it saves.
+constexpr int64_t kElementsPerThread = 32768;
+
+// f(task) for every task, each of about `elements` elements
 template <class Function>
 void parallel_tasks(int64_t tasks, int64_t elements, const Function& f) {
-  constexpr int64_t kElementsPerThread = 32768;
   const int64_t grain = std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, elements));
   torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) f(task);
