@@ -16,10 +16,10 @@ import fastcam
 from benchmarks import harness
 from benchmarks.harness import Result
 from fastcam import reference
-from fastcam.capture import (
+from fastcam.engine.capture import (
     capture,
 )
-from fastcam.fast import is_emulated
+from fastcam.engine.fast import is_emulated
 from fastcam.targets import select
 
 Call = Callable[[], Tensor]

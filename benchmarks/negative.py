@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcam import reference
-from fastcam.capture import capture
+from fastcam.engine.capture import capture
 
 PHOTOGRAPHS = ("astronaut", "camera", "cat", "clock", "coffee", "coins", "rocket", "motorcycle")
 LAYERS = {

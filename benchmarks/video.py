@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks import harness, implementations
 from benchmarks.harness import Call, Result
 from fastcam import demo, models, pictures, video
-from fastcam.cores import single_threaded
+from fastcam.engine.cores import single_threaded
 from fastcam.explainer import Explainer
 from fastcam.targets import TopClasses
 from fastcam.video import Frame

@@ -6,98 +6,51 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcam.factorization import Factorization, deep_feature_factorization
-    from fastcam.methods import (
-        CAM,
-        FEM,
-        ISCAM,
-        KPCACAM,
-        METHODS,
-        SESS,
-        SSCAM,
-        AblationCAM,
-        Deconvnet,
-        EigenCAM,
-        EigenGradCAM,
-        Explanation,
-        FinerCAM,
-        FullGrad,
-        GradCAM,
-        GradCAMElementWise,
-        GradCAMPlusPlus,
-        GuidedBackprop,
-        GuidedGradCAM,
-        HiResCAM,
-        LayerCAM,
-        LeGrad,
-        RandomCAM,
-        RefineCAM,
-        ScoreCAM,
-        SegEigenCAM,
-        ShapleyCAM,
-        SmoothGradCAMPlusPlus,
-        XGradCAM,
-        explain,
+    from fastcam.methods import *  # noqa: F403
+    from fastcam.methods.factorization import (
+        Factorization as Factorization,
     )
-    from fastcam.render import overlay
-    from fastcam.targets import TopClasses
+    from fastcam.methods.factorization import (
+        deep_feature_factorization as deep_feature_factorization,
+    )
+    from fastcam.pictures.render import overlay as overlay
+    from fastcam.targets import TopClasses as TopClasses
 
-__all__ = [
-    "CAM",
-    "FEM",
-    "ISCAM",
-    "KPCACAM",
-    "METHODS",
-    "SESS",
-    "SSCAM",
-    "AblationCAM",
-    "Deconvnet",
-    "EigenCAM",
-    "EigenGradCAM",
-    "Explanation",
-    "Factorization",
-    "FinerCAM",
-    "FullGrad",
-    "GradCAM",
-    "GradCAMElementWise",
-    "GradCAMPlusPlus",
-    "GuidedBackprop",
-    "GuidedGradCAM",
-    "HiResCAM",
-    "LayerCAM",
-    "LeGrad",
-    "RandomCAM",
-    "RefineCAM",
-    "ScoreCAM",
-    "SegEigenCAM",
-    "ShapleyCAM",
-    "SmoothGradCAMPlusPlus",
-    "TopClasses",
-    "XGradCAM",
-    "deep_feature_factorization",
-    "explain",
-    "overlay",
-]
-
-_ELSEWHERE = {
-    "Factorization": "fastcam.factorization",
+_OTHERS = {
+    "Factorization": "fastcam.methods.factorization",
     "TopClasses": "fastcam.targets",
-    "deep_feature_factorization": "fastcam.factorization",
-    "overlay": "fastcam.render",
+    "deep_feature_factorization": "fastcam.methods.factorization",
+    "overlay": "fastcam.pictures.render",
 }
-_MODULES = ("demo", "metrics", "models", "ops", "pictures", "reference", "render", "video")
+"""The public names that are no methods, and their modules."""
+_MODULES = {
+    **{
+        name: f"fastcam.{name}"
+        for name in ("demo", "metrics", "models", "ops", "pictures", "reference", "video")
+    },
+    "render": "fastcam.pictures.render",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: `fastcam --help` need not wait for torch."""
     if name in _MODULES:
-        return importlib.import_module(f"fastcam.{name}")
-    if name not in __all__:
+        value: Any = importlib.import_module(_MODULES[name])
+    elif name in _OTHERS:
+        value = getattr(importlib.import_module(_OTHERS[name]), name)
+    elif name.startswith("__") and name != "__all__":
         raise AttributeError(f"module 'fastcam' has no attribute '{name}'")
-    module = importlib.import_module(_ELSEWHERE.get(name, "fastcam.methods"))
-    globals()[name] = getattr(module, name)
-    return globals()[name]
+    else:
+        methods = importlib.import_module("fastcam.methods")
+        if name == "__all__":
+            value = sorted([*methods.__all__, *_OTHERS])
+        elif name in methods.__all__:
+            value = getattr(methods, name)
+        else:
+            raise AttributeError(f"module 'fastcam' has no attribute '{name}'")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__getattr__("__all__"), *_MODULES})

@@ -1,3 +1,3 @@
-from fastcam.cli import main
+from fastcam.cli.commands import main
 
 main()

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcam.engine.fast import preferred_dtype
 from fastcam.engine.outputs import logits_of
 from fastcam.engine.running import CopiedResults
 from fastcam.errors import FastcamError, UsageError, first_line, near
-from fastcam.fast import preferred_dtype
 from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM
 from fastcam.methods.base import MapMethod
 from fastcam.models import LoadedModel

@@ -16,7 +16,7 @@ from networks import Small, Wrapped, small, small_images
 from torch import Tensor, nn
 
 import fastcam
-from fastcam.capture import (
+from fastcam.engine.capture import (
     capture,
 )
 

@@ -19,9 +19,10 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from fastcam import demo, image, pictures, render
-from fastcam.cli import app
-from fastcam.pictures import Picture
+from fastcam import demo, pictures
+from fastcam.cli import image
+from fastcam.cli.commands import app
+from fastcam.pictures import Picture, render
 
 COLORS = ("--model", "tiny_models:colors", "--method", "gradcam")
 

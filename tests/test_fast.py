@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import fastcam
-from fastcam import cuda_graphs, demo
-from fastcam.cuda_graphs import CudaGraphs
-from fastcam.fast import BatchSizes, FastModel, Options, is_emulated, preferred_dtype
+from fastcam import demo
+from fastcam.engine import cuda_graphs
+from fastcam.engine.cuda_graphs import CudaGraphs
+from fastcam.engine.fast import BatchSizes, FastModel, Options, is_emulated, preferred_dtype
 from fastcam.methods.base import MapMethod
 
 pytestmark = pytest.mark.filterwarnings("ignore:dtype. this processor has no instructions")

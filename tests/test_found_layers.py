@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastcam
-from fastcam.layers import find_layer
+from fastcam.engine.layers import find_layer
 
 timm = pytest.importorskip("timm", reason="timm is missing")
 torchvision = pytest.importorskip("torchvision", reason="torchvision is missing")

@@ -12,7 +12,7 @@ from pairwise import pairwise
 from torch import Tensor
 
 from fastcam import ops, reference
-from fastcam.imputation import impute
+from fastcam.metrics.imputation import impute
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SIZES = ((1, 1), (1, 40), (2, 3), (3, 2), (4, 4), (5, 5), (2, 64), (17, 16), (33, 26), (64, 100))

@@ -8,8 +8,8 @@ from networks import full_backward, literal_map, network, small, small_images
 from torch import Tensor, nn
 
 import fastcam
-from fastcam.layers import find_layer, layer_names
-from fastcam.layout import reading, token_grid
+from fastcam.engine.layers import find_layer, layer_names
+from fastcam.engine.shapes import reading, token_grid
 
 
 def test_names() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fastcam
 from fastcam.engine.layouts import Reading, find_layouts
 from fastcam.engine.per_image import PerImage
-from fastcam.layout import is_ambiguous
+from fastcam.engine.shapes import is_ambiguous
 
 
 class Case(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fastcam
 from fastcam import metrics
-from fastcam.imputation import impute
+from fastcam.metrics.imputation import impute
 
 CLASSES = torch.tensor([1, 4, 2])
 

@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 import fastcam
-from fastcam.capture import capture
+from fastcam.engine.capture import capture
 from fastcam.engine.recording import find_start
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import fastcam
-from fastcam import render
 from fastcam.errors import UsageError
-from fastcam.render import Title
+from fastcam.pictures import render
+from fastcam.pictures.render import Title
 
 CPU = torch.device("cpu")
 

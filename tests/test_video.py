@@ -24,7 +24,7 @@ import torch
 from clips import av, contents, quarters, write_clip
 
 from fastcam import demo, models, pictures, video
-from fastcam.cores import threads_abreast
+from fastcam.engine.cores import threads_abreast
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
 from fastcam.video import Frame
@@ -237,7 +237,7 @@ def test_a_stride_is_the_video_networks_own_pace() -> None:
 
 
 def test_pictures_do_not_go_through_a_video_network(tmp_path: Path) -> None:
-    from fastcam import image
+    from fastcam.cli import image
 
     explainer = motion()
     with pytest.raises(UsageError, match="takes clips of 8 frames, not pictures"):

@@ -19,8 +19,9 @@ import torch
 from clips import contents
 from torch import Tensor, nn
 
-from fastcam import fast, models, pictures, video
-from fastcam.cores import single_threaded, threads_abreast
+from fastcam import models, pictures, video
+from fastcam.engine import fast
+from fastcam.engine.cores import single_threaded, threads_abreast
 from fastcam.errors import FastcamError
 from fastcam.explainer import Explainer
 from fastcam.video import network, pipeline, writer

@@ -22,6 +22,8 @@ from fastcam import ops
 from fastcam.dropin.calls import counted
 from fastcam.dropin.settings import settings
 from fastcam.dropin.takeover import Replacement, Takeover
+from fastcam.engine.fast import FastModel, Options, preferred_dtype
+from fastcam.engine.guided import GuidedReLU
 from fastcam.engine.inputs import first_row
 from fastcam.engine.recording import (
     Recorder,
@@ -36,8 +38,6 @@ from fastcam.engine.trials import untouched
 from fastcam.engine.values import (
     tensors_of,
 )
-from fastcam.fast import FastModel, Options, preferred_dtype
-from fastcam.guided import GuidedReLU
 
 
 def take_over(takeover: Takeover) -> None:

@@ -42,9 +42,9 @@ from fastcam.engine.inputs import (
 )
 from fastcam.engine.outputs import Output
 from fastcam.engine.propagation import channels, disordered, gathered, propagate
+from fastcam.engine.shapes import Reshape, is_ambiguous, reading, token_grid
 from fastcam.engine.trials import raise_out_of_memory, trial
 from fastcam.engine.values import rebuild, replace_first, tensors_of
-from fastcam.layout import Reshape, is_ambiguous, reading, token_grid
 
 
 @dataclass(frozen=True)

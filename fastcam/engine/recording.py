@@ -486,7 +486,7 @@ def find_start(
     "model". See :func:`closest_start`.
 
     Args:
-        model, layers: as for :func:`fastcam.capture.capture`.
+        model, layers: as for :func:`fastcam.engine.capture.capture`.
         one: the inputs for one image.
         output: picks what is explained out of what the model returns; it may read the model too.
         repeat: which run of a layer counts; None for the last.

@@ -14,9 +14,9 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from fastcam.engine.inputs import Inputs, images_of, rows_of, with_images
 from fastcam.engine.opaque import is_quantized, why_hidden
 from fastcam.engine.outputs import Output, logits_of
+from fastcam.engine.shapes import has_positions
 from fastcam.engine.trials import trial
 from fastcam.engine.values import rebuild, storage, tensors_of, version
-from fastcam.layout import has_positions
 
 _AT_ONCE = 16  # gradients a backward; the layer is one of the last as a rule
 

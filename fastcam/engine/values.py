@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcam.layout import has_positions
+from fastcam.engine.shapes import has_positions
 
 
 def rebuild(

@@ -12,11 +12,11 @@ from fastcam.engine.inputs import (
     Argument,
     Inputs,
 )
+from fastcam.engine.layers import Layers
 from fastcam.engine.outputs import (
     Output,
 )
-from fastcam.layers import Layers
-from fastcam.layout import Reshape
+from fastcam.engine.shapes import Reshape
 from fastcam.methods.activation import FEM, RandomCAM
 from fastcam.methods.base import Method
 from fastcam.methods.composed import SESS, FinerCAM, RefineCAM

@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam import ops
-from fastcam.capture import (
+from fastcam.engine.capture import (
     Capture,
     Graph,
     capture,
 )
-from fastcam.cuda_graphs import CudaGraphs
+from fastcam.engine.cuda_graphs import CudaGraphs
+from fastcam.engine.fast import FastModel, Options, is_emulated
 from fastcam.engine.inputs import (
     Argument,
     Inputs,
     rows_of,
 )
+from fastcam.engine.layers import Layers, find_layer, layer_names
 from fastcam.engine.layouts import Layouts, find_layouts
 from fastcam.engine.outputs import (
     Output,
@@ -35,10 +37,8 @@ from fastcam.engine.per_image import PerImage
 from fastcam.engine.recording import OUTPUT, Held, Start, find_start, held_with_graph, let_go
 from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, unwrap
+from fastcam.engine.shapes import Reshape
 from fastcam.engine.values import tensors_of
-from fastcam.fast import FastModel, Options, is_emulated
-from fastcam.layers import Layers, find_layer, layer_names
-from fastcam.layout import Reshape
 from fastcam.methods.verification import Verification, verify
 from fastcam.targets import (
     Selection,
@@ -73,7 +73,7 @@ class Method:
     takes_layers: ClassVar[bool] = True
     """Whether there are target layers; otherwise the method ends at the images."""
     graph: Graph | None = "layers"
-    """What it derives the score by: see :func:`fastcam.capture.capture`."""
+    """What it derives the score by: see :func:`fastcam.engine.capture.capture`."""
     reruns: ClassVar[bool] = False
     """Whether it runs the model again with other images or activations."""
     captures: ClassVar[bool] = False
@@ -97,7 +97,7 @@ class Method:
             model: the classifier; torch.compile, DataParallel and DistributedDataParallel are
                 looked through. It runs in evaluation mode and is left as it was found.
             target_layers: a module, a dotted name, or a list of those; None finds the last that
-                counts on the first call (see :func:`fastcam.layers.find_layer`).
+                counts on the first call (see :func:`fastcam.engine.layers.find_layer`).
             reshape: turns a layer's output, and its gradient, into (N, C, *S); needed only where
                 token grids and (N, H, W, C) layouts are not recognised.
             output: picks the logits (N, classes) out of what the model returns; by default what

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.capture import (
+from fastcam.engine.capture import (
     Capture,
 )
-from fastcam.layers import Layers
+from fastcam.engine.layers import Layers
 from fastcam.methods.base import MapMethod, Reading, Size
 from fastcam.methods.gradient import GradCAM, GradCAMPlusPlus
 from fastcam.targets import Selection, probabilities

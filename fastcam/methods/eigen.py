@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastcam.capture import (
+from fastcam.engine.capture import (
     Capture,
 )
 from fastcam.methods.base import MapMethod, for_every_class

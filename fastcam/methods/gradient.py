@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcam import ops
-from fastcam.capture import Capture, PooledHead
+from fastcam.engine.capture import Capture, PooledHead
 from fastcam.methods.base import MapMethod, Size, extents_of
 from fastcam.targets import Selection
 

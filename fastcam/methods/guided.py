@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import (
+from fastcam.engine.capture import (
     Capture,
 )
+from fastcam.engine.guided import GuidedReLU
 from fastcam.engine.inputs import (
     Inputs,
 )
 from fastcam.engine.opaque import scripted_relus
-from fastcam.guided import GuidedReLU
 from fastcam.methods.base import Method, extents_of, mean_of_layers
 from fastcam.methods.gradient import gradient_maps
 from fastcam.targets import Selection, Targets

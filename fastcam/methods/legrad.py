@@ -17,9 +17,9 @@ from fastcam import ops
 from fastcam.engine.inputs import (
     Inputs,
 )
+from fastcam.engine.layers import Layers
 from fastcam.engine.trials import trial
 from fastcam.engine.values import first_with_positions
-from fastcam.layers import Layers
 from fastcam.methods.base import Method, Reading, Size, extents_of
 from fastcam.targets import Targets
 

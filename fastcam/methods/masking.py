@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.capture import (
+from fastcam.engine.capture import (
     Capture,
 )
-from fastcam.continuation import Continuation
-from fastcam.fast import folded
-from fastcam.layers import Layers
+from fastcam.engine.continuation import Continuation
+from fastcam.engine.fast import folded
+from fastcam.engine.layers import Layers
 from fastcam.methods.base import MapMethod, Reading, extents_of
 from fastcam.methods.masked_runs import masked_runs
 from fastcam.targets import Selection
@@ -188,7 +188,7 @@ class AblationCAM(MapMethod):
     Desai and Ramaswamy 2020, Ablation-CAM, WACV, equation 4; 0 where S is 0. Global average pooling
     and one linear layer give S - S_k = W[c]_k mean(A^k), without another run; elsewhere the part
     above the layer runs for each channel that is not 0 already
-    (:class:`fastcam.continuation.Continuation`).
+    (:class:`fastcam.engine.continuation.Continuation`).
     """
 
     name = "ablationcam"

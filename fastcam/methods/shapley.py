@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcam import ops
-from fastcam.capture import (
+from fastcam.engine.capture import (
     Capture,
 )
 from fastcam.methods.base import MapMethod

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.capture import (
+from fastcam.engine.capture import (
     Capture,
     capture,
 )
-from fastcam.layers import Layers
+from fastcam.engine.layers import Layers
 from fastcam.methods.base import MapMethod, Reading
 from fastcam.targets import Selection
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastcam.capture import Capture
+from fastcam.engine.capture import Capture
 from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import run
 from fastcam.engine.values import tensors_of

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcam import render
 from fastcam.errors import UsageError
 from fastcam.models import Preprocessing, resized
-from fastcam.pictures import Picture
+from fastcam.pictures import Picture, render
 from fastcam.video.frame import Frame
 from fastcam.video.temporal import Range
 
@@ -67,7 +66,7 @@ class Drawing:
         preprocessing: of the network, for the part of the frame that it sees.
         layout: "overlay", "side-by-side" (the frame on the left, the overlay on the right) or
             "heat" (no frame).
-        colormap, alpha: as in :func:`fastcam.render.overlay`.
+        colormap, alpha: as in :func:`fastcam.pictures.render.overlay`.
         max_height: higher frames are shrunk to it, in pixels.
 
     Raises:

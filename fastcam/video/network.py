@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from fastcam import ops
-from fastcam.cores import single_threaded, threads_abreast
+from fastcam.engine.cores import single_threaded, threads_abreast
 from fastcam.engine.running import ours
 from fastcam.errors import FastcamError, first_line
 from fastcam.explainer import Explainer

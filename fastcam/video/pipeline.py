@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
-from fastcam.cores import single_threaded
+from fastcam.engine.cores import single_threaded
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
 from fastcam.pictures import Picture

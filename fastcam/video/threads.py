@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import Self
 
-from fastcam.cores import single_threaded
+from fastcam.engine.cores import single_threaded
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import fastcam
-from fastcam.capture import capture
+from fastcam.engine.capture import capture
 
 from . import judge
 from .network import Network, images_of, prepared

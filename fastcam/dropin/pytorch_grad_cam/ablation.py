@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcam.capture import Capture, capture
 from fastcam.dropin.calls import counted
 from fastcam.dropin.pytorch_grad_cam.run import Array, NotServed, TargetFunctions, aside
+from fastcam.engine.capture import Capture, capture
+from fastcam.engine.layers import layer_names
 from fastcam.engine.running import modules_of, unwrap
 from fastcam.errors import first_line
-from fastcam.layers import layer_names
 from fastcam.methods import masking
 from fastcam.targets import Selection, select
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastcam.capture import Graph, record
 from fastcam.dropin.settings import settings
+from fastcam.engine.capture import Graph, record
+from fastcam.engine.fast import FastModel, Options, preferred_dtype
 from fastcam.engine.inputs import first_row
+from fastcam.engine.layers import layer_names
 from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at
 from fastcam.engine.running import hooks_of, modules_of, unwrap
 from fastcam.errors import first_line
-from fastcam.fast import FastModel, Options, preferred_dtype
-from fastcam.layers import layer_names
 
 Array = np.ndarray[Any, Any]
 TargetFunctions = Sequence[Callable[[Any], Any]]

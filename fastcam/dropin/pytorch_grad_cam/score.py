@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fastcam.dropin.pytorch_grad_cam.run import Array, TargetFunctions, aside
 from fastcam.dropin.settings import settings
+from fastcam.engine.fast import FastModel, Options, folded, preferred_dtype
 from fastcam.engine.running import unwrap
-from fastcam.fast import FastModel, Options, folded, preferred_dtype
 from fastcam.methods.masked_runs import masked_runs
 
 BATCH_SIZE = 16

@@ -16,8 +16,8 @@ from fastcam.dropin.settings import settings
 from fastcam.dropin.takeover import Replacement
 from fastcam.dropin.torchcam.forward import has_other_hooks, without_hooks
 from fastcam.dropin.torchcam.peer import Peer
+from fastcam.engine.fast import FastModel, Options, folded, preferred_dtype
 from fastcam.engine.running import unwrap
-from fastcam.fast import FastModel, Options, folded, preferred_dtype
 from fastcam.methods.masked_runs import masked_runs
 
 MANY_RUNS = 64

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from fastcam import _json
+from fastcam.cli import json
 from fastcam.errors import FastcamError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -121,9 +121,10 @@ def image(
     Each gives NAME-overlay.png, NAME-grid.png, NAME.npy and NAME.json.
     Dark is what the network did not see. --json prints a line a picture.
     """
-    from fastcam import image as images
-    from fastcam import pictures, render
+    from fastcam import pictures
+    from fastcam.cli import image as images
     from fastcam.explainer import Explainer
+    from fastcam.pictures import render
 
     render.check_colormap(colormap)
     loaded = _load(model, weights, classes, size, crop, mean, std, device)
@@ -213,9 +214,9 @@ def video(
     Times, sound and orientation stay those of the clip.
     The target lock holds the first frame's top class until another leads it for a while.
     """
-    from fastcam import render
     from fastcam import video as videos
     from fastcam.explainer import Explainer
+    from fastcam.pictures import render
 
     render.check_colormap(colormap)
     with videos.open_source(source, raw, _device(device).type) as opened, _bar(opened) as advance:
@@ -270,7 +271,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show what it does on the pictures, the clip and the network that ship with it."""
-    from fastcam import demonstration
+    from fastcam.cli import demonstration
 
     for name, make in (
         ("scene.png", demonstration.scene),
@@ -384,4 +385,4 @@ def _say(message: str) -> None:
 
 
 def _print_json(report: dict[str, Any]) -> None:
-    print(_json.dumps(report), flush=True)
+    print(json.dumps(report), flush=True)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.capture import (
+from fastcam.engine.capture import (
     capture,
 )
 from fastcam.engine.inputs import (
     Argument,
     Inputs,
 )
+from fastcam.engine.layers import Layers, find_layer, layer_names
 from fastcam.engine.outputs import (
     Output,
 )
@@ -25,8 +26,7 @@ from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import (
     unwrap,
 )
-from fastcam.layers import Layers, find_layer, layer_names
-from fastcam.layout import Reshape
+from fastcam.engine.shapes import Reshape
 from fastcam.methods.base import Size, extents_of
 
 

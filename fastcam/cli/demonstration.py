@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastcam import demo, image, models, pictures, video
+from fastcam import demo, models, pictures, video
+from fastcam.cli import image
 from fastcam.explainer import Explainer
 from fastcam.pictures import Picture
 

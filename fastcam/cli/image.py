@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcam import _json, ops, pictures, render
+from fastcam import ops, pictures
+from fastcam.cli import json
 from fastcam.errors import UsageError
 from fastcam.explainer import Explained, Explainer
-from fastcam.pictures import Picture
+from fastcam.pictures import Picture, render
 from fastcam.targets import TopClasses
 
 
@@ -42,7 +43,7 @@ def explain(
 ) -> ImageExplanation:
     """Explains the classes of a picture that ``targets`` chooses.
 
-    ``colormap`` and ``alpha`` are as in :func:`fastcam.render.overlay`.
+    ``colormap`` and ``alpha`` are as in :func:`fastcam.pictures.render.overlay`.
 
     Raises:
         UsageError: the network takes clips, or as :class:`fastcam.explainer.Explainer` does.
@@ -102,7 +103,7 @@ def save(
         "files": {kind: str(path) for kind, path in files.items()},
     }
     with pictures.replacing(folder / f"{name}.json") as temporary:
-        temporary.write_text(_json.dumps(report, indent=2) + "\n")
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 

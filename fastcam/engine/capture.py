@@ -41,9 +41,9 @@ from fastcam.engine.recording import (
 )
 from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, modules_of, run
+from fastcam.engine.shapes import Reshape
 from fastcam.engine.trials import State
 from fastcam.engine.values import close, rebuild
-from fastcam.layout import Reshape
 from fastcam.targets import Selection
 
 Graph = Literal["layers", "images"]  # where the recorded graph starts

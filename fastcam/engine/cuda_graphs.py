@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcam.engine.fast import BatchSizes, filled
 from fastcam.engine.values import (
     rebuild,
 )
 from fastcam.errors import first_line
-from fastcam.fast import BatchSizes, filled
 
 Step = Callable[[Tensor, Tensor | None], Any]
 """From images and class ids (None: the top class) to tensors in any containers."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcam.errors import FastcamError, UsageError, first_line, near
-from fastcam.render import Region
+from fastcam.pictures.render import Region
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -12,10 +12,10 @@ from fastcam.engine.layouts import Layouts, follow, reading_of
 from fastcam.engine.opaque import why_hidden, why_nothing_is_seen
 from fastcam.engine.outputs import Output
 from fastcam.engine.per_image import PerImage
+from fastcam.engine.shapes import Reshape
 from fastcam.engine.survey import Returned, Survey, survey
 from fastcam.engine.values import rebuild
 from fastcam.errors import near
-from fastcam.layout import Reshape
 
 Layers = nn.Module | str | Sequence[nn.Module | str]
 

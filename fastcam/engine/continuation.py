@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fastcam.capture import Capture
+from fastcam.engine.capture import Capture
 from fastcam.engine.recording import Given
 from fastcam.engine.values import close, rebuild, replace_first, storage, tensors_of, version
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcam.capture import (
+from fastcam.engine.capture import (
     Capture,
     capture,
 )
@@ -30,7 +30,7 @@ from fastcam.engine.per_image import PerImage
 from fastcam.engine.running import (
     unwrap,
 )
-from fastcam.imputation import impute
+from fastcam.metrics.imputation import impute
 from fastcam.targets import Selection, Targets, probabilities, select
 
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
@@ -175,7 +175,7 @@ def road(
     """Remove and debias: pixels are removed by noisy linear imputation, by the map's order.
 
     Rong et al. 2022, arXiv 2202.00449. All percentiles, both orders and all images are imputed
-    together (:func:`fastcam.imputation.impute`).
+    together (:func:`fastcam.metrics.imputation.impute`).
 
     Args:
         model, images, targets, maps, probabilities, output, per_image: as for :func:`confidence`;
