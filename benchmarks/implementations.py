@@ -19,7 +19,7 @@ from fastcam import reference
 from fastcam.engine.capture import (
     capture,
 )
-from fastcam.engine.fast import is_emulated
+from fastcam.engine.fast.options import is_emulated
 from fastcam.targets import select
 
 Call = Callable[[], Tensor]

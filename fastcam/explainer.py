@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcam.engine.fast import preferred_dtype
+from fastcam.engine.fast.options import preferred_dtype
 from fastcam.engine.outputs import logits_of
 from fastcam.engine.running import CopiedResults
 from fastcam.errors import FastcamError, UsageError, first_line, near

@@ -22,7 +22,7 @@ from fastcam import ops
 from fastcam.dropin.calls import counted
 from fastcam.dropin.settings import settings
 from fastcam.dropin.takeover import Replacement, Takeover
-from fastcam.engine.fast import FastModel, Options, preferred_dtype
+from fastcam.engine.fast.model import FastCopies
 from fastcam.engine.guided import GuidedReLU
 from fastcam.engine.inputs import first_row
 from fastcam.engine.recording import (
@@ -208,7 +208,7 @@ def _grad_cam(activations: Tensor, gradients: Tensor, relu: bool, summed: bool) 
     return maps.relu() if relu else maps
 
 
-_fast_models: WeakKeyDictionary[Any, FastModel] = WeakKeyDictionary()
+_fast_copies = FastCopies()
 
 
 def _fast(
@@ -223,11 +223,7 @@ def _fast(
     name = next((name for name, module in names if module is layer), "")
     if not name or _is_training(model):
         return model, layer, inputs
-    fast = _fast_models.get(attribution)
-    if fast is None or fast.is_stale:
-        options = Options(preferred_dtype(inputs[0].device))
-        fast = FastModel(model, (*inputs, *(additional or ())), [name], options, start)
-        _fast_models[attribution] = fast
+    fast = _fast_copies.of(attribution, model, (*inputs, *(additional or ())), [name], start)
     return fast.model, fast.model.get_submodule(name), fast.prepared(inputs)
 
 

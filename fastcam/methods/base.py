@@ -20,8 +20,9 @@ from fastcam.engine.capture import (
     Graph,
     capture,
 )
-from fastcam.engine.cuda_graphs import CudaGraphs
-from fastcam.engine.fast import FastModel, Options, is_emulated
+from fastcam.engine.fast.cuda_graphs import CudaGraphs
+from fastcam.engine.fast.model import FastModel
+from fastcam.engine.fast.options import Options, is_emulated
 from fastcam.engine.inputs import (
     Argument,
     Inputs,

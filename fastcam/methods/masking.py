@@ -14,7 +14,7 @@ from fastcam.engine.capture import (
     Capture,
 )
 from fastcam.engine.continuation import Continuation
-from fastcam.engine.fast import folded
+from fastcam.engine.fast.model import folded
 from fastcam.engine.layers import Layers
 from fastcam.methods.base import MapMethod, Reading, extents_of
 from fastcam.methods.masked_runs import masked_runs
