@@ -16,9 +16,7 @@ import fastcam
 from benchmarks import harness
 from benchmarks.harness import Result
 from fastcam import reference
-from fastcam.engine.capture import (
-    capture,
-)
+from fastcam.engine.capture import capture
 from fastcam.engine.fast.options import is_emulated
 from fastcam.targets import select
 

@@ -23,17 +23,12 @@ from fastcam.dropin.calls import counted
 from fastcam.dropin.settings import settings
 from fastcam.dropin.takeover import Replacement, Takeover
 from fastcam.engine.fast.model import FastCopies
+from fastcam.engine.graph import Start, gradients_at
 from fastcam.engine.guided import GuidedReLU
 from fastcam.engine.inputs import first_row
-from fastcam.engine.recording import (
-    Recorder,
-    Start,
-    closest_start,
-    gradients_at,
-    has_hooks,
-    start_at_inputs,
-)
+from fastcam.engine.recorder import Recorder
 from fastcam.engine.running import Loan, is_compiled, unwrap
+from fastcam.engine.start import closest_start, has_hooks, start_at_inputs
 from fastcam.engine.trials import untouched
 from fastcam.engine.values import (
     tensors_of,

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-    Graph,
-    capture,
-)
+from fastcam.engine.capture import Capture, capture
 from fastcam.engine.fast.cuda_graphs import CudaGraphs
 from fastcam.engine.fast.model import FastModel
 from fastcam.engine.fast.options import Options, is_emulated
+from fastcam.engine.graph import OUTPUT, Start
+from fastcam.engine.held import Held, held_with_graph, let_go
 from fastcam.engine.inputs import (
     Argument,
     Inputs,
@@ -35,10 +33,11 @@ from fastcam.engine.outputs import (
     logits_of,
 )
 from fastcam.engine.per_image import PerImage
-from fastcam.engine.recording import OUTPUT, Held, Start, find_start, held_with_graph, let_go
+from fastcam.engine.recorded_run import Graph
 from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, unwrap
 from fastcam.engine.shapes import Reshape
+from fastcam.engine.start import find_start
 from fastcam.engine.values import tensors_of
 from fastcam.methods.verification import Verification, verify
 from fastcam.targets import (

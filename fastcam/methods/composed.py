@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-)
+from fastcam.engine.capture import Capture
 from fastcam.engine.layers import Layers
 from fastcam.methods.base import MapMethod, Reading, Size
 from fastcam.methods.gradient import GradCAM, GradCAMPlusPlus

@@ -7,9 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastcam.engine.capture import (
-    Capture,
-)
+from fastcam.engine.capture import Capture
 from fastcam.methods.base import MapMethod, for_every_class
 from fastcam.methods.gradient import gradient_maps
 from fastcam.targets import Selection

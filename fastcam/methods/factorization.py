@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    capture,
-)
+from fastcam.engine.capture import capture
 from fastcam.engine.inputs import (
     Argument,
     Inputs,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastcam import ops
-from fastcam.engine.capture import Capture, PooledHead
+from fastcam.engine.capture import Capture
+from fastcam.engine.pooled_head import PooledHead, find_pooled_head
 from fastcam.methods.base import MapMethod, Size, extents_of
 from fastcam.targets import Selection
 
@@ -30,7 +31,7 @@ class CAM(MapMethod):
             raise ValueError("targets: CAM needs class ids, for it takes the weights of a class")
         maps = []
         for layer, name in enumerate(record.layers):
-            head = record.pooled_head(layer, selection)
+            head = find_pooled_head(record, layer, selection)
             if head is None:
                 raise ValueError(
                     f"target_layers: CAM needs global average pooling and one linear layer right "
@@ -65,7 +66,7 @@ class GradientMap(MapMethod):
     def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         ids = selection.class_ids
         if self.pooled_shortcut and len(record.layers) == 1 and ids is not None and ids.dim() == 2:
-            head = record.pooled_head(0, selection) if ids.shape[1] > 1 else None
+            head = find_pooled_head(record, 0, selection) if ids.shape[1] > 1 else None
             if head is not None and not head.rectified:
                 return [self._pooled_maps(head, ids, relu)]
         return gradient_maps(

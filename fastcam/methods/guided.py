@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-)
+from fastcam.engine.capture import Capture
 from fastcam.engine.guided import GuidedReLU
 from fastcam.engine.inputs import (
     Inputs,

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-)
+from fastcam.engine.capture import Capture
 from fastcam.engine.continuation import Continuation
 from fastcam.engine.fast.model import folded
 from fastcam.engine.layers import Layers
+from fastcam.engine.pooled_head import find_pooled_head
 from fastcam.methods.base import MapMethod, Reading, extents_of
 from fastcam.methods.masked_runs import masked_runs
 from fastcam.targets import Selection
@@ -218,7 +217,7 @@ class AblationCAM(MapMethod):
         scores = scores if scores.dtype == torch.float64 else scores.float()
         maps = []
         for layer, activations in enumerate(record.activations):
-            head = record.pooled_head(layer, selection)
+            head = find_pooled_head(record, layer, selection)
             if head is None:
                 drops = self._drops(record, selection, layer, scores)
             else:

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-)
+from fastcam.engine.capture import Capture
 from fastcam.methods.base import MapMethod
 from fastcam.targets import Selection
 

@@ -7,10 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-    capture,
-)
+from fastcam.engine.capture import Capture, capture
 from fastcam.engine.layers import Layers
 from fastcam.methods.base import MapMethod, Reading
 from fastcam.targets import Selection

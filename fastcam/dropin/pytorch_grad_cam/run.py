@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam.dropin.settings import settings
-from fastcam.engine.capture import Graph, record
 from fastcam.engine.fast.model import FastCopies
+from fastcam.engine.graph import OUTPUT, Point, Start, gradients_at
 from fastcam.engine.inputs import first_row
 from fastcam.engine.layers import layer_names
-from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at
+from fastcam.engine.recorded_run import Graph, record
 from fastcam.engine.running import hooks_of, modules_of, unwrap
+from fastcam.engine.start import find_start
 from fastcam.errors import first_line
 
 Array = np.ndarray[Any, Any]

@@ -28,8 +28,8 @@ from fastcam.engine.fast.units import (
     replace_first,
     replace_module,
 )
+from fastcam.engine.graph import OUTPUT, Start
 from fastcam.engine.inputs import Inputs
-from fastcam.engine.recording import OUTPUT, Start
 from fastcam.engine.running import run
 from fastcam.engine.values import rebuild, tensors_of
 from fastcam.errors import first_line
@@ -43,7 +43,7 @@ class FastModel:
         inputs: of one image, as the copy will be called with.
         layers: the target layers' dotted names; without any, all of the network is prepared.
         options: the steps to take.
-        start: where the graph starts (:func:`fastcam.engine.recording.find_start`); what is
+        start: where the graph starts (:func:`fastcam.engine.start.find_start`); what is
             recorded stays as it is.
 
     Raises:
