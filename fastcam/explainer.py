@@ -16,7 +16,7 @@ from fastcam.engine.outputs import logits_of
 from fastcam.engine.running import CopiedResults
 from fastcam.errors import FastcamError, UsageError, first_line, near
 from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM
-from fastcam.methods.base import MapMethod
+from fastcam.methods.maps import MapMethod
 from fastcam.models import LoadedModel
 from fastcam.targets import ClassChoice, TopClasses
 

@@ -22,7 +22,7 @@ from fastcam.engine.fast.batch_sizes import BatchSizes
 from fastcam.engine.fast.cuda_graphs import CudaGraphs
 from fastcam.engine.fast.model import FastModel
 from fastcam.engine.fast.options import Options, is_emulated, preferred_dtype
-from fastcam.methods.base import MapMethod
+from fastcam.methods.maps import MapMethod
 
 pytestmark = pytest.mark.filterwarnings("ignore:dtype. this processor has no instructions")
 METHODS = ["gradcam", "gradcam++", "layercam"]

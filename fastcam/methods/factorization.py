@@ -25,7 +25,7 @@ from fastcam.engine.running import (
     unwrap,
 )
 from fastcam.engine.shapes import Reshape
-from fastcam.methods.base import Size, extents_of
+from fastcam.methods.maps import Size, extents_of
 
 
 @dataclass(frozen=True)
