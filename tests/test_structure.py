@@ -68,3 +68,12 @@ def test_files_in_documents_exist(document):
     for path in set(FILE.findall(document.read_text())):
         if "/" in path:
             assert any((folder / path).exists() for folder in folders), path
+
+
+def test_the_architecture_names_every_folder():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [Path(path).relative_to("fastcam") for path in tracked("fastcam/*.py")]
+    folders = {str(path.parent) for path in modules if len(path.parts) in (2, 3)}
+    assert len(folders) > 10
+    missing = [folder for folder in sorted(folders) if f"`{folder}/`" not in text]
+    assert not missing
