@@ -511,7 +511,10 @@ def broken(frames: list[Frame], error: BaseException) -> Iterator[Frame]:
     raise error
 
 
-@pytest.mark.parametrize("sink", ["out.mp4", "out.mkv", "out.gif", "out", "out.safetensors"])
+SINKS = ("out.mp4", "out.mkv", "out.gif", "out", "out.safetensors")
+
+
+@pytest.mark.parametrize("sink", SINKS)
 @pytest.mark.parametrize("stride", [1, 4])
 def test_a_broken_source_keeps_every_frame_before(tmp_path: Path, sink: str, stride: int) -> None:
     with pytest.raises(FastcamError, match="broken"):

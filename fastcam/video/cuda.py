@@ -15,7 +15,7 @@ import torch.utils.dlpack
 from torch import Tensor
 
 from fastcam.video.frame import Decoded, Frame, Planes
-from fastcam.video.sources import av_library
+from fastcam.video.pyav import av_library
 
 
 def decoding(name: str) -> dict[str, Any]:

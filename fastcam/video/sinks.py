@@ -19,7 +19,8 @@ from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import cannot_write, replacing, temporary_name
 from fastcam.video.drawing import ExplainedFrame
 from fastcam.video.frame import Frame
-from fastcam.video.sources import Source, av_library, has_av
+from fastcam.video.pyav import av_library, has_av
+from fastcam.video.sources import Source
 from fastcam.video.writer import SUFFIXES, Writer
 
 _SHARD = 1024  # frames

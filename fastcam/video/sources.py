@@ -21,6 +21,7 @@ from fastcam import pictures
 from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import Picture
 from fastcam.video.frame import Decoded, Frame
+from fastcam.video.pyav import av_library, has_av
 
 if TYPE_CHECKING:
     import av
@@ -395,20 +396,3 @@ def open_container(given: Any, name: str, **options: Any) -> Any:
         raise FastcamError(f"{name}: no such file") from None
     except (av_library().FFmpegError, OSError) as error:
         raise FastcamError(f"{name}: not a clip that can be read ({error.strerror})") from None
-
-
-def has_av() -> bool:
-    try:
-        av_library()
-    except FastcamError:
-        return False
-    return True
-
-
-def av_library() -> Any:
-    """PyAV, which is an extra."""
-    try:
-        import av
-    except ImportError:
-        raise FastcamError("this needs PyAV: pip install fastcam[video]") from None
-    return av

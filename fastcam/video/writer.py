@@ -16,7 +16,8 @@ import torch
 from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import Picture, cannot_write, temporary_name
 from fastcam.video.frame import Frame
-from fastcam.video.sources import av_library, open_container
+from fastcam.video.pyav import av_library
+from fastcam.video.sources import open_container
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 CODECS = ("auto", "h264", "mjpeg")
