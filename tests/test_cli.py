@@ -135,7 +135,7 @@ def test_a_broken_picture_does_not_stop_the_others(picture: Path, tmp_path: Path
         (("--colormap", "turbine"), "unknown colormap turbine; there are: .*turbo"),
         (("--device", "gpu"), "device gpu cannot be used"),
         (("--model", "tiny_models:module", "--method", "cam"), "global average pooling"),
-        (("--weights", "none"), "has the weights that it gives"),
+        (("--weights", "none"), "weights none is not supported for a function"),
     ],
 )
 @pytest.mark.parametrize("command", ["image", "video"])
