@@ -190,7 +190,7 @@ def test_a_model_that_cannot_be_copied(cores: Callable[[int], None]) -> None:
     explainer = uneven()
     explainer.model.module.lock = threading.Lock()  # type: ignore[assignment]
     cores(3)
-    with pytest.warns(UserWarning, match=r"cannot be copied \(.*pickle.*\): one thread explains"):
+    with pytest.warns(UserWarning, match=r"cannot be copied \(.*pickle.*\): using a single thread"):
         found = list(video.explain(noisy(9), None, explainer, batch=2))
     same(found, list(video.explain(noisy(9), None, uneven(), batch=2)))
 

@@ -1,4 +1,4 @@
-"""PyAV, which is an extra: everything else of the package works without it."""
+"""PyAV, an optional dependency: the rest of the package works without it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def has_av() -> bool:
 
 
 def av_library() -> Any:
-    """PyAV, which is an extra."""
+    """Imports PyAV."""
     try:
         import av
     except ImportError:
-        raise FastcamError("this needs PyAV: pip install fastcam[video]") from None
+        raise FastcamError("PyAV is required: pip install fastcam[video]") from None
     return av
