@@ -25,7 +25,8 @@ import fastcam
 from benchmarks import report
 from benchmarks.__main__ import SUITES
 from fastcam import dropin, methods, ops, reference
-from fastcam.methods.base import MapMethod, Method
+from fastcam.methods.base import Method
+from fastcam.methods.maps import MapMethod
 from fastcam.video import sinks, sources
 
 ROOT = Path(__file__).parent.parent
