@@ -64,8 +64,8 @@ def test_scores_keep_their_graph_under_no_grad() -> None:
             met: list[tuple[bool, bool]] = []
 
             def once(
-                scores: Tensor, again: bool, met: list[tuple[bool, bool]] = met
-            ) -> list[Tensor]:
+                scores: torch.Tensor, again: bool, met: list[tuple[bool, bool]] = met
+            ) -> list[torch.Tensor]:
                 met.append((scores.requires_grad, again))
                 return [scores.detach()]
 
