@@ -388,7 +388,7 @@ def test_arguments() -> None:
     with pytest.raises(ValueError, match=r"dtype: got torch.int8, expected None or one of"):
         cam.compile(dtype=torch.int8)
     cam.compile(cuda_graph=True)
-    with pytest.raises(RuntimeError, match="cuda_graph: got True, but the images are no tensor on"):
+    with pytest.raises(RuntimeError, match="but the images are not a tensor on"):
         cam(torch.randn(2, 3, 9, 9))
 
 

@@ -614,9 +614,9 @@ def test_legrad_of_fused_and_plain_attention() -> None:
 
 
 def test_legrad_says_what_it_cannot_explain() -> None:
-    with pytest.raises(ValueError, match="head: it is not known for Signal"):
+    with pytest.raises(ValueError, match="head: unknown for Signal"):
         fastcam.LeGrad(network("signal")[0])
-    with pytest.raises(ValueError, match="met no attention"):
+    with pytest.raises(ValueError, match="found no attention"):
         fastcam.LeGrad(small(), head=nn.Identity())(small_images())
     swin, images = network("swin_t")
     with pytest.raises(ValueError, match="blocks that attend all tokens"):

@@ -1,7 +1,7 @@
-"""What the axes of a tensor are made of: the inputs' axes, channels, places, in parts and joined.
+"""Axes of tensors as products of atoms, which tell where their elements come from.
 
-An axis is a product of atoms, the slowest first. A view splits and joins atoms, a permutation moves
-them, so an axis that is taken apart and put together again is recognised.
+The slowest atom comes first. A view splits and joins atoms and a permutation moves them, so an axis
+that is split and joined again is recognised.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["input", "place", "channel", "tokens", "unknown", "disordered"]
 """input
-    An axis of what went in, of which nothing is known yet.
+    An axis of the inputs, of which nothing is known yet.
 place
-    Positions along one axis of what went in.
+    Positions along one axis of the inputs.
 channel
-    What an operator made out of a sum over channels.
+    The result of a sum over channels.
 tokens
-    Positions with others before or behind them, such as a class token.
+    Positions with other tokens before or after them, such as a class token.
 unknown
-    Of no known origin.
+    Of unknown origin.
 disordered
-    Made of positions, but they are mixed, or in another order.
+    Positions that are mixed, or in another order.
 """
 
 Origin = tuple[int, int]
-"""The number of an input, and the axis of it."""
+"""The number of an input, and one of its axes."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an atom is a part of."""
+    """The axis that an atom is a part of."""
 
     kind: Kind
     extent: int
     origin: Origin | None = None
     number: int = 0
-    """Tells those without an origin apart."""
+    """Distinguishes sources without an origin."""
     shift: int = 0
-    """By how much places are rolled."""
+    """The number of positions that places are rolled by."""
     mirrored: bool = False
     """Whether places are in reverse order."""
     window: tuple[float, float] = (0.0, 1.0)
-    """Where an input's axis begins and ends within what went in: others if it was cut or padded."""
+    """Begin and end as fractions of the input's axis; beyond [0, 1] if it was padded."""
     parts: tuple[int, Axis, int] | None = None
-    """Of tokens: how many come before, the positions, how many come behind."""
+    """For tokens: the number of tokens before, the positions, the number of tokens after."""
 
 
 class Atom(NamedTuple):
@@ -62,12 +62,12 @@ Axes = tuple[Axis, ...]
 
 
 def whole(source: Source) -> Axis:
-    """An axis that is this and no more."""
+    """The axis that consists of one whole source."""
     return (Atom(source, 1, source.extent),) if source.extent != 1 else ()
 
 
 def size(axis: Axis) -> int:
-    """Its extent."""
+    """The extent of an axis."""
     product = 1
     for atom in axis:
         product *= atom.extent
@@ -75,7 +75,7 @@ def size(axis: Axis) -> int:
 
 
 def joined(atoms: Sequence[Atom]) -> Axis:
-    """One axis; parts of a source that follow each other become one."""
+    """One axis from atoms; adjacent parts of a source are merged."""
     axis: list[Atom] = []
     for atom in atoms:
         if axis:
@@ -88,7 +88,7 @@ def joined(atoms: Sequence[Atom]) -> Axis:
 
 
 def regrouped(axes: Axes, shape: Sequence[int]) -> Axes | None:
-    """The axes of a view in this shape, None where an atom does not fit."""
+    """The axes of a view with this shape, or None if an atom does not fit."""
     queue = [atom for axis in axes for atom in axis]
     queue.reverse()
     result: list[Axis] = []
@@ -113,7 +113,7 @@ def regrouped(axes: Axes, shape: Sequence[int]) -> Axes | None:
 
 
 def kinds(axis: Axis) -> set[Kind]:
-    """Of its atoms."""
+    """The kinds of an axis's atoms."""
     return {atom.source.kind for atom in axis}
 
 
@@ -128,7 +128,7 @@ def is_placed(axis: Axis) -> bool:
 
 
 def origins(axis: Axis) -> list[Origin]:
-    """Where its positions come from, those of tokens too."""
+    """The origins of an axis's positions, including those among tokens."""
     found: list[Origin] = []
     for atom in axis:
         if atom.source.parts is not None:
@@ -139,10 +139,10 @@ def origins(axis: Axis) -> list[Origin]:
 
 
 def resized(axis: Axis, extent: int, step: int | None = None) -> Axis | None:
-    """The same places in another number, as after a convolution; None if they no longer fit.
+    """The axis resampled to ``extent``, as by a convolution; None if that is not possible.
 
     Args:
-        step: how many lie between two that follow each other, if that is known.
+        step: the stride, if it is known.
     """
     if size(axis) == extent and not kinds(axis) & {"unknown", "channel"}:
         return _as_places(axis)
@@ -157,9 +157,9 @@ def _shrunk(source: Source, extent: int) -> Source:
 
 
 def _merged(axis: Axis, step: int) -> Axis | None:
-    """Every ``step`` places that follow each other become one; None if they lie in several rows.
+    """Merges every ``step`` consecutive places; None if some of these lie in several rows.
 
-    So a row of a grid's positions that is pooled stays a grid, with narrower rows.
+    So a flattened grid stays a grid when it is pooled, with narrower rows.
     """
     *rows, last = axis
     whole_rows = last == whole(last.source)[0] and last.source.kind in ("input", "place")
@@ -169,12 +169,12 @@ def _merged(axis: Axis, step: int) -> Axis | None:
 
 
 def is_together(atom: Atom) -> bool:
-    """Whether its steps go through the source once, and not through each of its parts."""
+    """Whether its steps go through the whole source once, not through each of its parts."""
     return atom.stride * atom.extent == atom.source.extent
 
 
 def in_window(axis: Axis, begin: int, end: int) -> Axis:
-    """An input's axis from one index to another, which may lie outside; others as they are."""
+    """An input's axis from index ``begin`` to ``end``, which may lie outside; others unchanged."""
     if len(axis) != 1 or axis[0].source.kind != "input" or axis[0] != whole(axis[0].source)[0]:
         return axis
     source = axis[0].source
@@ -185,9 +185,10 @@ def in_window(axis: Axis, begin: int, end: int) -> Axis:
 
 
 def agreed(first: Axis, second: Axis) -> Axis | None:
-    """What two operands of one elementwise operator say of an axis, None where they differ.
+    """The axis that results from two operands of an elementwise operator; None if they differ.
 
-    Positions outweigh what is not known to be in place, as a shortcut around it tells.
+    Positions in order win over an axis that may be out of order: a shortcut around a layer shows
+    where the layer's output is.
     """
     if first == second or not second:
         return first
@@ -216,7 +217,7 @@ def _agreed_atom(first: Atom, second: Atom) -> Atom | None:
 
 
 def _as_places(axis: Axis) -> Axis:
-    """The same with nothing left open about what came from the inputs."""
+    """The same axis, with those of the inputs known to be places."""
     known = []
     for atom in axis:
         source = atom.source

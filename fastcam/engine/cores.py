@@ -1,4 +1,4 @@
-"""Threads that keep to one core each, which on a CPU wait for nobody at the end of an operation."""
+"""Threads that keep to one core each, so that none waits for others at the end of an operation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Operators that this thread calls take no further ones; what others call does as before.
+    """Holds the operators that this thread calls to one thread; other threads are not affected.
 
-    torch.set_num_threads would not do: it also acts on threads that are yet to come, and on MKL in
-    all of them.
+    torch.set_num_threads would not do: it also affects threads that start later, and MKL in all
+    threads.
     """
     openmp, mkl = _thread_counts()
     before = torch.get_num_threads()  # its first call in a thread sets the thread's count
@@ -31,13 +31,13 @@ def single_threaded() -> Iterator[None]:
 
 
 def threads_abreast() -> int:
-    """How many threads of one core each torch may take; 1 where they cannot be held to one core."""
+    """How many threads of one core each torch may take; 1 if they cannot be held to one core."""
     return 1 if _thread_counts()[0] is _nothing else torch.get_num_threads()
 
 
 @functools.cache
 def _thread_counts() -> tuple[Callable[[int], object], Callable[[int], Any]]:
-    """OpenMP's and MKL's setters for the calling thread, the latter returns what was set before."""
+    """OpenMP's and MKL's setters for the calling thread; the latter returns the previous value."""
     folder = Path(torch.__file__).parent / "lib"
     names = ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll")
     found = [ctypes.CDLL(str(folder / name)) for name in names if (folder / name).exists()]
@@ -49,5 +49,5 @@ def _thread_counts() -> tuple[Callable[[int], object], Callable[[int], Any]]:
 
 
 def _nothing(count: int) -> int:
-    """In the place of a library that torch was built without."""
+    """Stands in for a library that torch was built without."""
     return 0

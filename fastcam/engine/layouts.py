@@ -1,8 +1,8 @@
-"""Where a network's layers have batch, channels and positions: found by one run on the exact model.
+"""Which axes of a network's layers are batch, channels and positions, found by one run.
 
 A dispatch mode follows every axis of the inputs through all operators
-(:mod:`fastcam.engine.propagation`), so a layer is read by what happened to its axes and not by
-their extents. Two rows run, for an axis of extent 1 could not be told from others in a view.
+(:mod:`fastcam.engine.propagation`), so a layer's layout depends on the origin of its axes and not
+on their extents. Two rows run, because a view hides axes of extent 1.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ class Reading:
     """Turns a layer's output, and its gradient, into a view (N, C, *S)."""
 
     prefix: tuple[tuple[int, int, int], ...]
-    """Dimension, tokens before and tokens behind that are left out."""
+    """Dimensions, and how many tokens to leave out at their beginning and end."""
     parts: tuple[tuple[int, ...], ...]
-    """By dimension, what it is split into; -1 for what a call decides."""
+    """By dimension, the extents to split it into; -1 for an extent that depends on the call."""
     order: tuple[int, ...]
-    """Then, which dimension comes where."""
+    """The permutation of the dimensions after that."""
     is_row: bool
-    """Whether the positions are one row of no known origin, such as tokens."""
+    """Whether the positions are one row of unknown origin, such as tokens."""
     has_rows: bool = True
-    """Whether its rows are known to be the images; else there are only as many."""
+    """Whether its rows are known to be the images; if False, only their number is."""
     blank: int = 0
-    """How many axes of extent 1, which are no positions, are left out at the end."""
+    """How many axes of extent 1 without positions to leave out at the end."""
 
     def __call__(self, output: Tensor) -> Tensor:
         for dim, before, behind in self.prefix:
@@ -76,7 +76,7 @@ class Reading:
         return output
 
     def on_grid(self, before: int, grid: Sequence[int]) -> Reading:
-        """The same for a row that is a grid, behind some tokens that are left out."""
+        """The reading of a row as a grid, without the first ``before`` tokens."""
         row, more = self.order[2], len(grid) - 1
         dim = next(d for d in range(len(self.parts)) if sum(map(len, self.parts[: d + 1])) > row)
         rows, column = (part + more if part > row else part for part in self.order[:2])
@@ -89,13 +89,13 @@ class Reading:
 
     @property
     def fits_all_sizes(self) -> bool:
-        """Whether it holds no extents of the images that it was found with."""
+        """Whether it is independent of the extents of the images that it was found with."""
         return not self.prefix and all(len(parts) == 1 for parts in self.parts)
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A layer whose positions are known not to be those of the input, in their order."""
+    """A layer whose positions are known to differ from the input's, or from their order."""
 
     reason: str
 
@@ -105,29 +105,29 @@ class Steps(NamedTuple):
 
     axis: int
     runs: int
-    """For each step, of which the last one counts."""
+    """Runs per step, of which the last one counts."""
 
 
 @dataclass(frozen=True)
 class Layouts:
-    """What a run told about the axes of inputs and layers."""
+    """The axes of inputs and layers, as found by a run."""
 
     places: tuple[int, ...] | None
-    """The axes of the images that are positions; None where that did not show."""
+    """The axes of the images that are positions; None if that is unknown."""
     layers: Mapping[str, Reading | Unreadable]
-    """By layer, as far as its axes could be followed."""
+    """The readings of the layers whose axes could be followed."""
     steps: Mapping[str, Steps] = field(default_factory=dict)
     """The layers that run for each step along an axis of the images, in order."""
     loops: frozenset[int] = frozenset()
     """The extents of the axes that the model goes through step by step."""
     rows: int | None = None
-    """The axis of the logits that the images are along; None where that did not show."""
+    """The logits' axis with a row for each image; None if that is unknown."""
     picture: int = 0
-    """Which of the tensors with positions that go in are the images that the layers see."""
+    """Which of the input tensors with positions are the images that the layers see."""
 
     @property
     def stepwise(self) -> dict[str, int]:
-        """The layers that run for each step of a loop, and how often in each."""
+        """The layers that run for each step of a loop, and how often per step."""
         return {name: steps.runs for name, steps in self.steps.items()}
 
     @property
@@ -145,17 +145,17 @@ def find_layouts(
     output: Output | None = None,
     run: int | None = None,
 ) -> Layouts:
-    """Where the layers have batch, channels and positions, and which images they see.
+    """Which axes of the layers are batch, channels and positions, and which images they see.
 
     Args:
-        model: what is explained.
+        model: the model to explain.
         rows: the inputs for two images.
         layers: dotted names within the model.
-        output: picks the logits out of what the model returns.
+        output: picks the logits from the model's outputs.
         run: which run of a layer counts; None for the last.
 
     Raises:
-        ValueError: if one layer sees one picture alone, and another one another.
+        ValueError: if the layers see different pictures.
     """
     names = list(layers)
     found, seen = follow(model, rebuild(rows, Tensor.clone), names, output, run)
@@ -163,8 +163,8 @@ def find_layouts(
     if len(set(pictures.values())) > 1:
         told = " and ".join(f"'{name}' picture {number}" for name, number in pictures.items())
         raise ValueError(
-            f"target_layers: {told} of the inputs, counted from 0: their maps are no maps of one "
-            "picture; explain them one by one"
+            f"target_layers: {told} of the inputs, counted from 0, so that their maps cannot be "
+            "joined; explain them one by one"
         )
     picture = next(iter(pictures.values()), 0)
     if picture:
@@ -182,7 +182,7 @@ def follow(
 ) -> tuple[Layouts, dict[str, int]]:
     """Runs the model on two images in evaluation mode, without a graph.
 
-    A model that fails in such a run tells nothing, which is no error.
+    If the model fails in this run, the layouts are unknown; no error is raised.
 
     Args:
         model, layers, output, run: as for :func:`find_layouts`.
@@ -190,7 +190,7 @@ def follow(
         picture: which of the tensors with positions are the images.
 
     Returns:
-        that, and by layer the number of the picture that it sees, if that is known.
+        The layouts, and by layer the number of the picture that it sees, if known.
     """
     following = _Following()
     again = rebuild(rows, Tensor.clone)
@@ -230,7 +230,7 @@ def follow(
     batch = following.batch(outputs)
     stepwise: dict[str, Steps] = {}
     lone = [axis for axis in following.places or () if images.shape[axis] == 1]
-    # a clip of one picture: in a loop or not, it is all the same
+    # for a clip of one picture, a loop makes no difference
     single = lone[0] if lone and images.dim() == 5 else None
     counted = {
         name: -1 if run is None or not -len(runs) <= run < len(runs) else run
@@ -244,7 +244,7 @@ def follow(
         steps = following.steps_of([met for _, met in runs])
         steps = Steps(single, len(runs)) if steps is None and single is not None else steps
         positions = {len(each.order) - 2 for each in readings if isinstance(each, Reading)}
-        # a layer within it has what is left of (B, T, C, H, W); otherwise the axis is the colours'
+        # a layer in the loop has the axes of (B, T, C, H, W) but T; else the axis is the colours'
         if steps is not None and len(set(readings)) == 1 and positions == {images.dim() - 3}:
             stepwise[name] = steps
     followed = {
@@ -265,9 +265,9 @@ def follow(
 def _in_another_order(
     model: nn.Module, pair: Inputs, layers: Sequence[str], picture: int
 ) -> list[str]:
-    """Those of the layers whose first row depends on the second image rather than their second row.
+    """The layers whose first row depends more on the second image than their second row does.
 
-    Both orders of two images are tried, for a model may sort them by what they hold.
+    Both orders of two images are tried, because a model may sort images by their values.
     """
     images = images_of(pair, picture)
     if not layers or images is None or not images.is_floating_point() or len(images) != 2:
@@ -301,13 +301,13 @@ def _in_another_order(
                     moved = (before[name] - after[name]).abs().amax(1).tolist()
                     if moved[0] > moved[1]:
                         found.append(name)
-    except Exception as error:  # what is wrong, the run that explains says
+    except Exception as error:  # the run that explains will raise it
         raise_out_of_memory(error)
     return found
 
 
 def seen_of(inputs: Inputs, picture: int = 0) -> Tensor | None:
-    """The images; without them a batch of signals or words, (N, L)."""
+    """The images, or if there are none a batch of signals or words, (N, L)."""
     images = images_of(inputs, picture)
     if images is not None:
         return images
@@ -326,14 +326,14 @@ class _Following(TorchDispatchMode):
         self.places: tuple[int, ...] | None = None
         self._axes = WeakTensorKeyDictionary()
         self._images: tuple[int, ...] = ()
-        self._picked: dict[int, Source] = {}  # by extent, axes that the model goes through
+        self._picked: dict[int, Source] = {}  # by extent, axes that the model loops over
         self._inputs: list[Tensor] = []
         self._met = WeakTensorKeyDictionary()  # by tensor, the steps that it was computed from
 
     def start(self, inputs: Inputs, images: Tensor) -> None:
-        """What goes in; axis 0 of what has a row for each image is the batch."""
+        """Names the inputs' axes; axis 0 of those with a row for each image is the batch."""
         self._images = tuple(images.shape)
-        # pictures that the model itself stacks are not followed
+        # pictures that the model stacks itself are not followed
         values = [value for value in arguments(inputs).values() if not are_pictures(value)]
         others = [tensor for tensor in tensors_of(values) if tensor is not images]
         self._inputs = [images, *others]
@@ -345,7 +345,7 @@ class _Following(TorchDispatchMode):
             )
 
     def picture(self, inputs: Inputs, axes: Axes | None) -> int | None:
-        """The number of the one picture whose positions these axes are; None if that is unknown."""
+        """The number of the picture that these axes' positions come from; None if unknown."""
         placed = {origin for axis in axes or () for origin in origins(axis)}
         numbers = {number for number, axis in placed if axis}
         if len(numbers) != 1:
@@ -367,7 +367,7 @@ class _Following(TorchDispatchMode):
         """How a layer went through an axis of the images in order, if it did.
 
         Args:
-            runs: what each run was computed from; later ones may depend on earlier ones.
+            runs: the steps that each run was computed from; later runs may depend on earlier ones.
         """
         for extent, source in self._picked.items():
             times, left = divmod(len(runs), extent)
@@ -381,7 +381,7 @@ class _Following(TorchDispatchMode):
         return None
 
     def batch(self, outputs: Any) -> Origin:
-        """Which axis of the inputs the outputs have first: the batch, 0 as a rule."""
+        """The inputs' axis that is the outputs' first axis: the batch, usually axis 0."""
         for tensor in tensors_of(outputs):
             axes = self.of(tensor)
             if axes and len(axes[0]) == 1 and axes[0][0].source.kind == "input":
@@ -404,7 +404,7 @@ class _Following(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-            with self:  # in inference mode they come whole, elsewhere in parts
+            with self:  # inference mode does not decompose these operators before dispatch
                 return func.decompose(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
         results = [each for each in tree_flatten(output)[0] if isinstance(each, Tensor)]
@@ -419,7 +419,7 @@ class _Following(TorchDispatchMode):
             found[0] = self._gathered(name, args, found[0], met)
         if self.places is None and ("convolution" in name or name == "im2col"):
             given = self.of(args[0])
-            if given is not None:  # an axis may have one position left: it is one all the same
+            if given is not None:  # an axis with one position left counts as well
                 self._see((*found[0][:2], *given[2:]))
         if name == "copy_" and args[0]._base is not None:
             self._overwrite(*args[:2])
@@ -431,7 +431,7 @@ class _Following(TorchDispatchMode):
         return output
 
     def _overwrite(self, view: Tensor, value: Tensor) -> None:
-        """A part of a tensor by another part of it: then its positions are in another order."""
+        """Marks a tensor as disordered if a part of it is overwritten by other positions."""
         axes, given, base = self.of(view), self.of(value), self.of(view._base)
         if axes is None or given is None or base is None:
             return
@@ -451,7 +451,7 @@ class _Following(TorchDispatchMode):
     def _pick(
         self, name: str, args: tuple[Any, ...], results: Sequence[Tensor]
     ) -> list[Step] | None:
-        """By result, the step that it is, if the model goes through an axis of the inputs."""
+        """By result, its step, if the operator picks steps of an axis of the inputs."""
         if name not in _PICKING:
             return None
         dim, first = _PICKING[name](args)
@@ -470,9 +470,9 @@ class _Following(TorchDispatchMode):
         return [(source.origin, extent - 1 - i if source.mirrored else i) for i in indices]
 
     def _gathered(self, name: str, args: tuple[Any, ...], axes: Axes, met: frozenset[Step]) -> Axes:
-        """As many parts as there were steps, one behind the other, are that axis again.
+        """As many parts as there were steps, stacked or concatenated, are that axis again.
 
-        Parts that have no positions and come from no steps make an axis without positions.
+        Parts without positions or steps make an axis without positions.
         """
         parts = args[0]
         dim = (args[1] if len(args) > 1 else 0) % len(axes)
@@ -496,7 +496,7 @@ class _Following(TorchDispatchMode):
         )
 
     def _see(self, axes: Axes) -> None:
-        """The first channels: what is left of the images' axes are positions."""
+        """At the first channels: the axes of the images that are left are positions."""
         places = {axis for each in axes for number, axis in origins(each) if number == 0} - {0}
         if not places:
             return
@@ -513,7 +513,7 @@ def _at(args: tuple[Any, ...], index: int, otherwise: Any) -> Any:
     return args[index] if len(args) > index and args[index] is not None else otherwise
 
 
-# By operator: the dimension that it takes parts of, and the index of the first one.
+# By operator: the dimension that it takes parts of, and the index of the first part.
 _PICKING: Mapping[str, Callable[[tuple[Any, ...]], tuple[int, int]]] = {
     "select": lambda args: (args[1], args[2]),
     "slice": lambda args: (_at(args, 1, 0), _at(args, 2, 0)),
@@ -529,15 +529,15 @@ def read(
     places: tuple[int, ...] | None = None,
     images: int | None = None,
 ) -> Reading | Unreadable | None:
-    """How axes are read as (N, C, *S), None where the chain is lost.
+    """How to read axes as (N, C, *S); None if their origin is lost.
 
     Args:
         batch: the inputs' axis that is the batch.
         places: the axes of the images that are positions.
-        images: how many there are; as many rows that were picked one by one may be theirs.
+        images: how many there are; if an unknown first axis has this extent, it may be the batch.
     """
     mixed = [i for i, axis in enumerate(axes) if "channel" in kinds(axis)]
-    if not mixed:  # nothing summed over channels: they are the one axis without positions
+    if not mixed:  # no sum over channels yet: they are the only axis without positions
         mixed = [i for i, axis in enumerate(axes) if not _is_known(axis, batch, places)]
         mixed = mixed if len(mixed) == 1 else [i for i in mixed if not origins(axes[i])]
         if len(mixed) != 1:
@@ -558,9 +558,9 @@ def read(
             before, axis, behind = axis[0].source.parts
             prefix.append((i, before, behind))
         if any(atom.source.mirrored for atom in axis):
-            return Unreadable("whose positions are mirrored, for the model flips what went in")
+            return Unreadable("whose positions are mirrored, because the model flips its input")
         if any(map(_lies_elsewhere, axis)):
-            return Unreadable("which does not cover what went in, for the model crops or pads that")
+            return Unreadable("which does not cover the input, because the model crops or pads it")
         if not all(map(is_together, axis)):
             return Unreadable("whose positions lie apart along one axis of the input")
         if {"disordered", "tokens"} & kinds(axis) or any(atom.source.shift for atom in axis):
@@ -588,7 +588,7 @@ def read(
     if len(traced) == len(others) + 1:
         others.sort(key=lambda i: labels[i] or batch)
     is_row = [labels[i] for i in others] == [None]
-    # what a kernel as wide as a word's channels leaves of them
+    # left by a kernel as wide as a word's channels
     ones = [sum(map(len, parts[:i])) for i, axis in enumerate(axes) if not axis]
     blank = [i for i in others if labels[i] is None and i in ones]
     if places is None or len(others) - len(blank) != len(places):
@@ -598,7 +598,7 @@ def read(
 
 
 def _lies_elsewhere(atom: Atom) -> bool:
-    """Whether it begins or ends more than a position and a tenth away from the input's ends."""
+    """Whether an end is away from the input's by over one position and over a tenth of it."""
     begin, end = atom.source.window
     away = max(abs(begin), abs(1 - end))
     return away > 0.1 and away > (end - begin) / atom.extent
@@ -620,19 +620,19 @@ def reading_of(
     found: Reading | Unreadable | None,
     rows: int | None = None,
 ) -> Reshape:
-    """What turns a layer's output of this shape into (N, C, *S).
+    """The function that turns a layer's output of this shape into (N, C, *S).
 
-    By what happened to its axes; by their extents if that is not known.
+    It follows the origin of the axes; if that is unknown, their extents.
 
     Args:
-        name: the layer's.
-        shape: of its output.
-        extents: the images'.
-        found: what a run told.
+        name: the layer's name.
+        shape: the shape of its output.
+        extents: the images' extents.
+        found: the reading that a run found.
         rows: N, of the model's output; None if either of two readings will do.
 
     Raises:
-        ValueError: if it cannot be read, or in two ways.
+        ValueError: if the output cannot be read, or can be read in two ways.
     """
     came = f"target_layers: '{name}' returned {tuple(shape)}, "
     way = "; give reshape= to turn it into (N, C, *S)"
@@ -642,13 +642,13 @@ def reading_of(
         tokens = found(torch.empty(shape, device="meta")).shape[2]
         grid = token_grid(tokens, (extents[0], extents[1])) if len(extents) == 2 else None
         if grid is None:
-            raise ValueError(f"{came}which is no grid of patches of a {extents} image{way}")
+            raise ValueError(f"{came}which is not a grid of patches of a {extents} image{way}")
         return found.on_grid(grid[0], grid[1:])
     if found is not None:
         return found
     read = reading(shape, extents)
     if read is None:
-        raise ValueError(f"{came}which is no grid of patches of a {extents} image{way}")
+        raise ValueError(f"{came}which is not a grid of patches of a {extents} image{way}")
     others = extents is not None and len(shape) > 3 and len(extents) != len(shape) - 2
     if shape[0] == rows and (others or is_ambiguous(shape, extents)):
         raise ValueError(

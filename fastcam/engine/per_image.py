@@ -23,17 +23,18 @@ from fastcam.engine.outputs import Output, logits_of
 from fastcam.engine.trials import raise_out_of_memory, trial
 from fastcam.engine.values import agree, rebuild
 
-_MOST_SUBSETS_OF = 4  # arguments: 16 runs of one image at most
+_MOST_SUBSETS_OF = 4  # arguments: at most 16 runs of one image
 
 
 class PerImage:
-    """Found by runs on single images, whose logits have to be their rows of the batch's logits.
+    """Finds the arguments with a row for each image by runs on single images.
 
-    Once for each argument, and only where it has as many rows as there are images: a mask for each
-    image is told from texts that every image is compared with.
+    The logits of a single image have to be its row of the batch's logits. Each argument with as
+    many rows as there are images is tested once: this distinguishes a mask for each image from
+    texts that every image is compared with.
 
     Args:
-        named: the arguments that have a row for each image, beside the images; None to find them.
+        named: the arguments with a row for each image, besides the images; None to find them.
     """
 
     def __init__(self, named: Collection[Argument] | None = None) -> None:
@@ -43,7 +44,7 @@ class PerImage:
         self._alone: bool | None = None  # whether the model takes a single image
 
     def forget(self) -> None:
-        """What has been found out is found anew."""
+        """Drops all findings, so that they are made again."""
         self._found.clear()
         self._independent = self._alone = None
 
@@ -57,12 +58,12 @@ class PerImage:
         """The arguments that have a row for each image, the images included.
 
         Args:
-            model, inputs: what is run, and on what.
+            model, inputs: the model and its inputs.
             output: as for :func:`fastcam.engine.outputs.logits_of`.
-            logits: the model's answer to the inputs, if it is known already.
+            logits: the model's logits for the inputs, if they are known.
 
         Raises:
-            ValueError: for names that the inputs have not got, or if no choice of arguments gives
+            ValueError: for names that are not among the inputs, or if no choice of arguments gives
                 the rows of the batch's logits.
         """
         count, image = rows_of(inputs), image_argument(inputs)
@@ -89,9 +90,9 @@ class PerImage:
         return frozenset((image, *chosen))
 
     def first(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> Inputs:
-        """A copy of the first image and of what belongs to it.
+        """A copy of the first image and its rows of other inputs.
 
-        Of all images if the model fails on a single one.
+        Copies all images if the model fails on a single one.
         """
         count, image = rows_of(inputs), image_argument(inputs)
         if count is None or count < 2 or image is None:
@@ -101,19 +102,19 @@ class PerImage:
         return rebuild(one if self._takes(model, one) else inputs, Tensor.clone)
 
     def _takes(self, model: nn.Module, one: Inputs) -> bool:
-        """Whether the model runs on a single image; found once."""
+        """Whether the model runs on a single image; cached."""
         if self._alone is None:
             self._alone = _runs(model, one)
         return self._alone
 
     def check_rows(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> None:
-        """Whether images may run together; found by runs of an image beside itself and another.
+        """Checks that images may run together, by runs of an image beside itself and another.
 
         Raises:
             ValueError: if an image's logits depend on the others in its batch.
         """
         if self._independent is None and self._named is not None:
-            self._independent = True  # so the user says
+            self._independent = True  # as the user says
         if self._independent is None:
             one = self.first(model, inputs, output)
             images = images_of(one)
@@ -135,9 +136,9 @@ class PerImage:
             )
 
     def pair(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> Inputs:
-        """Copies of the first two images, or of the only one twice, and of what belongs to them.
+        """Copies of the first two images, or of the only one twice, and their rows of other inputs.
 
-        Of all images if the model fails on a single one.
+        Copies all images if the model fails on a single one.
         """
         count, image = rows_of(inputs), image_argument(inputs)
         if count == 0:  # blank ones instead
@@ -165,12 +166,12 @@ class PerImage:
         others: list[Argument],
     ) -> Collection[Argument]:
         def answer(given: Inputs, rows: int) -> Tensor:
-            # the model may write to what it is given
+            # the model may write to its inputs
             outputs = trial(model, rebuild(given, Tensor.clone), ())
             return logits_of(outputs, output, rows).detach()
 
         expected = answer(inputs, count) if logits is None else logits.detach()
-        # the first image and the last one: of a single image two copies
+        # the first and the last image; a single image twice
         samples = [[0, 0]] if count == 1 else [[0], [count - 1]]
         candidates = list(_subsets(others))
         for limit in (1e-5, None):  # equal, or else up to the rounding of a whole network
@@ -182,7 +183,7 @@ class PerImage:
                         same = agree(
                             answer(given, len(sample)), expected[rows.to(expected.device)], limit
                         )
-                    except Exception as error:  # a model's that gets shapes that do not fit
+                    except Exception as error:  # of a model whose inputs do not fit
                         raise_out_of_memory(error)
                         same = False
                     if not same:
@@ -191,8 +192,8 @@ class PerImage:
                     return chosen
         raise ValueError(
             f"per_image: of the inputs {', '.join(map(repr, others))}, which have as many rows as "
-            f"there are images ({count}), it cannot be told which belong to the images one by one, "
-            "for no choice of them gives a single image its row of the output; name those that do, "
+            f"there are images ({count}), it is unclear which have a row for each image, because "
+            "no choice of them gives a single image its row of the output; name those that do, "
             "or give per_image=[] if none does"
         )
 
@@ -200,19 +201,19 @@ class PerImage:
 def _runs(model: nn.Module, inputs: Inputs) -> bool:
     try:
         trial(model, rebuild(inputs, Tensor.clone))
-    except Exception as error:  # a model's that has the number of images written into it
+    except Exception as error:  # of a model with a fixed number of images
         raise_out_of_memory(error)
         return False
     return True
 
 
 def _beside_another(images: Tensor) -> Tensor:
-    """(1, C, *S) to (2, C, *S): the image, and another one of its kind."""
+    """(1, C, *S) to (2, C, *S): the image, and another one like it."""
     return torch.cat([images, images.flip(-1) * 0.5 if images.is_floating_point() else images])
 
 
 def _subsets(names: list[Argument]) -> Iterator[tuple[Argument, ...]]:
-    """All of them first; of many only all, all but one, one, and none."""
+    """Subsets, the largest first; of many names only those of all, all but one, one, and none."""
     sizes = range(len(names), -1, -1)
     for size in sizes:
         if len(names) <= _MOST_SUBSETS_OF or size in (len(names), len(names) - 1, 1, 0):

@@ -1,8 +1,8 @@
 """How operators carry the axes of tensors (:mod:`fastcam.engine.axes`) from inputs to outputs.
 
-An operator that sums over an axis (a convolution over axis 1, a matrix product over the last) makes
-it the channels; all others keep, move, split, join or resize what is there. An operator that is not
-known here loses the axes of its result.
+An operator that sums over an axis (a convolution over axis 1, a matrix product over the last) turns
+it into channels; all others keep, move, split, join or resize the axes. The axes of an unknown
+operator's results are lost.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from fastcam.engine.axes import (
 )
 
 AxesOf = Callable[[Any], Axes | None]
-"""The axes of an operand, None for what is no tensor, a constant, or lost."""
+"""The axes of an operand; None for constants, lost axes, and objects other than tensors."""
 
 _numbers = count(1)
 
 
 def unknown(extent: int) -> Axis:
-    """An axis of no known origin, different from all others."""
+    """A new axis of unknown origin."""
     return whole(Source("unknown", extent, number=next(_numbers)))
 
 
 def channels(extent: int) -> Axis:
-    """Channels, different from all before."""
+    """A new axis of channels."""
     return whole(Source("channel", extent, number=next(_numbers)))
 
 
 def disordered(axis: Axis, extent: int) -> Axis:
-    """What becomes of an axis in another order: positions that are no longer the input's."""
+    """The axis in another order: positions that are no longer the input's."""
     placed = origins(axis) or "disordered" in kinds(axis)
     if not placed or (0, 0) in origins(axis):  # the batch is either whole or lost
         return unknown(extent)
@@ -58,14 +58,15 @@ def disordered(axis: Axis, extent: int) -> Axis:
 
 
 def gathered(extent: int) -> Axis:
-    """What was put together from values without positions: it has none either."""
+    """An axis of stacked values without positions, which has none either."""
     return whole(Source("disordered", extent, number=next(_numbers)))
 
 
 def summed_over(axes: Axes, dim: int, extent: int) -> Axis:
-    """What an axis becomes that an operator sums over: ``extent`` channels.
+    """The axis that replaces one that an operator sums over: ``extent`` channels.
 
-    Positions beside channels are mixed among each other and stay positions (MLP-Mixer).
+    If another axis holds channels, positions are mixed with each other and stay positions
+    (MLP-Mixer).
     """
     others = [axis for i, axis in enumerate(axes) if i != dim % len(axes)]
     if is_placed(axes[dim]) and any("channel" in kinds(axis) for axis in others):
@@ -74,7 +75,7 @@ def summed_over(axes: Axes, dim: int, extent: int) -> Axis:
 
 
 def normed_over(axes: Axes, dim: int) -> Axes:
-    """A norm mixes no channels, but tells which they are once the chain is lost."""
+    """A norm mixes no channels, but shows which axis they are if that was lost."""
     dim %= len(axes)
     if any(map(is_channel, axes)) or kinds(axes[dim]) != {"unknown"}:
         return axes
@@ -82,7 +83,7 @@ def normed_over(axes: Axes, dim: int) -> Axes:
 
 
 def propagate(function: Any, args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Axes]:
-    """The axes of each result of a call of an ATen operator; unknown ones where they are lost."""
+    """The axes of each result of a call of an ATen operator; unknown axes if they are lost."""
     name = function.overloadpacket.__name__
     rule = _RULES.get(name) or _RULES.get(name.removesuffix("_"))
     if rule is None:
@@ -162,7 +163,7 @@ def _viewed(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
 
 
 def viewed(axes: Axes, shape: tuple[int, ...]) -> Axes:
-    """The axes in another shape; where the parts do not fit, what is unknown begins and ends."""
+    """The axes in another shape; unknown between the first and the last part that does not fit."""
     old = tuple(map(size, axes))
     front = 0
     while front < min(len(old), len(shape)) and old[front] == shape[front]:
@@ -202,7 +203,7 @@ def _sliced(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
 
 
 def cut(axis: Axis, start: int, extent: int, step: int = 1) -> Axis:
-    """Some steps of an axis."""
+    """A slice of an axis."""
     if extent == size(axis):
         return axis
     if extent <= 1 or (0, 0) in origins(axis):
@@ -224,7 +225,7 @@ def cut(axis: Axis, start: int, extent: int, step: int = 1) -> Axis:
 
 
 def tokens(before: int, inner: Axis, behind: int) -> Axis:
-    """Positions with others around them."""
+    """An axis of positions with other tokens before and after them."""
     if before == behind == 0:
         return inner
     extent = before + size(inner) + behind
@@ -298,7 +299,7 @@ def _turned(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
 
 
 def _disordered(position: int) -> _Rule:
-    """Rows in another order, along the dimensions that an argument names."""
+    """A rule for another order along the dimensions given by an argument."""
 
     def rule(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
         dims = args[position] if len(args) > position else -1
@@ -312,7 +313,7 @@ def _disordered(position: int) -> _Rule:
 
 
 def _indexed(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
-    """Of one index tensor with one dimension; others are lost."""
+    """Handles a single one-dimensional index tensor; all other axes are lost."""
     dims = [dim for dim, index in enumerate(args[1]) if index is not None]
     if len(dims) != 1 or args[1][dims[0]].dim() != 1 or result.dim() != len(axes):
         return None
@@ -330,7 +331,7 @@ def _index_selected(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes |
 
 
 def _takes_all(index: Tensor, axis: Axis) -> bool:
-    """Whether an index takes all positions, in their order; of images that may be chance."""
+    """Whether an index takes all positions in order; False for images, where it may be chance."""
     if index.dtype != torch.int64 or (0, 0) in origins(axis):
         return False
     return index.tolist() == [*range(size(axis))]
@@ -345,7 +346,7 @@ def _stacked(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]
 
 
 def _of_all(operands: Sequence[Tensor], of: AxesOf, but: int | None = None) -> list[Axis] | None:
-    """What operands agree on, but for one dimension."""
+    """The axes that operands agree on, except for dimension ``but``."""
     merged: list[Axis] | None = None
     for operand in operands:
         axes = of(operand)
@@ -367,7 +368,7 @@ def _concatenated(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list
 
 
 def _row(pieces: list[tuple[int, Axes | None]], dim: int) -> Axis:
-    """One axis made of pieces, one behind the other."""
+    """One axis of concatenated pieces."""
     extents = [extent for extent, _ in pieces]
     axes = [() if axes is None else axes[dim] for _, axes in pieces]
     if len(pieces) == 1:
@@ -385,7 +386,7 @@ def _row(pieces: list[tuple[int, Axes | None]], dim: int) -> Axis:
 
 
 def _reduced(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
-    """Over the dimensions of the second argument, which may stay with an extent of 1."""
+    """Reductions over the dimensions of the second argument; they may stay with extent 1."""
     axes, result = of(args[0]), results[0]
     dims = args[1] if len(args) > 1 else None
     if axes is None or dims is None or not isinstance(result, Tensor):
@@ -399,7 +400,7 @@ def _reduced(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]
 
 
 def _norm_of(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
-    """``linalg_vector_norm`` and its like: the dimensions are the third argument."""
+    """``linalg_vector_norm`` and similar: the dimensions are the third argument."""
     return _reduced((args[0], *args[2:]), results, of)
 
 
@@ -411,7 +412,7 @@ def _convolved(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None
 
 
 def _steps(given: Any, dims: int) -> Sequence[int | None]:
-    """A stride for each dimension; None for those that are not known."""
+    """A stride for each dimension; None if unknown."""
     if isinstance(given, (list, tuple)) and given:
         return [*given] * (dims // len(given))
     return [None] * dims
@@ -432,12 +433,12 @@ def _resized(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]
 
 
 def _warped(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
-    """``grid_sample``: (N, C, *S) at places that another tensor names."""
+    """``grid_sample``: (N, C, *S) at places given by another tensor."""
     return (*axes[:2], *map(disordered, axes[2:], result.shape[2:]))
 
 
 def _padded(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
-    """By two numbers for each dimension, the last one first."""
+    """Padding by two numbers for each dimension, the last dimension first."""
     found = list(axes)
     for i, (before, behind) in enumerate(zip(args[1][::2], args[1][1::2], strict=True), start=1):
         axis = in_window(axes[-i], -before, size(axes[-i]) + behind)
@@ -452,7 +453,7 @@ def _padded(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
 
 
 def _pooled(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
-    """The same with a kernel and a stride, by default the kernel's extents."""
+    """Pooling with a kernel and a stride, by default the kernel's extents."""
     given = args[2] if len(args) > 2 and args[2] else args[1]
     return _resized_by(given, args, results, of)
 
@@ -474,13 +475,13 @@ def _resized_by(
 
 
 def _shuffled(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
-    """Between channels and positions (N, ..., C, H, W), as ``pixel_shuffle``."""
+    """Moves between channels and positions (N, ..., C, H, W), as in ``pixel_shuffle``."""
     places = _places(axes[-2:], tuple(result.shape[-2:]))
     return (*axes[:-3], channels(result.shape[-3]), *places)
 
 
 def _windowed(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
-    """``Tensor.unfold``: windows along an axis, their contents as a new last one."""
+    """``Tensor.unfold``: windows along an axis, with their contents as a new last axis."""
     _, dim, extent, step = args
     dim %= len(axes)
     shape = tuple(map(size, axes))
@@ -558,7 +559,7 @@ def _like(args: tuple[Any, ...], result: Tensor, axes: Axes) -> Axes | None:
 
 
 def _copied(args: tuple[Any, ...], results: list[Any], of: AxesOf) -> list[Any]:
-    """Into a tensor, from one that may have fewer axes."""
+    """``copy_``, from a tensor that may have fewer axes."""
     return _elementwise(args[:2], results, of)
 
 

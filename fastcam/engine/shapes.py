@@ -1,4 +1,4 @@
-"""How a layer's output is read as activations (N, C, *S), from shapes alone and without a copy."""
+"""Reading a layer's output as activations (N, C, *S), from shapes alone and without a copy."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _MOST_PREFIX_TOKENS = 8  # a class token, a distillation token, register tokens
 
 
 def has_positions(value: object) -> bool:
-    """Whether this is a floating-point tensor with dimensions behind (N, C)."""
+    """Whether this is a floating-point tensor with dimensions after (N, C)."""
     return isinstance(value, Tensor) and value.is_floating_point() and 3 <= value.dim() <= 5
 
 
 def token_grid(tokens: int, extents: tuple[int, int]) -> tuple[int, int, int] | None:
-    """(prefix, rows, columns) with prefix + rows * columns = tokens, None where no patch size fits.
+    """(prefix, rows, columns) with prefix + rows * columns = tokens; None if no patch size fits.
 
-    Rows and columns are the image's ``extents`` over an integer patch size. A patch size that
-    divides the image is preferred to one that leaves a margin, then the fewest prefix tokens.
+    Rows and columns are the image's ``extents`` over an integer patch size. Patch sizes that divide
+    the image are preferred to those that leave a margin, then those with the fewest prefix tokens.
     """
     height, width = extents
     patches = range(min(height, width), 0, -1)
@@ -37,20 +37,20 @@ def token_grid(tokens: int, extents: tuple[int, int]) -> tuple[int, int, int] | 
 
 
 def reading(shape: torch.Size, extents: tuple[int, ...] | None) -> Reshape | None:
-    """The view that turns a layer's output of this shape into (N, C, *S), None where there is none.
+    """The view that turns a layer's output of this shape into (N, C, *S), or None if there is none.
 
     ============= ========== ================================================================
     layer         input      read as
     ============= ========== ================================================================
-    3-D           2-D images tokens (N, T, C), the prefix tokens left out
+    3-D           2-D images tokens (N, T, C), without the prefix tokens
     3-D           otherwise  (N, C, L)
-    4-D, 5-D      any        (N, C, *S) or (N, *S, C): where the scale against the input's
-                             height and width is the more even, (N, C, *S) where both are
+    4-D, 5-D      any        (N, C, *S) or (N, *S, C), whichever scales the input's height and
+                             width more evenly; (N, C, *S) if both do
     ============= ========== ================================================================
 
     Args:
-        shape: the layer's output, (N, ...).
-        extents: the input's spatial extents, None where it has none.
+        shape: the shape of the layer's output, (N, ...).
+        extents: the input's spatial extents, or None if it has none.
     """
     if len(shape) == 3 and extents is not None and len(extents) == 2:
         grid = token_grid(shape[1], (extents[0], extents[1]))
@@ -72,10 +72,10 @@ def reading(shape: torch.Size, extents: tuple[int, ...] | None) -> Reshape | Non
 
 
 def is_ambiguous(shape: torch.Size, extents: tuple[int, ...] | None) -> bool:
-    """Whether a layer's output of this shape could as well be read in another way.
+    """Whether a layer's output of this shape could be read in another way too.
 
-    So are (N, a, b) from 2-D images if both a and b are grids of patches, and (N, a, ..., b) if
-    height and width have one scale in (N, C, *S) and in (N, *S, C), or are about as uneven in both.
+    From 2-D images, (N, a, b) is ambiguous if both a and b are grids of patches. (N, a, ..., b) is
+    ambiguous if height and width scale about as evenly in (N, C, *S) as in (N, *S, C).
     """
     if extents is None:
         return len(shape) == 3
@@ -94,7 +94,7 @@ def is_ambiguous(shape: torch.Size, extents: tuple[int, ...] | None) -> bool:
 
 
 def _have_one_scale(positions: tuple[int, ...], extents: tuple[int, ...]) -> bool:
-    """Whether height and width may be the input's over one number, to a position."""
+    """Whether height and width may be the input's divided by one number, up to one position."""
     least, most = 0.0, math.inf
     for i in (-2, -1):
         least = max(least, extents[i] / (positions[i] + 1))
@@ -103,6 +103,6 @@ def _have_one_scale(positions: tuple[int, ...], extents: tuple[int, ...]) -> boo
 
 
 def _unevenness(positions: tuple[int, ...], extents: tuple[int, ...]) -> float:
-    """How far the scales of height and width are apart, 0 for equal ones."""
+    """The difference between the scales of height and width; 0 if they are equal."""
     scales = [extents[i] / max(positions[i], 1) for i in (-2, -1)]
     return abs(math.log(scales[0] / scales[1])) if min(scales) > 0 else math.inf

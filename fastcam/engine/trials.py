@@ -1,4 +1,4 @@
-"""Runs that find something out about a network: what it keeps between calls stays as it was."""
+"""Trial runs of a network, which leave its state unchanged."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def trial(
     before: Hooks = (),
     from_images: bool = False,
 ) -> Any:
-    """As :func:`fastcam.engine.running.run`, without a trace in the model or the random numbers."""
+    """As :func:`fastcam.engine.running.run`, but restores the model and the random state."""
     with untouched(model):
         return run(model, inputs, hooks, before=before, from_images=from_images)
 
 
 def raise_out_of_memory(error: Exception) -> None:
-    """Raises it again if it tells of the machine, and nothing of the network."""
+    """Raises the error again if memory ran out, which says nothing about the network."""
     exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if exhausted or "can't allocate memory" in str(error):
         raise error
@@ -39,7 +39,7 @@ def raise_out_of_memory(error: Exception) -> None:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """What runs meanwhile leaves no trace in the model or the user's random numbers."""
+    """Restores the model's state and the random state at the end of the context."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     state = State(model)
     try:
@@ -50,9 +50,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 class State:
-    """Buffers and attributes of a network's modules: what may differ from call to call.
+    """Buffers and attributes of a network's modules, which may change from call to call.
 
-    Hooks that the model hangs on itself stay, and so do the flags that it sets with them.
+    If the model registers hooks on itself, the hooks and the flags that it sets with them stay.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,7 +88,7 @@ class _Module:
         return hooks_of(self._module).keys() != self._hooks
 
     def restore(self, flags: bool) -> None:
-        """Args: flags: whether attributes that are no tensors are put back too."""
+        """Restores the module; attributes other than tensors only if ``flags``."""
         for part, before in self._parts:
             now = [key for key in part if key in before or key not in OF_EVERY_MODULE]
             for key in {*now, *before}:

@@ -1,4 +1,4 @@
-"""The methods: a network and images in, maps out. One table of names, :data:`METHODS`."""
+"""The methods, which turn a network and images into maps. :data:`METHODS` lists them by name."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ METHODS: dict[str, type[Method]] = {
         GuidedGradCAM,
     )
 }
-"""Every method by the name that Python, command line and benchmarks use."""
+"""Every method, by the name that Python, the command line and the benchmarks use."""
 
 
 def explain(
@@ -122,14 +122,13 @@ def explain(
     """One explanation in one call: maps, class ids, scores and outputs from one forward.
 
     Args:
-        model, target_layers, reshape, output, per_image, run: as the methods' constructors take
-            them.
-        images, targets: as the methods' calls take them.
-        method: a name of :data:`METHODS`.
+        model, target_layers, reshape, output, per_image, run: as for the methods' constructors.
+        images, targets: as for the methods' calls.
+        method: a key of :data:`METHODS`.
         options: the call's ``size``, ``normalize`` and ``relu``.
 
     Raises:
-        ValueError, TypeError: as the method does, and for a name that is not in the table.
+        ValueError, TypeError: as from the method; also for an unknown name.
     """
     if method not in METHODS:
         raise ValueError(f"method: got '{method}', expected one of {', '.join(METHODS)}")

@@ -1,4 +1,4 @@
-"""Maps of the activations alone: no gradient, and no class that plays a part."""
+"""Methods that use the activations alone: no gradient and no class."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fastcam.targets import Selection
 
 
 class FEM(MapMethod):
-    """M = ReLU(sum_k w_k A^k), w_k the share of positions with A > mean(A^k) + k std(A^k).
+    """M = ReLU(sum_k w_k A^k), w_k the fraction of positions with A > mean(A^k) + k std(A^k).
 
     Fuad et al. 2020, Features Understanding in 3D CNNs for Actions Recognition in Video, IPTA; std
-    is the population's. All K classes get the same map.
+    is the population standard deviation. All K classes get the same map.
     """
 
     name = "fem"
@@ -35,7 +35,7 @@ class FEM(MapMethod):
         """As for the other methods.
 
         Args:
-            k: how many standard deviations above the mean an activation is rare.
+            k: an activation is rare if it is more than k standard deviations above the mean.
         """
         super().__init__(model, target_layers, **reading)
         self.k = k
@@ -49,7 +49,7 @@ class FEM(MapMethod):
 
 
 def rare_shares(activations: Tensor, k: float) -> Tensor:
-    """FEM's weights (N, C), of activations (N, C, *S); NaN if a channel is not finite."""
+    """FEM's weights (N, C) for activations (N, C, *S); NaN if a channel is not finite."""
     a = activations if activations.dtype == torch.float64 else activations.float()
     a = a.flatten(2)
     mean = a.mean(2, keepdim=True)
@@ -59,7 +59,7 @@ def rare_shares(activations: Tensor, k: float) -> Tensor:
 
 
 class RandomCAM(MapMethod):
-    """M = ReLU(sum_k w_k A^k), w_k uniform in [-1, 1]: what any other method should beat.
+    """M = ReLU(sum_k w_k A^k), w_k uniform in [-1, 1]: a baseline for all other methods.
 
     All K classes get the same map.
     """
@@ -78,7 +78,7 @@ class RandomCAM(MapMethod):
         """As for the other methods.
 
         Args:
-            seed: of the weights; every call draws the same ones.
+            seed: the seed of the weights; every call draws the same ones.
         """
         super().__init__(model, target_layers, **reading)
         self.seed = seed

@@ -1,4 +1,4 @@
-"""What every method shares: how it is called, how the network runs, how maps are finished."""
+"""The base class of all methods: the model, its layers, and how the network runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Size = Sequence[int] | Literal["layer"] | None
 
 
 class Reading(TypedDict, total=False):
-    """How a method reads what goes into the model and comes out: see :class:`Method`."""
+    """How a method reads the model's inputs and outputs: see :class:`Method`."""
 
     reshape: Reshape | None
     output: Output | None
@@ -56,19 +56,19 @@ class Reading(TypedDict, total=False):
 
 
 class Method:
-    """What every method shares: the model, the layers and the last call's answers."""
+    """The base class of all methods: holds the model, the layers and the last call's results."""
 
     name: ClassVar[str]
     takes_layers: ClassVar[bool] = True
     """Whether there are target layers; otherwise the method ends at the images."""
     graph: Graph | None = "layers"
-    """What it derives the score by: see :func:`fastcam.engine.capture.capture`."""
+    """Where the recorded graph starts: see :func:`fastcam.engine.capture.capture`."""
     reruns: ClassVar[bool] = False
     """Whether it runs the model again with other images or activations."""
     captures: ClassVar[bool] = False
-    """Whether it captures further runs by itself, so that it is no base for another method."""
+    """Whether it captures further runs itself, and so cannot be the base of another method."""
     twice: bool = False
-    """Whether it derives the score twice."""
+    """Whether it needs second derivatives of the score."""
 
     def __init__(
         self,
@@ -80,25 +80,25 @@ class Method:
         per_image: Collection[Argument] | None = None,
         run: int | None = None,
     ) -> None:
-        """Nothing is hooked until a call.
+        """Registers no hook until a call.
 
         Args:
-            model: the classifier; torch.compile, DataParallel and DistributedDataParallel are
-                looked through. It runs in evaluation mode and is left as it was found.
-            target_layers: a module, a dotted name, or a list of those; None finds the last that
-                counts on the first call (see :func:`fastcam.engine.layers.find_layer`).
-            reshape: turns a layer's output, and its gradient, into (N, C, *S); needed only where
-                token grids and (N, H, W, C) layouts are not recognised.
-            output: picks the logits (N, classes) out of what the model returns; by default what
-                is called ``logits`` or ``out``, or the only tensor with a row for each image.
-            per_image: which inputs have a row for each image beside the images, by position or
-                keyword; by default found by runs on single images where inputs have as many rows.
-            run: of a layer that runs several times, the index of the run to explain; by default
+            model: the classifier, possibly wrapped in torch.compile, DataParallel or
+                DistributedDataParallel. It runs in evaluation mode; its state is restored.
+            target_layers: a module, a dotted name, or a list of those; if None, the first call
+                chooses a layer (see :func:`fastcam.engine.layers.find_layer`).
+            reshape: turns a layer's output, and its gradient, into (N, C, *S); needed only if
+                the layout, such as a token grid or (N, H, W, C), is not recognised.
+            output: picks the logits (N, classes) from the model's outputs; by default the entry
+                ``logits`` or ``out``, or the only tensor with a row for each image.
+            per_image: which inputs besides the images have a row for each image, by position or
+                keyword; by default, inputs with as many rows are tested by runs on single images.
+            run: the index of the run to explain, for a layer that runs several times; by default
                 the last one, if it depends on all the others.
 
         Raises:
-            ValueError, TypeError: if a layer is not in the model, hooks do not see it, or the
-                method has none.
+            ValueError, TypeError: if a layer is not in the model or hidden from hooks, or the
+                method takes no layers.
         """
         if not self.takes_layers and (target_layers is not None or reshape is not None):
             raise ValueError(f"target_layers: '{self.name}' has none, it ends at the images")
@@ -109,48 +109,48 @@ class Method:
             raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
         self.model = unwrap(model)
         self.layers = () if target_layers is None else layer_names(self.model, target_layers)
-        """The target layers' names; found on the first call where none were given."""
+        """The target layers' names; found on the first call if none were given."""
         self.outputs: Any = None
-        """What the model returned in the last call, detached."""
+        """The model's outputs in the last call, detached."""
         self.class_ids: Tensor | None = None
-        """The classes of the last call, (N,) or (N, K); None where targets were functions."""
+        """The classes of the last call, (N,) or (N, K); None if the targets were functions."""
         self.scores: Tensor | None = None
         """Their scores, in the same shape."""
         self._reshape = reshape
         self._output = output
         self._per_image = PerImage(per_image)
         self._repeats = Repeats(run)
-        self._checked = False  # what the first call says of the outputs and the layers
+        self._checked = False  # whether a call has checked the outputs and the layers
         self._start: Start | None = None  # of the graph, found by the first call
         self._started: list[ReferenceType[Tensor]] = []
         self._turn = threading.RLock()
         self._keeps: bool | None = None  # whether the model keeps tensors; None: not known yet
-        self._layouts: dict[Any, Layouts] = {}  # by the shapes of what goes in, None for all
+        self._layouts: dict[Any, Layouts] = {}  # by the inputs' shapes; None for all shapes
 
     def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """No hook outlives a call; this lets go of the last outputs."""
+        """Drops the last results; hooks were removed after each call."""
         self.outputs = self.class_ids = self.scores = None
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next call has nothing more to find out about the model."""
+        """Whether the next call needs no further preparation."""
         return self._checked
 
     @property
     def networks(self) -> list[nn.Module]:
-        """What runs, as far as it is known before a call."""
+        """The networks that run, as far as they are known before a call."""
         return [self.model]
 
     def capture_scores(
         self, inputs: Inputs, targets: Targets, hooks: Hooks = ()
     ) -> tuple[Capture, Selection]:
-        """One run, and the scores that the targets name; on the first call, what looks wrong.
+        """One run, and the scores that the targets name; warns about problems on the first call.
 
         Args:
-            inputs: what goes into the model.
+            inputs: the model's inputs.
             targets: see :func:`fastcam.targets.select`.
             hooks: further forward hooks, for this run.
         """
@@ -174,7 +174,7 @@ class Method:
         return record, selection
 
     def keep(self, explanation: Explanation) -> Any:
-        """The maps; the other answers become this object's."""
+        """Stores the other results in this object's attributes, and returns the maps."""
         self.outputs = explanation.outputs
         self.class_ids, self.scores = explanation.class_ids, explanation.scores
         return explanation.maps
@@ -183,9 +183,9 @@ class Method:
         """One run.
 
         Args:
-            inputs: what goes in.
+            inputs: the model's inputs.
             hooks: further forward hooks, for this run.
-            exact: whether it is one of the model itself, with everything recorded.
+            exact: whether to run the model itself, with autograd recording all of it.
         """
         layouts = self.find_layouts(inputs)
         model, start = self.model, self.find_start(inputs)
@@ -194,7 +194,7 @@ class Method:
             start = Start("model", passing_on)
         else:
             model, inputs = self.network(inputs)
-        # the fused kinds of attention have no second derivative
+        # fused attention has no second derivative
         with sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext():
             record = capture(
                 model,
@@ -214,11 +214,11 @@ class Method:
         return replace(record, exact=exact)
 
     def network(self, inputs: Inputs) -> tuple[nn.Module, Inputs]:
-        """The network that runs, and its inputs: in the fast mode a copy's."""
+        """The network that runs, and its inputs; in the fast mode a copy and its inputs."""
         return self.model, inputs
 
     def find_layouts(self, inputs: Inputs) -> Layouts:
-        """Where the layers have channels and positions; found for each size where that differs."""
+        """Which axes of the layers are channels and positions; cached, by size if they differ."""
         shapes = tuple(tensor.shape[1:] for tensor in tensors_of(inputs))
         found = self._layouts.get(None) or self._layouts.get(shapes)
         if found is None:
@@ -241,7 +241,7 @@ class Method:
 
     @contextmanager
     def calling(self) -> Iterator[None]:
-        """Around a call: one at a time, recording nothing unasked, leaving no graph behind."""
+        """The context of a call: one call at a time, no grad by default, no graph kept after it."""
         with self._turn, torch.inference_mode(False), torch.no_grad():
             given, sizes = self.layers, set(self._layouts)
             before = self._held() if self._keeps is not False else []
@@ -261,11 +261,11 @@ class Method:
                 let_go(self._started)
 
     def _held(self) -> list[Held]:
-        """What the networks keep that has a graph."""
+        """The tensors that the networks keep and that have a graph."""
         return [each for model in self.networks for each in held_with_graph(model)]
 
     def _forget(self, layers: tuple[str, ...], sizes: Collection[Any]) -> None:
-        """What a call has found out that failed may be wrong."""
+        """Drops the findings of a failed call, which may be wrong."""
         if self._checked:
             self._layouts = {key: self._layouts[key] for key in sizes}
             return
@@ -285,7 +285,7 @@ class Method:
         return self._per_image.first(self.model, inputs, self._output)
 
     def logits_of(self, outputs: Any, inputs: Inputs) -> Tensor:
-        """The logits (N, classes) among what the model returned for these inputs."""
+        """The logits (N, classes) from the model's outputs for these inputs."""
         return logits_of(outputs, self._output, rows_of(inputs))
 
     def find_start(self, inputs: Inputs) -> Start | None:

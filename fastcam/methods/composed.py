@@ -1,4 +1,4 @@
-"""Methods on top of another one: another score, or another way to join several layers."""
+"""Methods on top of a base method: with another score, or another way to join maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastcam.targets import Selection, probabilities
 
 
 class _Composed(MapMethod):
-    """A method on top of another one, which it derives the score for and runs the network as."""
+    """A method on top of a base method, which decides how the network runs."""
 
     def __init__(
         self,
@@ -41,12 +41,12 @@ class _Composed(MapMethod):
 
 
 class FinerCAM(_Composed):
-    """The map of S_c - gamma sum_d p_d S_d: what speaks for class c and not for its likes d.
+    """The map of S_c - gamma sum_d p_d S_d: evidence for class c, and not for similar classes d.
 
     Zhang et al. 2025, arXiv 2501.11309. The references d are the classes with the scores nearest to
-    S_c; p weighs them equally, or by their softmax probabilities, scaled to sum 1 and derived too.
-    The paper's and torchcam's formula is the default; pytorch-grad-cam's is ``gamma=1,
-    weights="softmax"``.
+    S_c. p weighs them equally, or by their softmax probabilities, which are scaled to sum 1 and
+    differentiated too. The default is the formula of the paper and of torchcam;
+    pytorch-grad-cam's is ``gamma=1, weights="softmax"``.
     """
 
     name = "finercam"
@@ -65,10 +65,10 @@ class FinerCAM(_Composed):
         """As for the other methods.
 
         Args:
-            base: the method whose map it is, one that derives the score.
-            gamma: how much the references count.
-            references: how many there are; all other classes where the model has fewer.
-            weights: how they are weighed.
+            base: the method whose map it is; one that uses gradients.
+            gamma: the factor of the references.
+            references: the number of references; all other classes if the model has fewer.
+            weights: how to weigh the references.
         """
         super().__init__(model, target_layers, base, reading)
         if base.graph != "layers" or base.reruns:
@@ -96,12 +96,12 @@ class FinerCAM(_Composed):
         ids = selection.class_ids
         if ids is None:
             raise ValueError(
-                "targets: Finer-CAM needs class ids, for it compares a class with others"
+                "targets: Finer-CAM needs class ids, because it compares a class with others"
             )
         if logits.dim() != 2 or logits.shape[1] < 2:
             raise ValueError(
                 f"output: got {tuple(logits.shape)}, but Finer-CAM compares classes: it expects "
-                "logits (N, classes) of 2 classes and more"
+                "logits (N, classes) of at least 2 classes"
             )
         columns = ids if ids.dim() == 2 else ids.unsqueeze(1)
         with torch.enable_grad():
@@ -120,10 +120,10 @@ class FinerCAM(_Composed):
 
 
 class RefineCAM(_Composed):
-    """The product of several layers' maps: each normalized at its layer, then enlarged.
+    """The product of several layers' maps, each normalized at its layer's size, then enlarged.
 
-    How to Evaluate and Refine your CAM, 2026, arXiv 2605.14641. The last layer says where, the
-    earlier ones how far. Of one layer it is the base method's map.
+    How to Evaluate and Refine your CAM, 2026, arXiv 2605.14641. The last layer locates the object,
+    earlier layers outline it. For one layer, it is the base method's map.
     """
 
     name = "refinecam"
@@ -147,7 +147,7 @@ class RefineCAM(_Composed):
         return self._base.layer_maps(record, selection, relu)
 
     def finished(self, record: Capture, selection: Selection, wanted: Wanted) -> Any:
-        """One map whatever the number of layers; "layer" is the largest extents among them."""
+        """One map for any number of layers; for ``size="layer"`` at their largest extents."""
         if wanted.size == "layer":
             shapes = [a.shape[2:] for a in record.activations]
             largest = tuple(max(extents) for extents in zip(*shapes, strict=True))
@@ -165,17 +165,18 @@ class RefineCAM(_Composed):
 
 
 class SESS(_Composed):
-    """The maps of windows of the enlarged image, each weighed by its own score, put together.
+    """The combined maps of windows of the enlarged image, each weighted by the window's score.
 
-    Tursun et al. 2022, arXiv 2207.01769: finds objects of other sizes than the network's, and
-    several of them. The image is enlarged to several sizes, and each of these cut into windows. The
-    class is that of the whole image. A window's map, in [0, 1], counts as the window's score over
-    the highest of the image's windows; negative scores count as 0, and all as 1 if none is
-    positive. Reduced to the image's size, the maps are averaged where they lie above ``theta``.
+    Tursun et al. 2022, arXiv 2207.01769: finds several objects, and objects of other sizes than the
+    network was trained on. The image is enlarged to several sizes, and each of these is cut into
+    windows. The class is that of the whole image. A window's map, in [0, 1], has the weight of its
+    score over the highest score among the image's windows; negative scores count as 0, and all
+    scores as 1 if none is positive. The maps are reduced to the image's size and averaged over
+    those above ``theta`` at each position.
 
-    It costs the network's run on each image and one run of each window, from which both its score
-    and its map come: with 12 sizes and windows side by side 1 + 122 runs an image. Of each window a
-    map at the layer's resolution is kept until the image's last one has run.
+    The network runs once on each image and once on each window, for both score and map: with 12
+    sizes and windows side by side, 1 + 122 runs per image. The windows' maps are kept at the
+    layer's resolution until the image's last window has run.
     """
 
     name = "sess"
@@ -202,20 +203,19 @@ class SESS(_Composed):
         """As for the other methods.
 
         Args:
-            base: the method whose maps are put together.
-            scales: the image's shorter side at each size, in pixels; or how many sizes there are,
-                from the window's shorter side on in steps of 2/7 of it.
-            window: the side of square windows, in pixels; by default they are as large as the
-                images, which is what a network of a fixed input size needs.
-            step: from one window to the next, in pixels; by default they lie side by side, the last
-                ones shifted back to the border.
-            drop: the share of an image's windows that is left out, those of the least scores.
-            theta: what a map has to lie above to count for the mean, in [0, 1).
+            base: the method whose maps are combined.
+            scales: the image's shorter side at each size, in pixels; or the number of sizes, which
+                start at the window's shorter side and grow in steps of 2/7 of it.
+            window: the side of square windows, in pixels; by default windows are as large as the
+                images, which a network with a fixed input size needs.
+            step: the distance from one window to the next, in pixels; by default windows lie side
+                by side, the last ones shifted back to the border.
+            drop: the fraction of an image's windows to leave out, those with the lowest scores.
+            theta: the threshold above which a map's values count for the mean, in [0, 1).
             pool: "mean", or "max" for the largest value.
-            smooth: whether the result is blurred, with a standard deviation of 5 pixels.
-            probabilities: whether a window's score is the target of the class probabilities, rather
-                than of the logits.
-            batch_size: how many windows run together, of any sizes and images.
+            smooth: whether to blur the result, with a standard deviation of 5 pixels.
+            probabilities: whether a window's score is the class probability rather than the logit.
+            batch_size: how many windows run together, of any size and image.
         """
         super().__init__(model, target_layers, base, reading)
         sizes = [scales] if isinstance(scales, int) else list(scales)
@@ -239,13 +239,13 @@ class SESS(_Composed):
         self.probabilities = probabilities
 
     def finished(self, record: Capture, selection: Selection, wanted: Wanted) -> Any:
-        """One map whatever the number of layers; "layer" is the images' size."""
+        """One map for any number of layers; for ``size="layer"`` at the images' size."""
         if wanted.size == "layer":
             wanted = replace(wanted, size=record.extents)
         return super().finished(record, selection, wanted)
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
-        """One, of all layers, at the images' size."""
+        """One tensor for all layers, at the images' size."""
         images = record.images
         if (
             images is None
@@ -265,7 +265,7 @@ class SESS(_Composed):
         kind = selection.scores.shape[1:]
         dtype = torch.promote_types(record.logits.dtype, torch.float32)
         scores = torch.zeros(len(images) * len(grid), *kind, dtype=dtype, device=images.device)
-        found: list[list[Tensor]] = []  # by window, one map a layer
+        found: list[list[Tensor]] = []  # by window, one map per layer
         for patches in self._batches(images, window, grid):
             numbers = torch.arange(len(patches), device=images.device) + len(found)
             patches = patches.movedim((2, 3), record.places)
@@ -330,11 +330,11 @@ class SESS(_Composed):
     def _explained(
         self, record: Capture, selection: Selection, relu: bool, rows: Tensor, patches: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """The maps of some windows, one a layer and at its resolution, and their scores.
+        """The maps of some windows, one per layer at its resolution, and the windows' scores.
 
         Args:
-            rows: (R,), which image each window is of.
-            patches: the windows, (R, ...) as the images are.
+            rows: (R,), the image of each window.
+            patches: the windows, (R, ...) in the layout of the images.
         """
         with record.as_before():
             windows = self.capture(record.inputs(rows, patches), exact=record.exact)
@@ -348,7 +348,7 @@ class SESS(_Composed):
                 return self._base.layer_maps(windows, explained, relu), scores
 
     def _weights(self, scores: Tensor) -> Tensor:
-        """Of each image's windows, for scores (N, W) or (N, W, K)."""
+        """The weights of each image's windows, for scores (N, W) or (N, W, K)."""
         positive = scores.clamp(min=0)
         highest = positive.amax(1, keepdim=True)
         weights = torch.where(highest == 0, 1.0, positive / highest)
@@ -358,7 +358,7 @@ class SESS(_Composed):
 
 class _Window(NamedTuple):
     extents: tuple[int, int]
-    """Of the enlarged image that it is in."""
+    """The extents of the enlarged image that contains it."""
     corner: tuple[int, int]
     """Its first row and column there."""
 
@@ -370,7 +370,7 @@ def _with_shorter_side(extents: tuple[int, int], size: int) -> tuple[int, int]:
 
 
 def _starts(length: int, window: int, step: int) -> list[int]:
-    """Where windows begin along an axis; the last one ends with it."""
+    """Where windows begin along an axis; the last window ends where the axis ends."""
     return [*range(0, length - window, step), length - window]
 
 
@@ -383,14 +383,14 @@ def _enlarged(image: Tensor, extents: tuple[int, int]) -> Tensor:
 def _placed(
     maps: Tensor, extents: tuple[int, int], corner: tuple[int, int], like: Tensor
 ) -> Tensor:
-    """Maps ([K], h, w) in their place of the enlarged image, else 0, at the size of ``like``."""
+    """Maps ([K], h, w) at their place in the enlarged image, 0 elsewhere, at ``like``'s size."""
     (y, x), (height, width) = corner, maps.shape[-2:]
     borders = (x, extents[1] - x - width, y, extents[0] - y - height)
     return ops.upsample(F.pad(maps, borders), like.shape[-2:], normalize=False)
 
 
 def _blurred(maps: Tensor) -> Tensor:
-    """By a Gaussian of 11 x 11 pixels and standard deviation 5; mirrored at the border."""
+    """Blurs by a Gaussian of 11 x 11 pixels and standard deviation 5; mirrored at the border."""
     offsets = torch.arange(-5, 6, dtype=torch.float64)
     kernel = (-(offsets**2) / 50).exp()
     kernel = (kernel / kernel.sum()).to(maps)

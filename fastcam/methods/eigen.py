@@ -1,4 +1,4 @@
-"""Maps that are first principal components, by way of the small Gram matrix."""
+"""Maps that are first principal components, computed from the smaller Gram matrix."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastcam.methods.maps import MapMethod, for_every_class
 from fastcam.targets import Selection
 
 Orient = Callable[[Tensor, Tensor], Tensor]
-"""Gives components (N, Z) their signs, for the centred features (N, Z, C) that they are of."""
+"""Gives components (N, Z) of centred features (N, Z, C) their signs."""
 
-_DENSE = 512  # up to this size all eigenvectors cost less than the iteration for one
+_DENSE = 512  # up to this size, all eigenvectors take less time than iterating for one
 
 
 def largest_positive(components: Tensor, features: Tensor) -> Tensor:
-    """The value of the largest magnitude is positive."""
+    """Makes the value of the largest magnitude positive."""
     largest = components.abs().argmax(1, keepdim=True)
     return torch.where(components.gather(1, largest) < 0, -components, components)
 
@@ -27,9 +27,9 @@ def largest_positive(components: Tensor, features: Tensor) -> Tensor:
 def principal_component(features: Tensor, orient: Orient = largest_positive) -> Tensor:
     """The projection of every position's channels on their first principal component.
 
-    X v, X the (Z, C) matrix of positions and channels less each channel's mean, v its first right
-    singular vector. The sign of v is free: ``orient`` decides. Features that are the same at all
-    positions give 0. Of weighted activations w A this is eigen-smoothing.
+    X v, X the (Z, C) matrix of positions and channels minus each channel's mean, v its first right
+    singular vector. ``orient`` decides the sign of v. Features that are the same at all positions
+    give 0. For weighted activations w A, this is eigen-smoothing.
 
     Args:
         features: (N, C, *S).
@@ -41,20 +41,20 @@ def principal_component(features: Tensor, orient: Orient = largest_positive) -> 
     x, finite = _rows(features)
     magnitude = x.square().sum((1, 2))
     x = x - x.mean(1, keepdim=True)
-    # X X^T and X^T X have the same eigenvalues: the smaller one will do
+    # X X^T and X^T X have the same nonzero eigenvalues: use the smaller one
     if x.shape[1] <= x.shape[2]:
         values, vectors = _largest_eigenpair(x @ x.mT)
         component = vectors * values.clamp(min=0).sqrt()[:, None]
     else:
         values, vectors = _largest_eigenpair(x.mT @ x)
         component = (x @ vectors.unsqueeze(2)).squeeze(2)
-    constant = values <= (64 * torch.finfo(x.dtype).eps) ** 2 * magnitude  # but for rounding
+    constant = values <= (64 * torch.finfo(x.dtype).eps) ** 2 * magnitude  # up to rounding
     component = orient(component.masked_fill(constant[:, None], 0), x)
     return _as_maps(component, finite, features)
 
 
 def kernel_component(features: Tensor) -> Tensor:
-    """The same with X X^T replaced by the centred kernel tanh(x . y / C + 1) of its rows.
+    """As :func:`principal_component`, with the centred kernel tanh(x . y / C + 1) for X X^T.
 
     Args:
         features: (N, C, *S).
@@ -75,9 +75,9 @@ def kernel_component(features: Tensor) -> Tensor:
 
 
 def _rows(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions as rows (N, Z, C), in float64, for a Gram matrix squares; and which are finite.
+    """Positions as rows (N, Z, C), and which images are finite; others become 0, their maps NaN.
 
-    An image with NaN or Inf becomes 0 until its map is NaN.
+    The rows are float64, because a Gram matrix squares them.
     """
     x = features.double().flatten(2).mT
     finite = x.isfinite().flatten(1).all(1)
@@ -92,21 +92,21 @@ def _as_maps(component: Tensor, finite: Tensor, features: Tensor) -> Tensor:
 def _largest_eigenpair(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """The largest eigenvalue (N,) and its vector (N, n), for symmetric matrices (N, n, n).
 
-    Large ones by Lanczos: an orthonormal basis Q of the span of v, M v, M^2 v, ... and the largest
-    eigenpair within it, from which the next round begins.
+    Large matrices use Lanczos iteration: an orthonormal basis Q of the span of v, M v, M^2 v, ...
+    gives an approximate largest eigenpair, from which the next round starts.
     """
     count, size = matrices.shape[:2]
     if count == 0:
         return matrices.new_zeros(0), matrices.new_zeros(0, size)
     if size > _DENSE:
-        # the row of the largest entry is no eigenvector of another eigenvalue, as a rule
+        # the row of the largest entry is rarely orthogonal to the eigenvector
         start = matrices.diagonal(dim1=1, dim2=2).argmax(1)
         vector = matrices[torch.arange(count, device=start.device), start]
         for _ in range(20):
             basis = matrices.new_zeros(count, size, 32)
             vector = _unit(vector)
             for i in range(32):
-                for _ in range(2):  # once more, against rounding
+                for _ in range(2):  # the second time against rounding
                     vector = vector - (basis @ (basis.mT @ vector.unsqueeze(2))).squeeze(2)
                 basis[:, :, i] = vector = _unit(vector)
                 vector = (matrices @ vector.unsqueeze(2)).squeeze(2)
@@ -126,11 +126,11 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 class EigenCAM(MapMethod):
-    """M = ReLU(X v), X the activations (Z, C) less each channel's mean, v its first principal axis.
+    """M = ReLU(X v), X the activations (Z, C) minus their channel means, v its principal axis.
 
-    Muhammad and Yeasin 2020, arXiv 2008.00299, with channels centred as pytorch-grad-cam has them.
-    The sign of v is chosen so that the value of the largest magnitude is positive. No class plays a
-    part: all K classes get the same map.
+    Muhammad and Yeasin 2020, arXiv 2008.00299, with centred channels as in pytorch-grad-cam. The
+    sign of v makes the value of the largest magnitude positive. The map does not depend on the
+    class: all K classes get the same map.
     """
 
     name = "eigencam"
@@ -150,7 +150,7 @@ class KPCACAM(EigenCAM):
     """M = ReLU(sqrt(l) u), l and u the first eigenpair of the centred kernel of the positions.
 
     Karmani et al. 2024, arXiv 2410.00267: kernel principal components, with the sigmoid kernel
-    tanh(x . y / C + 1). No class plays a part; the sign as in :class:`EigenCAM`.
+    tanh(x . y / C + 1). The map does not depend on the class; the sign is as in :class:`EigenCAM`.
     """
 
     name = "kpcacam"
@@ -160,9 +160,9 @@ class KPCACAM(EigenCAM):
 
 
 class EigenGradCAM(MapMethod):
-    """M = ReLU(X v) as in Eigen-CAM, with X the products g A: the class has a say.
+    """M = ReLU(X v) as in Eigen-CAM, with X the products g A, which depend on the class.
 
-    As pytorch-grad-cam has it, after Muhammad and Yeasin 2020, arXiv 2008.00299.
+    As in pytorch-grad-cam, after Muhammad and Yeasin 2020, arXiv 2008.00299.
     """
 
     name = "eigengradcam"
@@ -181,7 +181,7 @@ class EigenGradCAM(MapMethod):
 class SegEigenCAM(EigenGradCAM):
     """M = ReLU(X v) as in Eigen-CAM, with X the products |g| A.
 
-    As pytorch-grad-cam has it, made for segmentation: there the class is a sum over pixels.
+    As in pytorch-grad-cam, for segmentation, with the score summed over pixels.
     """
 
     name = "segeigencam"

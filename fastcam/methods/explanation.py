@@ -1,4 +1,4 @@
-"""What an explanation consists of."""
+"""The result of an explanation."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Explanation:
     scores: Tensor
     """The explained scores, (N,) or (N, K)."""
     outputs: Any
-    """What the model returned, detached."""
+    """The model's outputs, detached."""
 
     @classmethod
     def of(cls, maps: Any, record: Capture, selection: Selection) -> Explanation:
-        """The maps with the answers of the run that they come from."""
+        """The maps with the results of the run that they come from."""
         return cls(maps, selection.class_ids, selection.scores.detach(), record.outputs)

@@ -30,14 +30,14 @@ from fastcam.methods.maps import Size, extents_of
 
 @dataclass(frozen=True)
 class Factorization:
-    """What :func:`deep_feature_factorization` gives, the strongest concept first."""
+    """The result of :func:`deep_feature_factorization`, the strongest concept first."""
 
     concepts: Tensor
-    """(K, C): the activations of a position that shows the concept at its strongest alone."""
+    """(K, C): the activations of a position that shows this concept alone, at full strength."""
     maps: Tensor
     """(N, K, *size): where each concept is in each image."""
     outputs: Any
-    """What the model returned."""
+    """The model's outputs."""
 
 
 def deep_feature_factorization(
@@ -55,23 +55,23 @@ def deep_feature_factorization(
     per_image: Collection[Argument] | None = None,
     run: int | None = None,
 ) -> Factorization:
-    """A = W H with W and H at least 0: K concepts W (C, K) and where they are, H (K, N Z).
+    """A = W H with W and H at least 0: K concepts W (C, K) and their positions H (K, N Z).
 
     Collins et al. 2018, arXiv 1806.10206. A (C, N Z) holds the layer's activations at all positions
-    of all images, less each channel's minimum, which the concepts get back. W and H come from
-    random numbers by hierarchical alternating least squares (Cichocki and Phan 2009) and are scaled
-    so that each row of H has the maximum 1. A classifier's head on the concepts names them:
-    ``model.fc(factorization.concepts)``.
+    of all images, minus each channel's minimum, which is added back to the concepts. W and H start
+    from random numbers, are fitted by hierarchical alternating least squares (Cichocki and Phan
+    2009), and are scaled so that each row of H has the maximum 1. To name the concepts, apply the
+    classifier's head: ``model.fc(factorization.concepts)``.
 
     Args:
-        model, images, reshape, output, per_image, run: as the methods of :mod:`fastcam.methods`
-            take them.
+        model, images, reshape, output, per_image, run: as for the methods of
+            :mod:`fastcam.methods`.
         components: K.
         target_layers: one layer, or a list of one.
         size: the maps' extents, by default those of the images; "layer" for the layer's own.
-        normalize: whether each map is brought to [0, 1], a constant one to 0.
-        iterations: at most so many; it ends before where they bring nothing any more.
-        seed: of the random numbers.
+        normalize: whether to scale each map to [0, 1]; a constant map becomes 0.
+        iterations: the maximum number of iterations; fewer run if they converge.
+        seed: the seed of the random numbers.
 
     Raises:
         ValueError, TypeError: if the layer or the size does not fit the model and the images, or
@@ -114,7 +114,7 @@ def deep_feature_factorization(
 
 
 def _factors(a: Tensor, components: int, iterations: int, seed: int) -> tuple[Tensor, Tensor]:
-    """W (C, K) and H (K, P), both at least 0, with W H near to A (C, P)."""
+    """W (C, K) and H (K, P), both at least 0, with W H close to A (C, P)."""
     generator = torch.Generator().manual_seed(seed)
     scale = (a.mean() / components).sqrt()
     w, h = (
@@ -138,7 +138,7 @@ def _factors(a: Tensor, components: int, iterations: int, seed: int) -> tuple[Te
 
 
 def _improve(w: Tensor, product: Tensor, gram: Tensor) -> None:
-    """The best W at least 0, one column after another, in place: product is A H^T, gram H H^T."""
+    """Updates W >= 0 in place, column by column; ``product`` is A H^T, ``gram`` is H H^T."""
     for k in range(w.shape[1]):
         diagonal = gram[k, k]
         step = (product[:, k] - w @ gram[:, k]) / diagonal.where(diagonal > 0, torch.inf)

@@ -24,9 +24,9 @@ class FastMode:
 
     Args:
         options: how the copy is prepared.
-        cuda_graph: whether the whole step is recorded on a GPU; True makes it an error if it
-            cannot be.
-        check: whether the first explanation is compared with exact mode.
+        cuda_graph: whether to record the whole step on a GPU; True raises an error if it cannot
+            be recorded.
+        check: whether to compare the first explanation with exact mode.
     """
 
     def __init__(self, options: Options, cuda_graph: bool | Literal["auto"], check: bool) -> None:
@@ -46,7 +46,7 @@ class FastMode:
         return None if self._copy is None else self._copy.model
 
     def report(self) -> dict[str, str]:
-        """By part of the model: what was done, or why not."""
+        """By part of the model, the step that was taken, or the reason why not."""
         if self._copy is None:
             return {}
         graphs = {} if self._graphs is None else {"CUDA graph": self._graphs.state}
@@ -89,10 +89,10 @@ class FastMode:
         return method.explained(images, targets, wanted)  # functions run on the host
 
     def _renew(self, method: MapMethod, images: Inputs) -> None:
-        """Makes the copy, by the first of the images; graphs of an older one go."""
+        """Makes the copy from the first image, and drops the graphs of an older copy."""
         on_gpu = isinstance(images, Tensor) and images.is_cuda
         if self._cuda_graph is True and not on_gpu:
-            raise RuntimeError("cuda_graph: got True, but the images are no tensor on a GPU")
+            raise RuntimeError("cuda_graph: got True, but the images are not a tensor on a GPU")
         start = method.find_start(images)
         first = method.first_image(images)
         self._copy = FastModel(method.model, first, method.layers, self._options, start or OUTPUT)
@@ -101,7 +101,7 @@ class FastMode:
 
 
 def _compare(maps: Any, expected: Any, logits: Tensor, exactly: Tensor) -> None:
-    """Raises RuntimeError if the answers are not those of exact mode."""
+    """Raises RuntimeError if the maps or top classes differ from those of exact mode."""
     correlation = _correlation(maps, expected)
     same = (logits.argmax(-1) == exactly.argmax(-1)).float().mean()
     if not (correlation >= 0.99 and same >= 0.99):
@@ -113,7 +113,7 @@ def _compare(maps: Any, expected: Any, logits: Tensor, exactly: Tensor) -> None:
 
 
 def _correlation(maps: Any, expected: Any) -> float:
-    """Pearson's, in the mean over images, of one layer or of several; 1 for constant maps."""
+    """Pearson's correlation, the mean over images and layers; 1 for constant maps."""
     if isinstance(maps, list):
         pairs = zip(maps, expected, strict=True)
         return sum(_correlation(m, e) for m, e in pairs) / len(maps)

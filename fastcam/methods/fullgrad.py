@@ -1,4 +1,4 @@
-"""The gradients by the images and by all biases, in one map."""
+"""The gradients with respect to the images and all biases, in one map."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class FullGrad(Method):
     """M = psi(x dS/dx) + sum over biases b of psi(b dS/db), psi: magnitude, min-max, enlargement.
 
     Srinivas and Fleuret 2019, arXiv 1905.00780, equation 6. A bias acts at every position, so b
-    dS/db is a map too: b times the gradient by what the bias was added to. The biases are those of
-    convolutions, and those that BatchNorm comes to in evaluation mode, b - w mean / sqrt(var +
-    eps), modules and functions alike; psi takes every channel by itself.
+    dS/db is a map too: b times the gradient with respect to the sum that includes b. The biases are
+    those of convolutions and of BatchNorm in evaluation mode, b - w mean / sqrt(var + eps), in
+    modules and functions alike; psi applies to every channel separately.
     """
 
     name = "fullgrad"
@@ -45,10 +45,10 @@ class FullGrad(Method):
         """Maps (N, *size) in float32 (float64 for a float64 model), or (N, K, *size).
 
         Args:
-            images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
+            images: floating point (N, C, *S), or a tuple or mapping of the model's inputs.
             targets: see :func:`fastcam.targets.select`; None for the top class.
-            size: the maps' extents, by default, and for "layer", those of the images.
-            normalize: whether each map is brought to [0, 1], a constant one to 0.
+            size: the maps' extents, by default and for "layer" those of the images.
+            normalize: whether to scale each map to [0, 1]; a constant map becomes 0.
 
         Raises:
             ValueError, TypeError: if targets or sizes do not fit the model and the images.
@@ -94,7 +94,7 @@ class FullGrad(Method):
 def summed(products: Iterable[Tensor], extents: tuple[int, ...], eps: float = 0.0) -> Tensor:
     """The sum of psi over channels and products (N, C, *S): (N, *extents).
 
-    As enlarging is linear, it comes once for each S.
+    Enlargement is linear, so maps of the same extents S are summed before it.
 
     Args:
         eps: added to the range of each channel.
@@ -112,7 +112,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 class _Biases(TorchFunctionMode):
-    """While entered, keeps every convolution's and BatchNorm's bias with a way to its gradient."""
+    """Within the context, keeps the biases of convolutions and BatchNorm, and their graph edges."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,12 +130,12 @@ class _Biases(TorchFunctionMode):
         read = _BIASES.get(func)
         bias = None if read is None else read(*args, **kwargs)
         if bias is not None and output.requires_grad:
-            # an edge of the graph stays that of this output, whatever overwrites it later
+            # the edge stays that of this output even if the output is overwritten later
             self._met.append((get_gradient_edge(output), bias.detach(), output.shape))
         return output
 
     def found(self, count: int, dims: int) -> list[tuple[GradientEdge, Tensor]]:
-        """Edges and biases (C, 1, ...) of what had ``count`` images of ``dims`` dimensions."""
+        """Edges and biases (C, 1, ...) of the outputs for ``count`` images with ``dims`` axes."""
         return [
             (edge, _wide(bias).reshape(-1, *[1] * dims))
             for edge, bias, shape in self._met
@@ -160,7 +160,7 @@ def _of_batch_norm(
     eps: float = 1e-5,
 ) -> Tensor | None:
     if training or running_mean is None or running_var is None:
-        return None  # the batch's own statistics are no constants
+        return None  # the statistics of the batch are not constant
     scale = torch.rsqrt(running_var + eps)
     scale = scale if weight is None else scale * weight
     return -running_mean * scale if bias is None else bias - running_mean * scale

@@ -1,4 +1,4 @@
-"""CAM, and the methods that weigh activations by gradients: those of :func:`fastcam.ops.cam`."""
+"""CAM, and the methods of :func:`fastcam.ops.cam`, which weight activations by gradients."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fastcam.targets import Selection
 
 
 class CAM(MapMethod):
-    """M = sum_k w_k^c A^k, w^c the weights of the linear layer behind global average pooling.
+    """M = sum_k w_k^c A^k, w^c the weights of the linear layer after global average pooling.
 
-    Zhou et al. 2016, arXiv 1512.04150, equation 2; the bias and ReLU are left out. Where the head
-    averages ReLU(A), A stands for that.
+    Zhou et al. 2016, arXiv 1512.04150, equation 2; the bias and ReLU are left out. If the head
+    averages ReLU(A), A stands for ReLU(A).
     """
 
     name = "cam"
@@ -28,15 +28,15 @@ class CAM(MapMethod):
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         if selection.class_ids is None:
-            raise ValueError("targets: CAM needs class ids, for it takes the weights of a class")
+            raise ValueError("targets: CAM needs class ids, because it uses a class's weights")
         maps = []
         for layer, name in enumerate(record.layers):
             head = find_pooled_head(record, layer, selection)
             if head is None:
                 raise ValueError(
                     f"target_layers: CAM needs global average pooling and one linear layer right "
-                    f"behind '{name}', which this network has not, or every image gave NaN; use "
-                    'Grad-CAM ("gradcam")'
+                    f"after '{name}', but the network has another head there, or every image gave "
+                    'NaN; use Grad-CAM ("gradcam")'
                 )
             maps.append(ops.weighted_sum(head.pooled, head.weight[selection.class_ids], relu))
         return maps
@@ -46,7 +46,7 @@ class GradientMap(MapMethod):
     """A method of :func:`fastcam.ops.cam`."""
 
     pooled_shortcut: ClassVar[bool] = True
-    """Whether, where g is constant, M = sum_k w_k A^k with w a function of g and sum(A)."""
+    """Whether for constant g, M = sum_k w_k A^k with w a function of g and sum(A)."""
     averages: ClassVar[bool] = False
     """Whether w is the mean of g over the positions."""
 
@@ -73,14 +73,14 @@ class GradientMap(MapMethod):
         )
 
     def _examined(self, gradients: Tensor) -> Tensor:
-        """The gradients; on the first call, warns if their means are nothing but rounding."""
+        """The gradients; warns on the first call if their means are only rounding errors."""
         if self.averages and not self._looked and gradients.numel():
             means = gradients.flatten(2).mean(-1).abs().amax()
             precision = torch.finfo(torch.promote_types(gradients.dtype, torch.float32)).eps
             if means <= 4 * precision * gradients.abs().amax() and gradients.any():
                 warnings.warn(
                     "target_layers: the gradients average to 0 over the layer's positions, so the "
-                    "map is rounding noise (a softmax over positions behind the layer does that); "
+                    "map is rounding noise (a softmax over positions after the layer does that); "
                     "name another layer, or take HiResCAM or LayerCAM, which do not average",
                     stacklevel=2,
                 )
@@ -91,10 +91,10 @@ class GradientMap(MapMethod):
         positions = head.pooled.shape[2:].numel()
         slopes = head.weight / positions
         total = ops.gap(head.pooled.relu()) * positions
-        # classes by blocks, so that the weights (N, block, C) stay in a CPU's cache
+        # classes in blocks, so that the weights (N, block, C) fit in a CPU's cache
         elements = 2**18 if total.device.type == "cpu" else 2**26
         blocks = torch.split(class_ids, max(1, elements // max(1, total.numel())), dim=1)
-        same = bool((class_ids == class_ids[:1]).all())  # as in "all classes": one copy will do
+        same = bool((class_ids == class_ids[:1]).all())  # as for "all classes": one is enough
         maps = []
         for ids in blocks:
             gradients = slopes[ids[:1]].expand(*ids.shape, -1) if same else slopes[ids]
@@ -103,7 +103,7 @@ class GradientMap(MapMethod):
         return torch.cat(maps, 1)
 
     def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
-        """Channel weights (N, K, C) where the gradient is the same at all positions.
+        """Channel weights (N, K, C) if the gradient is the same at all positions.
 
         Args:
             slopes: g, (N, K, C).
@@ -127,9 +127,9 @@ class GradCAMPlusPlus(GradientMap):
     """M = ReLU(sum_k w_k A^k), w_k = sum_ij alpha_ij ReLU(g_ij).
 
     alpha_ij = g_ij^2 / (2 g_ij^2 + sum_ab ReLU(A_ab) g_ij^3): Chattopadhyay et al. 2018, arXiv
-    1710.11063, equations 5 and 19 with Y = exp(S), and ReLU(A) for A, which the paper takes to be
-    at least 0; see :func:`fastcam.ops.gradcam_plus_plus_weights`. The factor exp(S) of the raw map
-    is left out.
+    1710.11063, equations 5 and 19 with Y = exp(S), and ReLU(A) for A, which the paper assumes to
+    be at least 0; see :func:`fastcam.ops.gradcam_plus_plus_weights`. The factor exp(S) of the raw
+    map is left out.
     """
 
     name = "gradcam++"
@@ -141,7 +141,7 @@ class GradCAMPlusPlus(GradientMap):
 
 
 class XGradCAM(GradientMap):
-    """M = ReLU(sum_k w_k A^k), w_k = sum_ij g_ij A_ij / sum_ij A_ij, 0 where that is 0.
+    """M = ReLU(sum_k w_k A^k), w_k = sum_ij g_ij A_ij / sum_ij A_ij, or 0 if sum_ij A_ij is 0.
 
     Fu et al. 2020, arXiv 2008.02312, equation 8.
     """
@@ -183,9 +183,9 @@ def gradient_maps(
     to_map: Callable[[Tensor, Tensor], Tensor],
     retain: bool = False,
 ) -> list[Tensor]:
-    """One map of activations and gradients a layer, (N, *S) or (N, K, *S).
+    """Maps of activations and gradients, one tensor per layer, (N, *S) or (N, K, *S).
 
-    Class by class, one class's gradients at a time.
+    Computes one class at a time, to hold the gradients of one class only.
     """
 
     def maps_of(scores: Tensor, again: bool) -> list[Tensor]:

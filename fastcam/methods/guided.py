@@ -1,4 +1,4 @@
-"""Gradients by the images behind ReLUs of another backward, and their product with Grad-CAM."""
+"""Image gradients through ReLUs with another backward, and their product with Grad-CAM."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from fastcam.targets import Selection, Targets
 class GuidedBackprop(Method):
     """dS/dx with a ReLU that passes positive gradients at positive inputs only.
 
-    Springenberg et al. 2015, arXiv 1412.6806, section 3.4. Acts on ReLU and ReLU6, modules and
-    functions alike, also as hardtanh, threshold or clamp; other activations keep their
-    gradient, and so do ReLUs written out as torch.where, torch.max or a product. A network without
-    ReLU gets a warning, one with ReLUs in TorchScript an error.
+    Springenberg et al. 2015, arXiv 1412.6806, section 3.4. Changes ReLU and ReLU6, as modules and
+    functions, also in the form of hardtanh, threshold or clamp. Other activations keep their
+    gradient, and so do ReLUs written as torch.where, torch.max or a product. Warns for a network
+    without ReLU, and raises an error for ReLUs in TorchScript.
     """
 
     name = "guided-backprop"
@@ -55,9 +55,10 @@ class GuidedBackprop(Method):
 
 
 class Deconvnet(GuidedBackprop):
-    """dS/dx with a ReLU that passes positive gradients, whatever its input was.
+    """dS/dx with a ReLU that passes positive gradients for any input.
 
-    Zeiler and Fergus 2014, arXiv 1311.2901, section 2.1. Acts where guided backpropagation does.
+    Zeiler and Fergus 2014, arXiv 1311.2901, section 2.1. Changes the same ReLUs as guided
+    backpropagation.
     """
 
     name = "deconvnet"
@@ -67,14 +68,14 @@ class Deconvnet(GuidedBackprop):
 class GuidedGradCAM(Method):
     """The enlarged, normalized Grad-CAM times guided backpropagation, from one forward.
 
-    Selvaraju et al. 2017, arXiv 1610.02391, section 3.2. The map's own gradient is the plain one.
+    Selvaraju et al. 2017, arXiv 1610.02391, section 3.2. The map uses the plain gradient.
     """
 
     name = "guided-gradcam"
     graph = "images"
 
     def __call__(self, images: Inputs, targets: Targets = None) -> Tensor:
-        """Signed, in the images' shape (N, C, *S), or (N, K, C, *S) for targets (N, K).
+        """The signed product in the images' shape (N, C, *S), or (N, K, C, *S) for targets (N, K).
 
         Args:
             images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
@@ -118,7 +119,7 @@ def _warn_of_missed_relus(relu: GuidedReLU) -> None:
 
 
 def _image_gradients(record: Capture, selection: Selection) -> Tensor:
-    """dS/dx, (N, C, *S) or (N, K, C, *S); the last use of the graph."""
+    """dS/dx, (N, C, *S) or (N, K, C, *S); frees the graph."""
     (gradients,) = selection.by_class(
         lambda scores, retain: [record.image_gradients(scores, retain=retain)]
     )

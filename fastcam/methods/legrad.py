@@ -1,4 +1,4 @@
-"""Gradients of attention: maps of vision transformers."""
+"""Maps of vision transformers from the gradients of attention."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Head = Callable[[Tensor], Tensor]
 class LeGrad(Method):
     """M = mean over blocks l, heads and queries of ReLU(dS^l / dP^l), at the keys that are patches.
 
-    P^l is the attention after softmax in block l, (heads, queries, keys); S^l the score that the
-    head gives the mean of that block's tokens. Bousselham et al. 2024, arXiv 2404.03214, equations
-    6 to 9. Attention is met as ``scaled_dot_product_attention``, as softmax of a square matrix, or
-    in ``nn.MultiheadAttention``.
+    P^l is the attention after softmax in block l, (heads, queries, keys); S^l is the score of the
+    head for the mean of that block's tokens. Bousselham et al. 2024, arXiv 2404.03214, equations 6
+    to 9. Attention is recognised as ``scaled_dot_product_attention``, as a softmax of a square
+    matrix, and in ``nn.MultiheadAttention``.
     """
 
     name = "legrad"
@@ -53,11 +53,11 @@ class LeGrad(Method):
 
         Args:
             target_layers: the blocks, each with one attention; all of them by default.
-            head: from mean tokens (N, C) to logits; known for the vision transformers of
+            head: turns mean tokens (N, C) into logits; not needed for the vision transformers of
                 torchvision and timm.
 
         Raises:
-            ValueError: for another transformer without ``head``.
+            ValueError: for other transformers, if ``head`` is not given.
         """
         super().__init__(model, target_layers, **reading)
         self._head = head or _head_of(self.model)
@@ -73,11 +73,11 @@ class LeGrad(Method):
         """Maps (N, *size) in float32 (float64 for a float64 model), or (N, K, *size).
 
         Args:
-            images: floating point (N, C, H, W), or a tuple or mapping of what the model takes.
+            images: floating point (N, C, H, W), or a tuple or mapping of the model's inputs.
             targets: see :func:`fastcam.targets.select`; None for the top class.
             size: the maps' extents, by default those of the images; "layer" for the grid of
                 patches.
-            normalize: whether each map is brought to [0, 1], a constant one to 0.
+            normalize: whether to scale each map to [0, 1]; a constant map becomes 0.
 
         Raises:
             ValueError, TypeError: if there is no attention, or targets or sizes do not fit.
@@ -100,7 +100,7 @@ class LeGrad(Method):
                 read = record.reading_of_one_run(i)
                 tokens = returned[name]
                 if name not in last:
-                    raise ValueError(f"target_layers: '{name}' has no attention of its own")
+                    raise ValueError(f"target_layers: '{name}' has no attention")
                 edge, shape = last[name]
                 if tokens.dim() != 3 or shape[-1] != tokens.shape[1]:
                     raise ValueError(
@@ -128,7 +128,7 @@ class _Block(NamedTuple):
     """The attention of one block."""
 
     edge: GradientEdge
-    """Its place in the graph."""
+    """The attention's place in the graph."""
     shape: torch.Size
     """(N heads, queries, keys) or (N, heads, queries, keys)."""
     images: int
@@ -153,7 +153,7 @@ def _note(
     last: dict[str, tuple[GradientEdge, torch.Size]],
     returned: dict[str, Tensor],
 ) -> Callable[..., None]:
-    """A hook that notes the block's tokens, and which attention came last when it ended."""
+    """A hook that keeps the block's tokens, and the last attention before the block ended."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         for tokens in first_with_positions(output):
@@ -176,13 +176,13 @@ def _head_of(model: nn.Module) -> Head:
             second(model.get_submodule("norm")(tokens))
         )
     raise ValueError(
-        f"head: it is not known for {type(model).__name__}; give what turns mean tokens (N, C) "
-        "into logits, or another method if this is no vision transformer"
+        f"head: unknown for {type(model).__name__}; give a function from mean tokens (N, C) to "
+        "logits, or use another method if this is not a vision transformer"
     )
 
 
 def _blocks(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
-    """The blocks of a transformer: what has attention in it and stands in a list of modules."""
+    """The blocks of a transformer: modules in a list of modules that contain attention."""
     lists = (nn.Sequential, nn.ModuleList)
     inside: list[str] = []
     found: list[str] = []
@@ -204,15 +204,15 @@ def _blocks(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
     with _Attention(attended):
         trial(model, inputs, leave, before=[(module, enter(name)) for name, module in named])
     if not found:
-        raise ValueError("target_layers: met no attention in a list of blocks; name the blocks")
+        raise ValueError("target_layers: found no attention in a list of blocks; name the blocks")
     return tuple(dict.fromkeys(found))
 
 
 class _Attention(TorchFunctionMode):
-    """While entered, keeps a way to the gradient of every attention matrix.
+    """Within the context, keeps the graph edge of every attention matrix.
 
     Args:
-        met: called at every one.
+        met: called for every attention matrix.
     """
 
     def __init__(self, met: Callable[[], None] = lambda: None) -> None:
@@ -270,14 +270,14 @@ class _Attention(TorchFunctionMode):
         return attention @ value
 
     def _module(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """nn.MultiheadAttention's function, which looks inside itself only when asked."""
+        """Runs nn.MultiheadAttention's function with weights, which it omits by default."""
         wanted, mean = kwargs.get("need_weights", True), kwargs.get("average_attn_weights", True)
         kwargs |= {"need_weights": True, "average_attn_weights": False}
         output, weights = F.multi_head_attention_forward(*args, **kwargs)
         assert weights is not None
         self._met()
         if weights.grad_fn is not None:
-            # the weights that it returns are a view: the matrix itself is where they come from
+            # the returned weights are a view of the matrix in the graph
             node, number = weights.grad_fn.next_functions[0]
             assert node is not None
             self.edges.append((GradientEdge(node, number), weights.shape))

@@ -1,4 +1,4 @@
-"""Methods that give one map per image and class: how they are called and how maps are finished."""
+"""Methods that give one map per image and class: how to call them, and how maps are finished."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ Size = Sequence[int] | Literal["layer"] | None
 
 @dataclass(frozen=True)
 class Wanted:
-    """How the maps of a call are finished."""
+    """How to finish the maps of a call."""
 
     size: tuple[int, ...] | str | None
     """The extents; "layer" for the layer's, None for the images'."""
     normalize: bool
-    """Whether each map is brought to [0, 1]."""
+    """Whether to scale each map to [0, 1]."""
     relu: bool
-    """Whether negative values become 0."""
+    """Whether to set negative values to 0."""
 
 
 class MapMethod(Method):
-    """A method that gives one map an image and class."""
+    """A method that gives one map per image and class."""
 
     relu: bool = True
 
     _fast: FastMode | None = None  # None: exact mode
-    _looked = False  # at the maps, for being constant
+    _looked = False  # whether maps were checked for being constant
 
     def compile(
         self,
@@ -56,32 +56,33 @@ class MapMethod(Method):
         cuda_graph: bool | Literal["auto"] = "auto",
         check: bool = False,
     ) -> None:
-        """From the next call on, takes the fast mode: a copy of the model, prepared for inference.
+        """Uses the fast mode from the next call on: a copy of the model, prepared for inference.
 
-        Below the first target layer BatchNorm is folded into convolutions and the network compiled
-        by torch.compile, for each shape, which takes from seconds to a minute; batches of one size
-        are best, and a shorter last one is filled up to it. From the layer up, gradients included,
-        the copy computes as the model does. The model itself stays as it is; if its parameters,
-        attributes or modules change, the next call makes a new copy. PyTorch does not count what is
-        written through ``.data``: on a GPU, call this again after it. :attr:`compiled` tells what
-        was done.
+        Below the first target layer, BatchNorm is folded into convolutions and torch.compile
+        compiles the network. This takes from seconds to a minute for each input shape, so batches
+        of one size are best; a smaller last batch is padded. From the layer up, gradients included,
+        the copy computes as the model does. The model itself does not change; if its parameters,
+        attributes or modules are changed, the next call makes a new copy. PyTorch does not count
+        writes through ``.data``: on a GPU, call this method again after them. :attr:`compiled`
+        reports each step.
 
         Args:
-            dtype: the precision below the layer, float32, bfloat16 or float16; None for the
-                model's own.
-            channels_last: whether channels lie next to each other in memory, as most devices like.
+            dtype: the precision below the layer: float32, bfloat16 or float16; None for the
+                model's.
+            channels_last: whether to use the channels_last memory format, which most devices
+                prefer.
             fold_batchnorm: whether to fold BatchNorm.
-            cuda_graph: whether on a GPU the whole step, maps included, is recorded and replayed;
-                "auto" where it can be, True that an error says where it cannot.
-            check: whether the first call compares with exact mode: the maps have to correlate by
-                0.99 in the mean, and 99 % of the top classes to be the same.
+            cuda_graph: whether to record and replay the whole step on a GPU, maps included;
+                "auto" if possible, True to raise an error if it is not.
+            check: whether to compare the first call with exact mode: the mean correlation of the
+                maps has to be at least 0.99, and 99 % of the top classes have to agree.
 
         Raises:
-            ValueError: for another dtype; in a later call, where the model cannot be copied.
-            RuntimeError: in a later call, where ``check`` or ``cuda_graph=True`` fails.
+            ValueError: for another dtype; in a later call, if the model cannot be copied.
+            RuntimeError: in a later call, if ``check`` or ``cuda_graph=True`` fails.
 
         Warns:
-            UserWarning: the processor has no instructions for ``dtype``.
+            UserWarning: if the processor has no instructions for ``dtype``.
         """
         options = Options(dtype, channels_last, fold_batchnorm)
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -104,7 +105,7 @@ class MapMethod(Method):
 
     @property
     def compiled(self) -> dict[str, str]:
-        """By part of the model, what the fast mode made of it, or why not; empty before a call."""
+        """By part of the model, the step that the fast mode took, or why not; empty at first."""
         return {} if self._fast is None else self._fast.report()
 
     def __call__(
@@ -116,22 +117,22 @@ class MapMethod(Method):
         normalize: bool = True,
         relu: bool | None = None,
     ) -> Any:
-        """Maps; ``outputs``, ``class_ids`` and ``scores`` come from the same forward.
+        """Returns maps; ``outputs``, ``class_ids`` and ``scores`` come from the same forward.
 
         Args:
-            images: (N, C, *S), or what else the model takes: a tuple of positional arguments, a
-                list as one argument, a mapping by keyword. The images are the first tensor with
-                positions there, or a list of pictures (C, H, W) of one size.
+            images: (N, C, *S), or the model's inputs: a tuple of positional arguments, a list as
+                one argument, or a mapping of keyword arguments. The images are the first tensor
+                with positions there, or a list of pictures (C, H, W) of one size.
             targets: see :func:`fastcam.targets.select`; None for the top class.
             size: the maps' extents, by default those of the images; "layer" for the layer's own.
-            normalize: whether each map is brought to [0, 1], a constant one to 0.
-            relu: whether negative values become 0; by default what the method's paper does.
+            normalize: whether to scale each map to [0, 1]; a constant map becomes 0.
+            relu: whether to set negative values to 0; by default as in the method's paper.
 
         Returns:
             (N, *size) float32 on the images' device (float64 for a float64 model), or (N, K, *size)
-            for targets (N, K). Several layers: each map normalized at its layer's resolution, then
-            enlarged, and their mean normalized again; a list with one tensor a layer where
-            ``size="layer"`` or not ``normalize``.
+            for targets (N, K). For several layers, each map is normalized at its layer's
+            resolution and enlarged, and their mean is normalized again; with ``size="layer"`` or
+            ``normalize=False``, a list with one tensor per layer.
 
         Raises:
             ValueError, TypeError: if layers, targets or sizes do not fit the model and the images.
@@ -148,7 +149,7 @@ class MapMethod(Method):
             return self.keep(self._fast.explained(self, images, targets, wanted))
 
     def explained(self, images: Inputs, targets: Targets, wanted: Wanted) -> Explanation:
-        """One explanation, by the network that :meth:`network` gives."""
+        """One explanation, from a run of the network that :meth:`network` returns."""
         record, selection = self.capture_scores(images, targets)
         with torch.autocast(record.logits.device.type, enabled=False):
             maps = self.finished(record, selection, wanted)
@@ -157,7 +158,7 @@ class MapMethod(Method):
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
-        """Meanwhile in exact mode."""
+        """Switches to exact mode within the context."""
         fast, self._fast = self._fast, None
         try:
             yield
@@ -165,20 +166,20 @@ class MapMethod(Method):
             self._fast = fast
 
     def verify(self, images: Inputs, targets: Targets = None) -> Verification:
-        """Compares this method, as it is set up, with the network itself.
+        """Compares this method, as it is set up, with plain autograd on the network itself.
 
-        The network runs once more without a copy and with everything recorded, as autograd does in
-        training, in its own precision; for a method without gradients no run is taken from a
-        recording or a copy. Worth a call for an unusual network.
+        The network itself runs once more in its own precision, and autograd records all of it, as
+        in training; for a method without gradients, this run uses no recording and no copy. Worth
+        a call for an unusual network.
 
         Args:
             images, targets: as for a call.
 
         Returns:
-            The errors, to rounding 0 for exact mode.
+            The errors; 0 up to rounding in exact mode.
 
         Raises:
-            ValueError: if the whole graph has no answer: the score does not depend on a layer.
+            ValueError: if the score does not depend on a layer, even in the whole graph.
         """
         with self.calling():
             self.find_layers(images)
@@ -219,14 +220,14 @@ class MapMethod(Method):
         return maps[0] if len(maps) == 1 else maps
 
     def joined(self, maps: list[Tensor], extents: tuple[int, ...], normalize: bool) -> Any:
-        """Enlargement, then min-max; of several layers the mean (:func:`mean_of_layers`)."""
+        """The enlarged, normalized maps; for several layers :func:`mean_of_layers`."""
         if normalize and len(maps) > 1:
             return mean_of_layers(maps, extents)
         maps = [ops.upsample(m, extents, normalize) for m in maps]
         return maps[0] if len(maps) == 1 else maps
 
     def _look(self, maps: Any, record: Capture, relu: bool) -> None:
-        """Warns if all maps of the first call are constant; later calls do not wait for theirs."""
+        """Warns if all maps of the first call are constant; later calls do not wait for a check."""
         if self._looked:
             return
         self._looked = True
@@ -234,7 +235,7 @@ class MapMethod(Method):
         every = [each.flatten(-dims) for each in (maps if isinstance(maps, list) else [maps])]
         if (
             not any(each.numel() for each in every)
-            # one position has had its warning
+            # a layer with one position has had another warning
             or any(activations.shape[2:].numel() == 1 for activations in record.activations)
             or any(bool((each != each[..., :1]).any()) for each in every)
         ):
@@ -252,12 +253,12 @@ class MapMethod(Method):
         )
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
-        """One a layer, at the layer's resolution: (N, *S) or (N, K, *S)."""
+        """One tensor per layer, at the layer's resolution: (N, *S) or (N, K, *S)."""
         raise NotImplementedError
 
 
 def for_every_class(maps: Tensor, selection: Selection) -> Tensor:
-    """One map an image, (N, *S), as that of each of its K classes, (N, K, *S)."""
+    """Repeats one map per image, (N, *S), for each of its K classes: (N, K, *S)."""
     if selection.scores.dim() == 1:
         return maps
     count, classes = selection.scores.shape
@@ -265,14 +266,14 @@ def for_every_class(maps: Tensor, selection: Selection) -> Tensor:
 
 
 def mean_of_layers(maps: list[Tensor], extents: tuple[int, ...]) -> Tensor:
-    """The mean of several layers' maps, normalized: each was so before its enlargement too."""
+    """The normalized mean of several layers' maps, each normalized before it is enlarged."""
     dims = len(extents)
     enlarged = [ops.upsample(ops.normalize(m, dims), extents, normalize=False) for m in maps]
     return ops.normalize(torch.stack(enlarged).mean(0), dims)
 
 
 def extents_of(record: Capture, size: Size | str) -> tuple[int, ...]:
-    """The extents to enlarge to, as many as the layers have."""
+    """The extents to enlarge to, one per dimension of the layers' positions."""
     extents = record.extents if size is None else size
     if not (extents is None or isinstance(extents, Sequence)):
         raise TypeError(f'size: got {extents!r}, expected a list of integers or "layer"')

@@ -1,4 +1,4 @@
-"""Which channels' masked images have to run: those that are constant share a run an image."""
+"""Which channels' masked images have to run: an image's constant channels share one run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MaskedRuns:
     images: Tensor
     """(R,), the image n of each."""
     _run_of: Tensor
-    """(N, C), by channel, which of the R runs is its own."""
+    """(N, C): by channel, the index of its run, below R."""
 
     def spread(self, scores: Tensor) -> Tensor:
         """Scores (R, ...) of the runs as those of all channels, (N, C, ...)."""
@@ -25,13 +25,13 @@ class MaskedRuns:
 
 
 def masked_runs(activations: Tensor, share: bool = True) -> MaskedRuns:
-    """The runs of images that are masked by each of their channels, its range brought to [0, 1].
+    """The runs of images masked by each of their channels, scaled to [0, 1].
 
-    A constant channel masks everything: the first one of an image runs for all of them.
+    A constant channel masks everything, so an image's first constant channel runs for all others.
 
     Args:
         activations: (N, C, *S).
-        share: whether constant channels do; not if each mask has noise of its own.
+        share: whether constant channels share a run; False if each mask has different noise.
     """
     count, channels = activations.shape[:2]
     numbers = torch.arange(count * channels, device=activations.device).view(count, channels)

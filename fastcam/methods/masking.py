@@ -1,4 +1,4 @@
-"""Methods that look at how a score changes where an image or an activation is masked."""
+"""Methods that measure how a score changes if an image or an activation is masked."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from fastcam.targets import Selection
 class ScoreCAM(MapMethod):
     """M = ReLU(sum_k w_k A^k), w = softmax over k of S(x H_k), H_k the enlarged A^k in [0, 1].
 
-    Wang et al. 2020, arXiv 1910.01279, equations 6 to 8. The paper takes S(x H_k) less the score of
-    a baseline, which softmax leaves out. A constant A^k masks everything: those of an image share
-    one run.
+    Wang et al. 2020, arXiv 1910.01279, equations 6 to 8. The paper subtracts the score of a
+    baseline from S(x H_k), which softmax cancels. A constant A^k masks everything: the constant
+    channels of an image share one run.
     """
 
     name = "scorecam"
@@ -93,19 +93,19 @@ class ScoreCAM(MapMethod):
         yield masks
 
     def _samples(self) -> int:
-        """How many they are."""
+        """The number of variations."""
         return 1
 
 
 class SSCAM(ScoreCAM):
     """Score-CAM with S(x (H_k + noise)) averaged over samples of Gaussian noise.
 
-    Wang et al. 2020, SS-CAM, arXiv 2006.14255: the noise is on the feature maps, once they are
-    enlarged and in [0, 1].
+    Wang et al. 2020, SS-CAM, arXiv 2006.14255: the noise is added to the feature maps after they
+    are enlarged and scaled to [0, 1].
     """
 
     name = "sscam"
-    _shares_constants = False  # each has its own noise
+    _shares_constants = False  # each mask has different noise
 
     def __init__(
         self,
@@ -121,9 +121,9 @@ class SSCAM(ScoreCAM):
         """As for the other methods.
 
         Args:
-            samples: how many noisy masks there are of a channel.
+            samples: the number of noisy masks per channel.
             std: the standard deviation of the noise; masks are in [0, 1].
-            seed: of the noise; calls with the same batch_size draw the same.
+            seed: the seed of the noise; calls with the same batch_size draw the same noise.
             batch_size: how many masked images run together.
         """
         super().__init__(model, target_layers, batch_size=batch_size, **reading)
@@ -147,7 +147,7 @@ class SSCAM(ScoreCAM):
 class ISCAM(ScoreCAM):
     """Score-CAM with S(t x H_k) averaged over growing t = sum_{j <= i} j / n, i = 1 ... n.
 
-    Naidu et al. 2020, IS-CAM, arXiv 2010.03023, as torchcam reads it: the mask is added up.
+    Naidu et al. 2020, IS-CAM, arXiv 2010.03023, as implemented in torchcam: the mask accumulates.
     """
 
     name = "iscam"
@@ -185,9 +185,9 @@ class ISCAM(ScoreCAM):
 class AblationCAM(MapMethod):
     """M = ReLU(sum_k w_k A^k), w_k = (S - S_k) / S, S_k the score with A^k set to 0.
 
-    Desai and Ramaswamy 2020, Ablation-CAM, WACV, equation 4; 0 where S is 0. Global average pooling
-    and one linear layer give S - S_k = W[c]_k mean(A^k), without another run; elsewhere the part
-    above the layer runs for each channel that is not 0 already
+    Desai and Ramaswamy 2020, Ablation-CAM, WACV, equation 4; 0 if S is 0. For global average
+    pooling and one linear layer, S - S_k = W[c]_k mean(A^k) without another run. For other
+    networks, the part above the layer runs for each channel that is not 0 already
     (:class:`fastcam.engine.continuation.Continuation`).
     """
 
@@ -205,8 +205,8 @@ class AblationCAM(MapMethod):
         """As for the other methods.
 
         Args:
-            batch_size: how many ablated activations run together; the number of images where that
-                is more.
+            batch_size: how many ablated activations run together, but at least the number of
+                images.
         """
         super().__init__(model, target_layers, **reading)
         if batch_size < 1:
@@ -246,7 +246,7 @@ class AblationCAM(MapMethod):
         rows = image.repeat_interleave(copies)
         above = Continuation(record, layer, rows)
         for start in range(0, most, copies):
-            # the last one overlaps the one before: all have as many rows
+            # the last batch overlaps the one before, so that all have the same number of rows
             ablated = order[:, max(0, min(start, most - copies)) :][:, :copies]
             logits = above(functools.partial(self._ablate, channels=ablated.flatten()))
             left = selection.of(logits, rows).to(scores.dtype).unflatten(0, (count, copies))

@@ -11,9 +11,9 @@ from fastcam.targets import Selection
 
 
 class ShapleyCAM(MapMethod):
-    """M = ReLU(sum_k w_k A^k), w_k = (1/Z) sum_ij (g - H A / 2)_ij, H the Hessian of S by A.
+    """M = ReLU(sum_k w_k A^k), w_k = (1/Z) sum_ij (g - H A / 2)_ij, H the Hessian d2S/dA2.
 
-    Cai 2025, arXiv 2501.06261. Where the network is piecewise linear from the layer up, H is 0 and
+    Cai 2025, arXiv 2501.06261. If the network is piecewise linear from the layer up, H is 0 and
     this is Grad-CAM.
     """
 

@@ -1,4 +1,4 @@
-"""Grad-CAM++ of gradients averaged over noisy copies of the images."""
+"""Grad-CAM++ with gradients averaged over noisy copies of the images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastcam.targets import Selection
 class SmoothGradCAMPlusPlus(MapMethod):
     """M = ReLU(sum_k w_k A^k), w_k = sum_ij alpha_ij ReLU(E[g_ij]), E the mean over noisy images.
 
-    alpha_ij = E[g_ij^2] / (2 E[g_ij^2] + sum_ab ReLU(A_ab) E[g_ij^3]), 0 where the denominator is
+    alpha_ij = E[g_ij^2] / (2 E[g_ij^2] + sum_ab ReLU(A_ab) E[g_ij^3]), or 0 if the denominator is
     0: Omeiza et al. 2019, arXiv 1908.01224, with E[g^2] for E[g] in the numerator and ReLU(A) for
     A, as in Grad-CAM++ of one image. A is that of the images without noise.
     """
@@ -39,9 +39,9 @@ class SmoothGradCAMPlusPlus(MapMethod):
         """As for the other methods.
 
         Args:
-            samples: how many noisy copies there are of an image; they run as one batch.
+            samples: the number of noisy copies per image; they run as one batch.
             std: the standard deviation of the noise, in units of the model's input.
-            seed: of the noise; every call draws the same.
+            seed: the seed of the noise; every call draws the same noise.
         """
         super().__init__(model, target_layers, **reading)
         if samples < 1:
@@ -103,8 +103,8 @@ def smooth_weights(total: Tensor, gradients: Tensor) -> Tensor:
     """
     g = gradients if gradients.dtype == torch.float64 else gradients.float()
     g = g.flatten(3)
-    # alpha keeps its value where g is scaled and sum(A) inversely: so powers neither under- nor
-    # overflow
+    # alpha does not change if g is scaled and sum(A) inversely, which keeps the powers from
+    # underflow and overflow
     scale = g.abs().amax((0, 3))
     g = g / scale.where(scale > 0, 1.0)[:, :, None]
     second, third = g.square().mean(0), (g * g.square()).mean(0)

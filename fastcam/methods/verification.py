@@ -1,4 +1,4 @@
-"""A method's maps against the network itself, recorded as a whole."""
+"""Compares a method's maps with those of the whole network's graph."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verification:
-    """How far a method's answer is from that of the network itself."""
+    """The errors of a method, compared with plain autograd on the network itself."""
 
     layer: str
     """The target layers' names."""
     gradient_error: float | None
-    """The largest difference of the gradients from those of the whole graph, relative to the
-    largest of these; None for a method without gradients."""
+    """The largest difference from the gradients of the whole graph, relative to their largest
+    value; None for a method without gradients."""
     map_error: float
     """The largest difference of the maps, before they are normalized, relative to the largest
     value."""
     outputs_equal: bool
-    """Whether the model's outputs are those of plain inference, bit for bit. PyTorch itself rounds
-    some layers in another way if a graph is recorded: :class:`torch.nn.LSTM` on a CPU, and
+    """Whether the model's outputs equal those of plain inference bit for bit. PyTorch rounds some
+    layers differently if a graph is recorded: :class:`torch.nn.LSTM` on a CPU, and
     :class:`torch.nn.TransformerEncoder`, which leaves its fast path."""
 
 
 def gradients_of(record: Capture, selection: Selection) -> list[Tensor]:
-    """dS/dA of every class and layer."""
+    """dS/dA for every class and layer."""
     return selection.by_class(lambda scores, _: record.gradients(scores))
 
 
 def relative_error(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """The largest difference, relative to the largest value; NaN counts where only one has it."""
+    """The largest difference, relative to the largest value; a NaN in only one of them counts."""
     largest = 0.0
     for one, other in zip(found, wanted, strict=True):
         scale = float(other.abs().nan_to_num().max()) if other.numel() else 0.0

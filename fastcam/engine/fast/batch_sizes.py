@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 class BatchSizes:
-    """Which batch sizes are worth being prepared for: the first, and any that comes again."""
+    """Which batch sizes are worth preparing for: the first one, and any that comes again."""
 
     def __init__(self) -> None:
         self._ready: set[int] = set()
         self._met: set[int] = set()
 
     def choose(self, size: int) -> int | None:
-        """The size to run ``size`` images at: its own, or a larger one to be filled up to.
+        """The batch size to run ``size`` images at: the same, or a larger one to pad them to.
 
-        None where neither is worth it: for a small last batch of a kind that has come once.
+        None if neither is worth it, as for a small last batch that comes for the first time.
         """
         larger = [ready for ready in self._ready if size <= ready < 2 * size]
         if larger:

@@ -19,14 +19,14 @@ _Place = tuple[int, str]
 
 
 class Snapshot:
-    """What a network is made of and what its attributes hold, to be compared with later.
+    """The parts and attributes of a network, to be compared with their later state.
 
-    Of writes through ``.data``, which PyTorch does not count, it notices only those on a CPU to a
-    whole tensor.
+    PyTorch does not count writes through ``.data``: of these, it notices only those to a whole
+    tensor on a CPU.
 
     Args:
         model: the network.
-        inputs: of one image, for a run that shows which attributes a run writes.
+        inputs: the inputs of one image, for a run that shows which attributes a run writes to.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -37,7 +37,7 @@ class Snapshot:
 
     @property
     def parts_changed(self) -> bool:
-        """Whether parameters, buffers, modules, hooks or forwards were exchanged or written to."""
+        """Whether parameters, buffers, modules, hooks or forwards were replaced or written to."""
         parts, versions = self._parts_and_versions()
         same = len(parts) == len(self._parts) and all(
             now is then for now, then in zip(parts, self._parts, strict=True)
@@ -46,14 +46,14 @@ class Snapshot:
 
     @property
     def attributes_changed(self) -> bool:
-        """Whether other attributes were, except those that the network itself writes."""
+        """Whether other attributes changed, except those that the network itself writes to."""
         changed = _differences(self._settings, _settings(self._model))
         if changed and self._written is None:
             self._written = _written(self._model, self._inputs)
         return not changed <= (self._written or set())
 
     def _parts_and_versions(self) -> tuple[list[Any], list[Any]]:
-        """What the network is made of, and how often and by which hooks that was changed."""
+        """The parts of the network, and their versions and hooks."""
         parts: list[Any] = []
         versions: list[Any] = []
         for module in modules_of(self._model):
@@ -67,7 +67,7 @@ class Snapshot:
 
 
 def _settings(model: nn.Module) -> dict[_Place, Any]:
-    """The attributes of all modules that are no module's own, to be compared with later ones."""
+    """The attributes of all modules, except those that every module has."""
     met: set[int] = set()
     return {
         (number, name): value if type(value) in _PLAIN else _comparable(value, met)
@@ -78,11 +78,11 @@ def _settings(model: nn.Module) -> dict[_Place, Any]:
 
 
 def _comparable(value: Any, met: set[int], inside: bool = False) -> Any:
-    """Something that compares equal until somebody writes to the value or to what it holds.
+    """An object that compares equal until the value or its contents are written to.
 
     Args:
-        met: the objects that have been looked into already.
-        inside: whether this is held by another object, of which only values and containers count.
+        met: the ids of objects that were visited before.
+        inside: whether another object holds the value; then only values and containers count.
     """
     if type(value) in _PLAIN or (type(value) is tuple and {*map(type, value)} <= _PLAIN):
         return value
@@ -102,10 +102,10 @@ def _comparable(value: Any, met: set[int], inside: bool = False) -> Any:
 
 
 def _state_of(tensor: Tensor) -> tuple[int, int, str]:
-    """Its memory, how often it was written to, and a value."""
+    """Its address, its version and one of its values."""
     value = ""
     if tensor.device.type == "cpu" and tensor.numel():
-        # writes through .data count nowhere: one value tells of most of them
+        # writes through .data do not change the version: one value shows most of them
         value = repr(tensor[tuple(extent // 2 for extent in tensor.shape)].item())
     return tensor.data_ptr(), version(tensor), value
 

@@ -1,4 +1,4 @@
-"""Copies of a network, and whether a copy does what the network does."""
+"""Copies of a network, and whether a copy computes the same as the network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def why_not_copied(model: nn.Module, inputs: Inputs) -> str:
-    """Why a copy would not do what the model does, or would do it to the model; empty if it may."""
+    """Why a copy would not compute the same, or would write to the model; empty if it is safe."""
     for module in model.modules():
         if any(isinstance(hook, FunctionType) for hook in hooks_of(module).values()):
             return "its hooks are functions, which a copy shares with it"
@@ -43,7 +43,7 @@ def why_not_copied(model: nn.Module, inputs: Inputs) -> str:
 
 
 def _identities(model: nn.Module) -> list[dict[str, int]]:
-    """Of the attributes of all modules."""
+    """The ids of the attributes of all modules."""
     return [
         {key: id(value) for key, value in list(vars(module).items()) if key not in FLAGS}
         for module in model.modules()
@@ -56,6 +56,6 @@ def other_inputs(inputs: Inputs) -> Inputs:
 
 
 def all_agree(values: Any, expected: Any) -> bool:
-    """Whether all tensors in them are equal but for the rounding of a whole network."""
+    """Whether all tensors in them are equal up to the rounding of a whole network."""
     found, wanted = tensors_of(values), tensors_of(expected)
     return len(found) == len(wanted) and all(map(agree, found, wanted))

@@ -1,4 +1,4 @@
-"""A step on a GPU, recorded once for each kind of call, then replayed: one launch for hundreds.
+"""CUDA graphs: a step is recorded once per kind of call, then replayed with a single launch.
 
 No GPU has run this yet; the tests replay on a CPU.
 """
@@ -20,12 +20,12 @@ from fastcam.errors import first_line
 Step = Callable[[Tensor, Tensor | None], Any]
 """From images and class ids (None: the top class) to tensors in any containers."""
 Replay = Callable[[], Any]
-"""Computes the results of a recorded call again, into the same tensors, and returns these."""
-_WARMUP = 3  # calls, in which libraries choose their kernels and take their workspace
+"""Computes the results of a recorded call again, into the same tensors, and returns them."""
+_WARMUP = 3  # calls in which libraries choose their kernels and allocate their workspace
 
 
 class CudaGraphs:
-    """The graphs of one step, each with input buffers of its own.
+    """The graphs of one step, each with separate input buffers.
 
     Args:
         required: whether a step that cannot be recorded is an error.
@@ -39,13 +39,13 @@ class CudaGraphs:
         self._graphs: dict[Any, tuple[list[Tensor], Replay]] = {}
 
     def __call__(self, step: Step, images: Tensor, ids: Tensor | None, options: Any) -> Any:
-        """``step(images, ids)``, from a graph where the step can be recorded.
+        """``step(images, ids)``, from a graph if the step can be recorded.
 
         Args:
-            options: whatever else changes what the step does; hashable.
+            options: anything else that changes the step's results; hashable.
 
         Returns:
-            Tensors of the caller's own: no later call writes to them.
+            The results, copied: no later call writes to them.
         """
         count = images.shape[0]
         kind = (images.shape[1:], images.dtype, None if ids is None else ids.shape[1:], options)
@@ -77,7 +77,7 @@ class CudaGraphs:
 
 
 def _recorded(step: Step, given: list[Tensor]) -> tuple[list[Tensor], Replay]:
-    """The buffers that a recorded call reads, and how to run it again."""
+    """The buffers that a recorded call reads, and a function that runs it again."""
     images, *ids = buffers = [tensor.clone() for tensor in given]
     return buffers, record(lambda: step(images, ids[0] if ids else None), images.device)
 

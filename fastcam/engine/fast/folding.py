@@ -23,7 +23,7 @@ def fold(
     """Folds every BatchNorm that ends before the layer does into the convolution in front of it.
 
     Returns:
-        What was done, and whether the folded network gives the answers that it gave before.
+        A summary, and whether the folded network still gives the same outputs.
     """
     pairs, reasons = [], Counter[str]()
     for norm in trace.norms:
@@ -48,7 +48,7 @@ def fold(
 
 
 def _unfoldable(model: nn.Module, trace: Trace, norm: str, layers: Sequence[str]) -> str | None:
-    """Why a BatchNorm stays; None where it can go."""
+    """Why a BatchNorm cannot be folded; None if it can."""
     convolution = trace.producers.get(norm)
     module = model.get_submodule(norm)
     if convolution is None:
@@ -60,16 +60,16 @@ def _unfoldable(model: nn.Module, trace: Trace, norm: str, layers: Sequence[str]
     if module.running_mean is None:
         return "no running statistics"
     if type(module).forward is not _BatchNorm.forward and not _is_timm(module):
-        return f"{type(module).__name__} has a forward of its own"
+        return f"{type(module).__name__} overrides forward"
     if "weight" not in model.get_submodule(convolution)._parameters:  # normed, parametrized, pruned
         return "the convolution's weight is computed"
     return None
 
 
 def _are_read_elsewhere(model: nn.Module, inputs: Inputs, pairs: Sequence[tuple[str, str]]) -> bool:
-    """Whether anything but the norm behind it reads what one of the convolutions returns.
+    """Whether anything but its BatchNorm reads the output of one of the convolutions.
 
-    All others get NaN in its place.
+    All other readers get NaN instead.
     """
     returned: dict[str, Tensor] = {}
 
@@ -87,7 +87,7 @@ def _are_read_elsewhere(model: nn.Module, inputs: Inputs, pairs: Sequence[tuple[
     before = [(model.get_submodule(norm), restore(norm)) for _, norm in pairs]
     try:
         found = trial(model, inputs, hooks, before=before)
-    except Exception as error:  # a model's that looks at what it computes
+    except Exception as error:  # of a model that checks its values
         raise_out_of_memory(error)
         return True
     return not all_agree(found, trial(model, inputs))

@@ -1,9 +1,9 @@
 """A copy of a network that is fast below its target layer.
 
-What runs before the target layer needs no gradient, so a copy of it is prepared for inference:
-BatchNorm folded into convolutions, channels_last, a lower precision, compiled. From the layer up
-the copy computes as the network itself does. A part that does not allow a step goes without it, and
-:meth:`FastModel.report` says which and why.
+The part before the target layer needs no gradient, so the copy prepares it for inference: BatchNorm
+folded into convolutions, channels_last, a lower precision, compiled. From the layer up the copy
+computes as the network itself does. If a part does not allow a step, the step is skipped for this
+part, and :meth:`FastModel.report` says why.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class FastModel:
     """A copy of a network, fast below the first of the target layers.
 
     Args:
-        model: stays as it is; how it is changed later shows in :attr:`is_stale`.
-        inputs: of one image, as the copy will be called with.
-        layers: the target layers' dotted names; without any, all of the network is prepared.
+        model: the network, which stays unchanged; :attr:`is_stale` notices later changes to it.
+        inputs: the inputs of one image, in the form that the copy will be called with.
+        layers: the target layers' dotted names; if there are none, all of the network is prepared.
         options: the steps to take.
-        start: where the graph starts (:func:`fastcam.engine.start.find_start`); what is
-            recorded stays as it is.
+        start: where the graph starts (:func:`fastcam.engine.start.find_start`); the part that
+            autograd records stays unchanged.
 
     Raises:
-        ValueError: the model cannot be copied.
+        ValueError: if the model cannot be copied.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class FastModel:
         if options.dtype is not None:
             try:
                 run(self.model, one, [])
-            except Exception as error:  # whatever a part raises that expects another precision
+            except Exception as error:  # of any kind, from a part that expects another precision
                 self._build(model, one, layers, replace(options, dtype=None))
                 self._notes["precision"] = f"the network's own: {first_line(error)}"
         if options.compile:
@@ -87,9 +87,9 @@ class FastModel:
     def is_stale(self) -> bool:
         """Whether the network was changed since the copy was made.
 
-        Parameters, buffers, modules and other attributes that were exchanged or written to, but for
-        those that the network writes itself; hooks and forwards that were set. Of writes through
-        ``.data``, which PyTorch does not count, only those on a CPU to a whole tensor.
+        Counts parameters, buffers, modules and other attributes that were replaced or written to,
+        except by the network itself, and hooks and forwards that were set. PyTorch does not count
+        writes through ``.data``: of these, only those to a whole tensor on a CPU are noticed.
         """
         copied = self.model is not self.source
         return self._before.parts_changed or (copied and self._before.attributes_changed)
@@ -99,7 +99,7 @@ class FastModel:
         return rebuild(inputs, in_channels_last) if self._channels_last else inputs
 
     def report(self) -> dict[str, str]:
-        """By part of the network: what was done, or why not."""
+        """By part of the network, the step that was taken, or the reason why not."""
         return {**self._notes, **{unit.name: unit.state for unit in self._units}}
 
     def _build(
@@ -107,14 +107,14 @@ class FastModel:
     ) -> None:
         self._units = []
         self.model = copied(model)
-        """What runs in the network's place; its modules have the same names."""
+        """The network that runs instead; its modules have the same names."""
         if self._start.place == "model":
-            self._notes["model"] = "left as it is: all of it is recorded, as it sets grad modes"
+            self._notes["model"] = "unchanged: it sets grad modes, so autograd records all of it"
             return
         trace = Trace(self.model, inputs)
         ran = [name for name in layers if name in trace.calls]
         if layers and not ran:
-            return  # the call will say so
+            return  # the call will raise the error
         layer = min(ran, key=trace.end) if ran else None  # where the graph starts
         if layer is not None and len(trace.calls[layer]) > 1:
             self._notes[layer] = "runs several times: nothing below it was changed"
@@ -126,7 +126,7 @@ class FastModel:
         if options.channels_last:
             for parameter in self.model.parameters():
                 parameter.data = in_channels_last(parameter.data)
-        # parameters have it until their unit lowers them
+        # the parameters' precision until their unit lowers it
         restored = next((p.dtype for p in self.model.parameters()), None)
         if layer is None:
             self._units.append(replace_module(self.model, "network", options.dtype, restored))
@@ -147,7 +147,7 @@ class FastModel:
         dtype: torch.dtype | None,
         restored: torch.dtype | None,
     ) -> None:
-        """Units of what runs below the layer, inside of a module around it, and of the layer."""
+        """Adds units for the layer and for the parts of module ``name`` that run before it."""
         parent = self.model.get_submodule(name)
         children = [f"{name}.{child}" if name else child for child in parent._modules]
         if type(parent).forward is nn.Sequential.forward:
@@ -158,7 +158,7 @@ class FastModel:
         for child in children:
             module = self.model.get_submodule(child)
             if child == layer and self._start.place == "layer":
-                self._notes[child] = "left as it is: what it computes on the way is read later"
+                self._notes[child] = "unchanged: tensors computed within it are read later"
             elif child == layer:
                 self._units.append(replace_module(module, child, dtype, restored))
             elif not trace.is_unit(child, layer):
@@ -168,12 +168,12 @@ class FastModel:
 
 
 def folded(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """A copy for many runs without a gradient: BatchNorm folded, on a CPU channels last.
+    """A copy for many runs without a gradient: BatchNorm folded, channels_last on a CPU.
 
-    The model itself where it cannot be copied.
+    Returns the model itself if it cannot be copied.
 
     Args:
-        inputs: of one image.
+        inputs: the inputs of one image.
     """
     on_cpu = next((p.device.type == "cpu" for p in model.parameters()), True)
     try:
@@ -186,8 +186,8 @@ def folded(model: nn.Module, inputs: Inputs) -> nn.Module:
 class FastCopies:
     """One fast copy for each object that explains with one.
 
-    A copy is made anew if its object has another network, other target layers or another start of
-    the graph, or if the network was changed.
+    A new copy is made if the object's network, target layers or start of the graph is another one,
+    or if the network was changed.
     """
 
     def __init__(self) -> None:
@@ -204,8 +204,8 @@ class FastCopies:
         """The copy of ``model`` for ``owner``, in the precision that suits the inputs' device.
 
         Args:
-            owner: what the copy is kept for, and as long as.
-            model, inputs, layers, start: as :class:`FastModel` takes them.
+            owner: the object that the copy belongs to; the copy is kept as long as it lives.
+            model, inputs, layers, start: as for :class:`FastModel`.
         """
         wanted = tuple(layers), start
         made_for, copy = self._copies.get(owner, (None, None))

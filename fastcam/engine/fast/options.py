@@ -13,9 +13,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Options:
-    """Which steps are wanted; None as the precision for the network's own.
+    """The steps to take; ``dtype=None`` keeps the network's precision.
 
-    Compiling takes seconds to a minute for each shape: not worth it for one call's runs.
+    Compiling takes seconds to a minute for each shape: it is not worth it for the runs of one call.
     """
 
     dtype: torch.dtype | None = None
@@ -30,7 +30,7 @@ class Options:
 
 
 def is_emulated(dtype: torch.dtype | None, device: torch.device) -> bool:
-    """Whether a device has no instructions for a precision, so that it takes longer; if known."""
+    """Whether a precision is slower because the device has no instructions for it, if known."""
     if dtype not in (torch.bfloat16, torch.float16):
         return False
     if device.type == "cuda":
@@ -44,12 +44,12 @@ def is_emulated(dtype: torch.dtype | None, device: torch.device) -> bool:
 
 
 def preferred_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the device is known to have instructions for it, else None."""
+    """bfloat16 if the device is known to have instructions for it, else None."""
     known = device.type == "cuda" or (device.type == "cpu" and "avx512_bf16" in _capabilities())
     return torch.bfloat16 if known and not is_emulated(torch.bfloat16, device) else None
 
 
 def _capabilities() -> Mapping[str, Any]:
-    """Of the processor; empty where torch does not tell."""
+    """The processor's capabilities; empty if torch does not report them."""
     find: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     return find()

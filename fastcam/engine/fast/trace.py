@@ -22,11 +22,11 @@ class Call:
 
 
 class Trace:
-    """In which order the modules of a network ran, and what was normalized by which."""
+    """In which order the modules of a network ran, and which convolution each BatchNorm follows."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self._model = model
-        self._owners: dict[nn.Parameter, set[str]] = {}  # the modules that hold it
+        self._owners: dict[nn.Parameter, set[str]] = {}  # the modules that hold each
         for name, module in model.named_modules():
             for parameter in module.parameters(recurse=False):
                 self._owners.setdefault(parameter, set()).add(name)
@@ -34,10 +34,10 @@ class Trace:
         self.norms: list[str] = []
         """BatchNorm layers that ran."""
         self.producers: dict[str, str] = {}
-        """norm -> the convolution whose output it took."""
+        """By BatchNorm, the convolution whose output it took."""
         clock = 0
         started: dict[str, list[int]] = {}
-        returned: list[tuple[str, Tensor]] = []  # by convolutions; held, so that each is itself
+        returned: list[tuple[str, Tensor]] = []  # by convolutions; kept to compare by identity
 
         def enter(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -75,7 +75,7 @@ class Trace:
         return self.calls[name][-1].end
 
     def is_unit(self, name: str, layer: str) -> bool:
-        """Whether it runs once, before the layer, and nothing in it runs or lies elsewhere too."""
+        """Whether it runs once, before the layer, and nothing in it is used elsewhere."""
         calls = self.calls.get(name, ())
         if len(calls) != 1 or calls[0].end > self.calls[layer][0].start:
             return False

@@ -1,4 +1,4 @@
-"""Parts of a network in a lower precision and compiled."""
+"""Parts of a network that run in a lower precision and compiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastcam.errors import first_line
 
 
 class Unit:
-    """The forward of a part of the network, in a precision of its own and compiled."""
+    """The forward of a part of the network, in its own precision and compiled."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Unit:
         dtype: torch.dtype | None,
         restored: torch.dtype | None = None,
     ) -> None:
-        """Lowers the modules to ``dtype``; what comes out is brought to ``restored``."""
+        """Lowers the modules to ``dtype`` and casts their outputs to ``restored``."""
         self.name = name
         self.modules = modules
         self.state = "not compiled: it has no parameters"
@@ -42,7 +42,7 @@ class Unit:
                 module.to(dtype)
 
     def allow_compilation(self) -> None:
-        """From the next call on, unless there is nothing to win."""
+        """Compiles from the next call on, if the unit has parameters."""
         if any(map(has_parameters, self.modules)):
             self.state = "not called yet"
             self._ways = [False, True]
@@ -54,9 +54,9 @@ class Unit:
         return returned if self._restored is None else rebuild(returned, _cast(self._restored))
 
     def _batched(self, args: Any, kwargs: Any) -> Any:
-        """Compiled where the batch size is worth it, filled up to one that is."""
+        """Runs compiled if the batch size is worth it, or padded to a size that is."""
         given = tensors_of((args, kwargs))
-        # a dispatch mode is there to see every operator, and compiled code has none to show
+        # a dispatch mode has to see every operator, which compiled code hides
         watched = torch._C._len_torch_dispatch_stack() > 0
         if watched or not self._ways or not given or given[0].dim() == 0:
             return self._forward(*args, **kwargs)
@@ -79,7 +79,7 @@ class Unit:
         return rebuild(self._run(args, kwargs, (kind, size)), cut)
 
     def _run(self, args: Any, kwargs: Any, key: Any) -> Any:
-        """By what torch.compile makes of it: in one graph, in several, or as it is."""
+        """Runs compiled in one graph, else in several, else uncompiled."""
         while self._ways:
             try:
                 if self._compiled is None:
@@ -90,7 +90,7 @@ class Unit:
                     returned = self._compiled(*args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # a compiler's, of any kind
+            except Exception as error:  # of any kind, from a compiler
                 reason = first_line(error)
                 self._compiled = None
                 self._ways.pop()
@@ -109,7 +109,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """What nn.Sequential does; a function would keep its modules where the network is copied."""
+    """As nn.Sequential; unlike a function, it is copied together with the network."""
 
     parts: Sequence[Callable[[Any], Any]]
 
@@ -123,18 +123,18 @@ def _compiled(forward: Callable[..., Any], fullgraph: bool) -> Callable[..., Any
     def unit(*args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
-    # torch.compile counts recompilations by code object: each unit gets one of its own
+    # torch.compile counts recompilations by code object: each unit gets a separate one
     unit.__code__ = unit.__code__.replace(co_name=f"unit_{id(unit)}")
     return torch.compile(unit, dynamic=False, fullgraph=fullgraph)
 
 
-_compiling = threading.Lock()  # threads with copies of one network compile it once
+_compiling = threading.Lock()  # if threads have copies of one network, it is compiled once
 
 
 def _freezing() -> Any:
-    """While it lives: what is compiled takes weights as constants, in the layout it likes best.
+    """Code compiled within it takes weights as constants, in the layout that suits it best.
 
-    As an option of torch.compile it would have no effect.
+    As an option of torch.compile, freezing would have no effect.
     """
     import torch._inductor.config as inductor
 
@@ -144,14 +144,14 @@ def _freezing() -> Any:
 def replace_module(
     module: nn.Module, name: str, dtype: torch.dtype | None, restored: torch.dtype | None = None
 ) -> Unit:
-    """A unit in the place of a module's forward; hooks on the module stay outside of it."""
+    """Replaces a module's forward by a unit; hooks on the module stay outside of it."""
     unit = Unit(name, [module], module.forward, dtype, restored)
     module.forward = unit
     return unit
 
 
 def replace_first(parent: nn.Module, names: Sequence[str], dtype: torch.dtype | None) -> Unit:
-    """One unit in the place of the first children of an nn.Sequential."""
+    """Replaces the first children of an nn.Sequential by one unit."""
     children = list(parent.children())
     first, rest = children[: len(names)], children[len(names) :]
     unit = Unit(f"{names[0]} to {names[-1]}", first, nn.Sequential(*first), dtype)
@@ -161,7 +161,7 @@ def replace_first(parent: nn.Module, names: Sequence[str], dtype: torch.dtype | 
 
 
 def keep_precision(module: nn.Module, dtype: torch.dtype) -> None:
-    """Brings the inputs of a module that is in no unit to what its parameters have."""
+    """Casts the inputs of a module outside of all units to ``dtype``, that of its parameters."""
 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return rebuild((args, kwargs), _cast(dtype))
