@@ -130,8 +130,6 @@ def test_prose_of_documents(document):
 
 # modules whose docstrings still have such turns; drop a module from here once it is mended
 PENDING = {
-    "fastcam/_kernels.py",
-    "fastcam/cli/commands.py",
     "fastcam/compat/pytorch_grad_cam/base_cam.py",
     "fastcam/compat/pytorch_grad_cam/feature_factorization/deep_feature_factorization.py",
     "fastcam/dropin/__init__.py",
@@ -156,22 +154,11 @@ PENDING = {
     "fastcam/engine/propagation.py",
     "fastcam/engine/shapes.py",
     "fastcam/engine/trials.py",
-    "fastcam/explainer.py",
     "fastcam/methods/__init__.py",
     "fastcam/methods/base.py",
     "fastcam/methods/composed.py",
     "fastcam/methods/masked_runs.py",
     "fastcam/metrics/__init__.py",
-    "fastcam/models/__init__.py",
-    "fastcam/reference.py",
-    "fastcam/targets.py",
-    "fastcam/video/cuda.py",
-    "fastcam/video/network.py",
-    "fastcam/video/sinks.py",
-    "fastcam/video/sources.py",
-    "fastcam/video/temporal.py",
-    "fastcam/video/threads.py",
-    "fastcam/video/writer.py",
 }
 
 
