@@ -1,4 +1,4 @@
-"""Maps of several layers as one, enlarged by the kernels."""
+"""Fuses the maps of several layers, enlarged by the kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastcam.dropin.torchcam.peer import EPS, EXACT
 
 
 def fuse_cams(present: Replacement) -> Replacement:
-    """The largest value of the enlarged maps at every position."""
+    """The maximum of the enlarged maps at every position."""
 
     def fuse(cams: list[Tensor], target_shape: Any) -> Tensor:
         with counted("torchcam.fuse_cams") as call:
@@ -58,8 +58,8 @@ def refine(present: Replacement) -> Replacement:
 
 
 def _can_enlarge(cams: Sequence[Tensor], shape: Any, dims: tuple[int, ...]) -> bool:
-    """Whether linear interpolation is what torchcam does, and all that it does."""
-    dims = (1, *dims) if settings.fix else dims  # of one dimension torchcam's own call fails
+    """Whether torchcam does linear interpolation and nothing else."""
+    dims = (1, *dims) if settings.fix else dims  # torchcam fails on one dimension
     return (
         len(cams) > 0
         and isinstance(shape, (tuple, torch.Size))
