@@ -132,9 +132,6 @@ def test_prose_of_documents(document):
 PENDING = {
     "fastcam/compat/pytorch_grad_cam/base_cam.py",
     "fastcam/compat/pytorch_grad_cam/feature_factorization/deep_feature_factorization.py",
-    "fastcam/dropin/pytorch_grad_cam/ablation.py",
-    "fastcam/dropin/pytorch_grad_cam/maps.py",
-    "fastcam/dropin/pytorch_grad_cam/run.py",
     "fastcam/engine/axes.py",
     "fastcam/engine/cores.py",
     "fastcam/engine/fast/batch_sizes.py",

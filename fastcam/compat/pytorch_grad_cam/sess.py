@@ -100,9 +100,7 @@ class SESS:
         images = input_tensor.detach().to(self.device)
         each: Sequence[Any] = [None] * len(images) if targets is None else targets
         if len(each) != len(images):
-            raise ValueError(
-                f"targets: got {len(each)}, expected {len(images)}, one for each image"
-            )
+            raise ValueError(f"targets: got {len(each)}, expected {len(images)}, one per image")
         maps = [
             self.forward_single_image(image, target, eigen_smooth)
             for image, target in zip(images.split(1), each, strict=True)
