@@ -130,8 +130,6 @@ def test_prose_of_documents(document):
 
 # modules whose docstrings still have such turns; drop a module from here once it is mended
 PENDING = {
-    "fastcam/compat/pytorch_grad_cam/base_cam.py",
-    "fastcam/compat/pytorch_grad_cam/feature_factorization/deep_feature_factorization.py",
     "fastcam/engine/axes.py",
     "fastcam/engine/cores.py",
     "fastcam/engine/fast/batch_sizes.py",
