@@ -147,7 +147,6 @@ PENDING = {
     "fastcam/methods/base.py",
     "fastcam/methods/composed.py",
     "fastcam/methods/masked_runs.py",
-    "fastcam/metrics/__init__.py",
 }
 
 
