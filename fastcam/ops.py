@@ -95,7 +95,7 @@ def cam(
     ======================= ===================================================================
     ``gradcam``             sum_k w_k A^k, w_k = mean_ij g_ij
     ``gradcam++``           sum_k w_k A^k, w_k as in :func:`gradcam_plus_plus_weights`
-    ``gradcam++-signed``    the same without the ReLU in sum_ab ReLU(A_ab), as in other libraries
+    ``gradcam++-signed``    the same with sum_ab A_ab, as in other libraries
     ``xgradcam``            sum_k w_k A^k, w_k = sum_ij g_ij A_ij / (sum_ij A_ij + eps); 0 / 0 = 0
     ``hirescam``            sum_k g A
     ``layercam``            sum_k ReLU(g) A

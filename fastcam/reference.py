@@ -199,8 +199,8 @@ class _GuidedReLU(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         raise NotImplementedError(
-            "fastcam.ops.guided_relu has no forward-mode derivative: its backward is that of no "
-            "function"
+            "fastcam.ops.guided_relu has no forward-mode derivative: its backward is not the "
+            "derivative of a function"
         )
 
 

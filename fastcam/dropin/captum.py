@@ -242,7 +242,7 @@ def _interpolate(present: Replacement) -> Replacement:
                 or len(size) != dims
                 or not all(isinstance(extent, int) and extent > 0 for extent in size)
             ):
-                call.leave_to("captum", f"{interpolate_mode}, or an attribution with a graph")
+                call.leave_to("captum", f"mode {interpolate_mode}, or an attribution with a graph")
                 return present(layer_attribution, interpolate_dims, interpolate_mode)
             call.why = call.why or "enlarged by the kernels"
             return ops.upsample(a, size, normalize=False)

@@ -127,7 +127,7 @@ class Takeover:
         """Starts to watch for changes by the user.
 
         Warns:
-            UserWarning: if a module does not match a known release; names what is not replaced.
+            UserWarning: if a module does not match a known release; lists the names not replaced.
         """
         for guard in self._guards.values():
             guard.arm()

@@ -94,7 +94,7 @@ def _by_replays(
         raise NotServed(f"{len(targets)} targets for {len(activations)} images")
     model = unwrap(cam.model)
     if sum(_mentions(module, layer) for module in modules_of(model)) != 1:
-        raise NotServed("the model may reach the layer where it is not replaced")
+        raise NotServed("the model may call the layer through another reference")
     try:
         (name,) = layer_names(model, layer)
         with torch.no_grad(), aside(cam):

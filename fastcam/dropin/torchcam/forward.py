@@ -136,7 +136,7 @@ class Forward:
         if changed is not None:
             return changed
         if self.start is not None and self.start.place == "model":
-            return "the model sets grad modes itself, or a layer returns what it was given"
+            return "the model sets grad modes itself, or a layer returns its input"
         if self.start is not None and self.start.place == "layer":
             return "an intermediate result of the layer is used later"
         if unwrap(model) is not model:

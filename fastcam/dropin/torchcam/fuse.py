@@ -21,7 +21,7 @@ def fuse_cams(present: Replacement) -> Replacement:
     def fuse(cams: list[Tensor], target_shape: Any) -> Tensor:
         with counted("torchcam.fuse_cams") as call:
             if not _can_enlarge(cams, target_shape, (2, 3)):
-                call.leave_to("torchcam", "maps of a graph, of another type or of other extents")
+                call.leave_to("torchcam", "maps with a graph, or of an unsupported type or size")
                 return present(cams, target_shape)
             call.why = call.why or "enlarged by the kernels"
             fused = _enlarged(cams[0], target_shape)
@@ -45,7 +45,7 @@ def refine(present: Replacement) -> Replacement:
                 isinstance(c, Tensor) and c.dtype in EXACT for c in cams
             )
             if not exact or not _can_enlarge(cams, shape, (2, 3)):
-                call.leave_to("torchcam", "maps of another type or of other extents")
+                call.leave_to("torchcam", "maps of an unsupported type or size")
                 return present(cams, target_shape, normalized)
             call.why = call.why or "enlarged by the kernels"
             dims = len(shape)
