@@ -116,7 +116,7 @@ def copied_tensor(tensor: Tensor) -> Tensor:
 
 
 def point_of(tensor: Tensor) -> Point:
-    """Where a tensor stands now."""
+    """The present place of a tensor in the graph."""
     value = tensor.detach().clone()
     if not has_graph(tensor):
         return Point(value, None, None)

@@ -125,7 +125,7 @@ def _find_layer(
     reshape: Reshape | None,
     output: Output | None,
 ) -> str:
-    """The same for one of the pictures that go in."""
+    """:func:`find_layer` for one of the input pictures."""
     seen = survey(model, rebuild(one, Tensor.clone), output, picture)
     read = _Reader(model, pair, seen, reshape, picture)
     finest = seen.logits.shape[2:].numel() if seen.logits.dim() > 2 else None

@@ -86,7 +86,7 @@ def _picked(outputs: Any, count: int | None) -> tuple[Tensor | None, str]:
 
 
 def _tensors(value: Any, place: str, met: set[int]) -> Iterator[tuple[Tensor, str]]:
-    """All tensors in containers and objects, and what picks each."""
+    """All tensors in containers and objects, and the expression that picks each."""
     if isinstance(value, Tensor):
         yield value, place
         return
