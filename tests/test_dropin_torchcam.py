@@ -438,7 +438,10 @@ def test_subclasses_keep_their_weights() -> None:
         (lambda model, x: model.train(), "in training mode"),
         (lambda model, x: model.head.train(), "in training mode"),
         (lambda model, x: x.requires_grad_(), "input requires"),
-        (lambda model, x: vars(model.block).update(forward=model.block.forward), "forward of"),
+        (
+            lambda model, x: vars(model.block).update(forward=model.block.forward),
+            "overrides forward",
+        ),
         (lambda model, x: model.stem.register_forward_hook(lambda *a: None), "other hooks"),
         (
             lambda model, x: model.head.register_full_backward_hook(lambda *a: None),

@@ -257,7 +257,7 @@ def test_the_model_is_left_as_found() -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     model, images, maps = given()
-    with pytest.raises(ValueError, match=r"maps: got \(3, 2, 2\), expected \(3, 16, 20\)"):
+    with pytest.raises(ValueError, match=r"maps: got shape \(3, 2, 2\), expected \(3, 16, 20\)"):
         metrics.confidence(model, images, maps[:, :2, :2])
     with pytest.raises(ValueError, match="targets: got 2 classes per image, expected 1"):
         metrics.confidence(model, images, maps, CLASSES[:, None].repeat(1, 2))

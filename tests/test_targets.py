@@ -90,8 +90,8 @@ def test_scores_keep_their_graph_under_no_grad() -> None:
         ([[0], [1, 2], [3]], TypeError, "expected class ids"),
         ([len, 1, 2], ValueError, "expected 3 functions"),
         ([len, len], ValueError, "list of 2, expected 3 functions"),
-        (lambda row: row, ValueError, r"gave \(4,\), expected a tensor with one value"),
-        (lambda row: 1.0, ValueError, "gave float"),
+        (lambda row: row, ValueError, r"returned \(4,\), expected one value in a tensor"),
+        (lambda row: 1.0, ValueError, "returned float"),
     ],
 )
 def test_errors_name_what_came_and_what_was_expected(targets, error, message) -> None:
