@@ -27,6 +27,7 @@ from fastcam.engine.per_image import PerImage
 from fastcam.engine.running import (
     unwrap,
 )
+from fastcam.errors import ArgumentError
 from fastcam.metrics.imputation import impute
 from fastcam.targets import Selection, Targets, probabilities, select
 
@@ -132,7 +133,7 @@ class ClassificationMetric:
             ValueError: before any batch.
         """
         if not self._drops:
-            raise ValueError("images: there are none yet, call update() first")
+            raise ArgumentError("images", "there are none yet, call update() first")
         drops, increases = torch.cat(self._drops), torch.cat(self._increases)
         return {
             "average_drop": drops.double().mean().item(),
@@ -189,7 +190,9 @@ def road(
         scorer.check(maps)
         pixels = scorer.images
         if pixels.dim() != 4:
-            raise ValueError(f"images: got {tuple(pixels.shape)}, expected 2-D ones, (N, C, H, W)")
+            raise ArgumentError(
+                "images", f"got {tuple(pixels.shape)}, expected 2-D ones, (N, C, H, W)"
+            )
         ranks = torch.tensor(percentiles, dtype=torch.float64, device=maps.device) / 100
         orders = torch.stack([maps, 1 - maps], 1)  # (N, 2, H, W)
         limits = _quantiles(orders.flatten(2), ranks)  # (N, 2, P)
@@ -357,14 +360,15 @@ class _Scorer:
                 unwrap(model), images, (), output=output, graph=None, per_image=per_image
             )
             if self.record.images is None or not self.record.images.is_floating_point():
-                raise ValueError(
-                    "images: got no floating-point tensor (N, C, *S) that a map could mask"
+                raise ArgumentError(
+                    "images", "got no floating-point tensor (N, C, *S) that a map could mask"
                 )
             self.images: Tensor = self.record.images
             self._selection: Selection = select(self.record.logits, targets)
             if self._selection.scores.dim() != 1:
-                raise ValueError(
-                    f"targets: got {self._selection.scores.shape[1]} classes an image, expected one"
+                raise ArgumentError(
+                    "targets",
+                    f"got {self._selection.scores.shape[1]} classes an image, expected one",
                 )
             rows = torch.arange(len(self.record.logits), device=self.images.device)
             self.before = self._confidence(self.record.logits, rows)
@@ -385,8 +389,9 @@ class _Scorer:
     def check(self, maps: Tensor) -> None:
         expected = (len(self.images), *self.images.shape[2:])
         if tuple(maps.shape) != expected:
-            raise ValueError(
-                f"maps: got {tuple(maps.shape)}, expected {expected}, one map an image and as large"
+            raise ArgumentError(
+                "maps",
+                f"got {tuple(maps.shape)}, expected {expected}, one map an image and as large",
             )
 
     def masked(self, maps: Tensor) -> Tensor:
