@@ -1,9 +1,9 @@
-"""Loads the compiled operators and says which code serves which device.
+"""Loads the compiled operators and selects the implementation for each device.
 
-`_ops` holds the schemas and the CPU kernels, `_ops_cuda` the CUDA kernels. What serves a device:
-its kernels if they are loaded and, of a GPU, the driver runs them there; else
-:mod:`fastcam.reference`, with one warning that says why.
-FASTCAM_KERNELS=reference forces the latter everywhere.
+`_ops` holds the schemas and the CPU kernels, `_ops_cuda` the CUDA kernels. A device uses its
+kernels if they load and, on a GPU, if the driver accepts them. Otherwise it uses
+:mod:`fastcam.reference`, after one warning that gives the reason. FASTCAM_KERNELS=reference
+selects the reference on every device.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def build_info() -> dict[str, str]:
 
 
 def _load(name: str) -> str | None:
-    """Loads a library of operators; returns why it could not."""
+    """Loads a library of operators; returns the reason if that fails, else None."""
     path = _HERE / f"{name}.so"
     if not path.exists():
         return f"{path.name} is not built; build it with `pip install -e . --no-build-isolation`"
@@ -49,12 +49,12 @@ def _load(name: str) -> str | None:
 
 
 def _cuda_problem() -> str | None:
-    """Why the CUDA kernels cannot be used with this torch."""
+    """Why the CUDA kernels cannot be used with this torch, or None if they can."""
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     info = build_info()
     if not info:
-        return "how fastcam was built is not known: its module _C does not import"
+        return "fastcam's build information is missing: its module _C does not import"
     built = info["cuda"]
     if not built:
         return "fastcam was built without CUDA kernels"
@@ -64,14 +64,14 @@ def _cuda_problem() -> str | None:
 
 
 def _load_all() -> dict[str, str | None]:
-    """Per device type why its kernels do not serve it, None where they do."""
+    """For each device type, why its kernels cannot be used, or None if they can."""
     if os.environ.get("FASTCAM_KERNELS") == "reference":
         return {"cpu": _REFERENCE_BY_CHOICE, "cuda": _REFERENCE_BY_CHOICE}
     cpu = _load("_ops")
     if cpu is None:
         _register_fakes()
         _register_backward()
-        # batched tensor operations fill a GPU as they are
+        # its batched tensor operations already fill a GPU
         torch.library.impl("fastcam::impute", "cuda", reference.impute)
     return {"cpu": cpu, "cuda": cpu or _cuda_problem() or _load("_ops_cuda")}
 
@@ -81,9 +81,10 @@ _refusals: dict[int, str | None] = {}
 
 @torch.compiler.assume_constant_result
 def _refusal(index: int) -> str | None:
-    """Why the driver does not run the CUDA kernels on this GPU, which is asked once.
+    """Why the driver refuses the CUDA kernels on this GPU, or None; cached.
 
-    The binary may hold no code for it, or PTX of a toolkit that the driver does not know.
+    The binary may lack code for the GPU, or its PTX may come from a toolkit that is newer than the
+    driver.
     """
     if index not in _refusals:
         ask = ctypes.CDLL(str(_HERE / "_ops_cuda.so")).fastcam_refusal
@@ -101,7 +102,7 @@ def _refusal(index: int) -> str | None:
 
 
 def _problem(device: torch.device) -> str | None:
-    """Why no kernels serve a device."""
+    """Why a device has no kernels, or None if it has."""
     problem = _PROBLEMS.get(device.type, "there are kernels for cpu and cuda only")
     return _refusal(device.index) if problem is None and device.type == "cuda" else problem
 
@@ -111,7 +112,7 @@ def _maps_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _on_one_device(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function of tensors, once they are found to be on one device."""
+    """Wraps a function of tensors to raise if they are on different devices."""
 
     @functools.wraps(function)
     def checked(*arguments: Any) -> Tensor:
@@ -133,7 +134,7 @@ def _on_one_device(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _register_fakes() -> None:
     """Shapes and dtypes of the results, for torch.compile and the device "meta".
 
-    A call with tensors of several devices comes here too if one of them is "meta".
+    A call with tensors on several devices also arrives here if one of the devices is "meta".
     """
 
     def register(name: str) -> Callable[[Callable[..., Tensor]], None]:
@@ -224,13 +225,13 @@ def _overload(name: str) -> Callable[..., Tensor]:
 
 
 class _WithoutBackward(torch.autograd.Function):
-    """A kernel that has no derivative, on tensors that want one.
+    """Calls a kernel that has no backward on tensors that require a gradient; backward raises.
 
-    Not registered with the dispatcher, where every call would pay for it, more than a small map
-    takes.
+    Not registered with the dispatcher, because that would slow down every call by more than a
+    small map takes.
     """
 
-    generate_vmap_rule = True  # for torch.func.jacfwd, which derives many directions at once
+    generate_vmap_rule = True  # torch.func.jacfwd batches over directions
 
     @staticmethod
     def forward(name: str, *arguments: Any) -> Tensor:
@@ -239,9 +240,9 @@ class _WithoutBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.name = inputs[0]
-        # pictures of overlay are uint8, which have no derivative anywhere
+        # overlay returns uint8, which is not differentiable in the reference either
         derived = output.is_floating_point()
-        ctx.instead = f"; fastcam.reference.{ctx.name} can be derived" if derived else ""
+        ctx.instead = f"; use fastcam.reference.{ctx.name}, which has one" if derived else ""
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
@@ -249,9 +250,10 @@ class _WithoutBackward(torch.autograd.Function):
 
 
 class _WithoutDerivative(_WithoutBackward):
-    """The same on tensors that may carry a tangent.
+    """The same for tensors that may carry a tangent.
 
-    A class of its own, for torch.compile stops at any jvp and would not show the other's sentence.
+    A separate class, because torch.compile rejects any function that defines jvp and would hide
+    the message of :class:`_WithoutBackward`.
     """
 
     @staticmethod
@@ -269,17 +271,17 @@ def _warn_once(device: str, problem: str) -> None:
     if device not in _warned and problem != _REFERENCE_BY_CHOICE:
         _warned.add(device)
         warnings.warn(
-            f"fastcam: no kernels serve the device '{device}', plain PyTorch does: {problem}",
+            f"fastcam: the device '{device}' uses the slower PyTorch reference: {problem}",
             stacklevel=4,
         )
 
 
 def operator(name: str, tensor: Tensor, *others: Tensor) -> Callable[..., Tensor]:
-    """The implementation of an operator for the device that ``tensor`` is on.
+    """The implementation of an operator for the device of ``tensor``.
 
     Args:
         name: as in :mod:`fastcam.ops`.
-        tensor, others: what the operator could be derived by.
+        tensor, others: the inputs that may require a gradient.
     """
     problem = _problem(tensor.device)
     if problem is not None:
@@ -296,7 +298,7 @@ def operator(name: str, tensor: Tensor, *others: Tensor) -> Callable[..., Tensor
 
 
 def report() -> dict[str, str]:
-    """What serves each device: "kernels", or "reference" and the reason."""
+    """The implementation for each device type: "kernels", or "reference: " and the reason."""
     return {
         device: "kernels" if problem is None else f"reference: {problem}"
         for device, problem in _PROBLEMS.items()

@@ -1,4 +1,4 @@
-"""Errors that the user can fix; each message is one line that says how."""
+"""Errors that the user can fix; each message is one line and says how."""
 
 from __future__ import annotations
 

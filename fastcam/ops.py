@@ -1,13 +1,13 @@
-"""The operators: activations and gradients in, maps and pictures out.
+"""The operators, from activations and gradients to maps and pictures.
 
 Each function calls ``torch.ops.fastcam.<name>``, the C++ kernel on a CPU and the CUDA kernel on a
-GPU, or :mod:`fastcam.reference` where no kernel serves the device.
+GPU, or :mod:`fastcam.reference` if the device has no kernels.
 
 Shapes: activations A (N, C, *S) with one to three spatial dimensions S; gradients g = dS/dA
 (N, C, *S), or (N, K, C, *S) for K classes; weights (N, C) or (N, K, C); maps (N, *S) or (N, K, *S).
 Any strides. float32, float16 and bfloat16 are computed in float32 and give float32 maps and
 weights; float64 stays float64. NaN in an image gives NaN in its map and in no other. Only
-guided_relu has a backward; :mod:`fastcam.reference` can be derived.
+guided_relu has a backward; the functions of :mod:`fastcam.reference` are differentiable.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float
     19, with Y = exp(S): its derivatives are exp(S) g, exp(S) g^2, exp(S) g^3; the factor exp(S),
     constant over an image, is left out).
 
-    The paper has sum_ab A_ab, and takes A >= 0: behind a ReLU both are the same. With negative
-    activations the paper's denominator comes near 0, and one channel outweighs all others.
+    The paper has sum_ab A_ab and assumes A >= 0; after a ReLU both are the same. With negative
+    activations the paper's denominator can come near 0, and one channel then outweighs all others.
 
     Args:
         activations: (N, C, *S).
@@ -74,7 +74,7 @@ def gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float
 
 
 def weighted_sum(activations: Tensor, weights: Tensor, relu: bool = True) -> Tensor:
-    """The channel sum M = sum_k w_k A^k, through ReLU.
+    """The channel sum M = sum_k w_k A^k, followed by ReLU.
 
     Args:
         activations: (N, C, *S).
@@ -95,7 +95,7 @@ def cam(
     ======================= ===================================================================
     ``gradcam``             sum_k w_k A^k, w_k = mean_ij g_ij
     ``gradcam++``           sum_k w_k A^k, w_k as in :func:`gradcam_plus_plus_weights`
-    ``gradcam++-signed``    the same with sum_ab A_ab for sum_ab ReLU(A_ab), as other libraries do
+    ``gradcam++-signed``    the same with sum_ab A_ab, as in other libraries
     ``xgradcam``            sum_k w_k A^k, w_k = sum_ij g_ij A_ij / (sum_ij A_ij + eps); 0 / 0 = 0
     ``hirescam``            sum_k g A
     ``layercam``            sum_k ReLU(g) A
@@ -105,7 +105,7 @@ def cam(
     Args:
         activations: (N, C, *S).
         gradients: (N, C, *S) or (N, K, C, *S).
-        method: a name of the table.
+        method: a name from the table.
         relu: whether negative values of the map become 0.
         eps: added to the denominator of Grad-CAM++ and XGrad-CAM.
 
@@ -124,15 +124,15 @@ def saliency(
     normalize: bool = True,
     eps: float = 0.0,
 ) -> Tensor:
-    """The finished map: :func:`cam`, then :func:`upsample`, on a GPU in two launches.
+    """The finished map: :func:`cam`, then :func:`upsample`; two kernel launches on a GPU.
 
     Args:
         activations: (N, C, *S).
         gradients: (N, C, *S) or (N, K, C, *S).
         method: as for :func:`cam`.
-        size: the enlarged extents, as many as S has.
+        size: the enlarged size, one value per dimension of S.
         relu: whether negative values of the map become 0.
-        normalize: whether each enlarged map is brought to [0, 1].
+        normalize: whether to scale each enlarged map to [0, 1].
         eps: as for :func:`cam`.
 
     Returns:
@@ -148,7 +148,7 @@ def normalize(maps: Tensor, spatial_dims: int = 2, eps: float = 0.0) -> Tensor:
 
     Args:
         maps: (*L, *S), any leading dimensions L.
-        spatial_dims: how many of the last dimensions make one map.
+        spatial_dims: how many of the last dimensions belong to one map.
         eps: added to the range.
 
     Returns:
@@ -165,8 +165,8 @@ def upsample(maps: Tensor, size: Sequence[int], normalize: bool = True, eps: flo
 
     Args:
         maps: (*L, *S), any leading dimensions L.
-        size: the new extents, as many as S has.
-        normalize: whether each enlarged map is brought to [0, 1].
+        size: the new size, one value per dimension of S.
+        normalize: whether to scale each enlarged map to [0, 1].
         eps: added to the range.
 
     Returns:
@@ -176,9 +176,9 @@ def upsample(maps: Tensor, size: Sequence[int], normalize: bool = True, eps: flo
 
 
 def guided_relu(input: Tensor) -> Tensor:
-    """ReLU whose backward is that of guided backpropagation.
+    """ReLU with the backward of guided backpropagation.
 
-    The gradient passes where the input is positive and the arriving gradient is positive
+    The gradient passes where both the input and the incoming gradient are positive
     (Springenberg et al. 2015, arXiv 1412.6806, section 3.4). Any shape.
     """
     return operator("guided_relu", input)(input)
@@ -197,7 +197,7 @@ def guided_product(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: flo
     Args:
         maps: (N, *S) or (N, K, *S).
         guided: (N, C, *T) or (N, K, C, *T), signed.
-        spatial_dims: how many dimensions S and T have.
+        spatial_dims: the number of dimensions of S and T.
         eps: added to the range of the map.
 
     Returns:
@@ -207,13 +207,13 @@ def guided_product(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: flo
 
 
 def overlay(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:
-    """Maps over images: interpolated, coloured and blended in one pass.
+    """Draws maps over images: interpolates, colours and blends in one pass.
 
     Args:
         images: (N, H, W, 3) or (N, 3, H, W); uint8, or floating point in [0, 1].
         maps: (N, h, w) in [0, 1], enlarged linearly; NaN counts as 0.
-        colormap: (256, 3) uint8, in the images' order of channels.
-        alpha: the share of the heat, in [0, 1].
+        colormap: (256, 3) uint8, in the channel order of the images.
+        alpha: the opacity of the map, in [0, 1].
 
     Returns:
         uint8 in the shape of ``images``: alpha colour + (1 - alpha) image, rounded.
@@ -222,21 +222,21 @@ def overlay(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) 
 
 
 def impute(images: Tensor, known: Tensor) -> Tensor:
-    """Missing pixels from their neighbours: each becomes the weighted mean of its eight.
+    """Fills in missing pixels: each becomes the weighted mean of its eight neighbours.
 
     Rong et al. 2022, arXiv 2202.00449, section 4.2: weights of 1/6 at the sides and 1/12 at the
-    corners, divided by the sum of those that exist at the border. The error is below 1e-7 of the
-    largest known magnitude of a channel, in float64 below 1e-11.
+    corners, divided by their sum over the neighbours inside the image. The error is below 1e-7 of
+    the largest known magnitude of a channel, in float64 below 1e-11.
 
     Args:
         images: (N, C, H, W), contiguous or not.
-        known: (N, H, W) bool, True where a pixel stays. Where none is, the image becomes 0.
+        known: (N, H, W) bool, True where a pixel is kept. An image without known pixels becomes 0.
 
     Returns:
-        The shape and dtype of ``images``, contiguous. A channel with NaN or infinity in a known
-        pixel has NaN in its missing ones.
+        The shape and dtype of ``images``, contiguous. If a known pixel of a channel is NaN or
+        infinite, its missing pixels become NaN.
 
     Raises:
-        RuntimeError: for other shapes, and if the equations are not solved to that error.
+        RuntimeError: if the shapes do not fit, or the solver does not reach that error.
     """
     return operator("impute", images)(images, known)

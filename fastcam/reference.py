@@ -1,8 +1,8 @@
-"""Every operator in plain PyTorch: the readable definition, and what runs where no kernel does.
+"""Every operator in plain PyTorch: the readable definition, and the fallback without kernels.
 
-Names, arguments and results are those of :mod:`fastcam.ops`, where they are documented. Half
-precision is computed in float32, float64 stays float64. ``S`` stands for one to three spatial
-dimensions, ``positions`` for their product.
+See :mod:`fastcam.ops` for the arguments and results. Half precision is computed in float32,
+float64 stays float64. ``S`` stands for one to three spatial dimensions, ``positions`` for their
+product.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 
 def _arithmetic(tensor: Tensor) -> Tensor:
-    """The tensor in the precision that it is computed in."""
+    """The tensor in the dtype of the computation."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _operands(activations: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """A as (N, 1, C, positions), g as (N, K, C, positions); K = 1 for gradients without classes."""
+    """A as (N, 1, C, positions), g as (N, K, C, positions); K = 1 for gradients (N, C, *S)."""
     spatial_dims = activations.dim() - 2
     activations = _arithmetic(activations).flatten(2).unsqueeze(1)
     gradients = _arithmetic(gradients).flatten(-spatial_dims)
@@ -54,7 +54,7 @@ def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _corner(maps: Tensor, spatial_dims: int) -> Tensor:
-    """Each map's first value, (*L, 1...): without it, a constant map is 0, and so when enlarged."""
+    """Each map's first value, (*L, 1...); minus it, a constant map is exactly 0 when enlarged."""
     corner = maps.flatten(-spatial_dims)[..., :1].nan_to_num(0, 0, 0)
     return corner.reshape(*corner.shape[:-1], *[1] * spatial_dims)
 
@@ -79,7 +79,7 @@ def _gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: floa
 
 
 def _signed_weights(activations: Tensor, gradients: Tensor, eps: float) -> Tensor:
-    # alpha ReLU(g) = g^3 / (2 g^2 + sum(A) g^3 + eps), divided by g^3: no power to overflow
+    # alpha ReLU(g) = g^3 / (2 g^2 + sum(A) g^3 + eps), divided by g^3 so that no power overflows
     denominator = 2 / gradients + activations.sum(-1, keepdim=True)
     if eps:
         denominator = denominator + eps / gradients**3
@@ -116,7 +116,7 @@ def gradcam_plus_plus_weights(activations: Tensor, gradients: Tensor, eps: float
 def channel_weights(
     activations: Tensor, gradients: Tensor, method: str, eps: float = 0.0
 ) -> Tensor:
-    """The weights w_k of one of the methods of :func:`fastcam.ops.cam` that have them.
+    """The channel weights w_k of a method of :func:`fastcam.ops.cam`.
 
     Args:
         activations: (N, C, *S).
@@ -199,8 +199,8 @@ class _GuidedReLU(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         raise NotImplementedError(
-            "fastcam.ops.guided_relu has no forward-mode derivative: its backward is that of no "
-            "function"
+            "fastcam.ops.guided_relu has no forward-mode derivative: its backward is not the "
+            "derivative of a function"
         )
 
 
@@ -240,13 +240,13 @@ def impute(images: Tensor, known: Tensor) -> Tensor:
     values = images.double().where(known, 0.0)
     scale = values.abs().amax((2, 3), keepdim=True)
     values = values / scale.where(scale > 0, 1.0)
-    total = _neighbours(torch.ones_like(values[:1, :1]))  # less at the border
+    total = _neighbours(torch.ones_like(values[:1, :1]))  # below 1 at the border
     filled = _solved(values, total, ~known & known.any((2, 3), keepdim=True))
     return (filled * scale).to(images.dtype).where(~known, images).contiguous()
 
 
 def _neighbours(values: Tensor) -> Tensor:
-    """The sum of the eight neighbours, by their weights."""
+    """The weighted sum of the eight neighbours."""
     height, width = values.shape[2:]
     framed = F.pad(values, (1, 1, 1, 1))
     rows = framed[:, :, :height] + 2 * framed[:, :, 1:-1] + framed[:, :, 2:]
@@ -255,7 +255,7 @@ def _neighbours(values: Tensor) -> Tensor:
 
 
 def _solved(values: Tensor, total: Tensor, missing: Tensor) -> Tensor:
-    """Conjugate gradients: total x = _neighbours(x) where a pixel is missing."""
+    """Solves total x = _neighbours(x) at the missing pixels by conjugate gradients."""
 
     def dot(first: Tensor, second: Tensor) -> Tensor:
         return (first * second).sum((2, 3), keepdim=True)

@@ -1,4 +1,4 @@
-"""What to explain: class ids, or functions of the output, turned into scores."""
+"""Turns targets (class ids, or functions of the output) into the scores to explain."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fastcam.errors import ArgumentError
 
 
 class ClassChoice(ABC):
-    """As targets: classes that are chosen by the logits of the forward that explains."""
+    """Targets that are chosen from the logits of the forward pass being explained."""
 
     @abstractmethod
     def ids(self, logits: Tensor) -> Tensor:
-        """(N, K), for logits (N, classes); asked once for every forward."""
+        """(N, K), for logits (N, classes); called once per forward pass."""
 
 
 @dataclass(frozen=True)
 class TopClasses(ClassChoice):
-    """As targets: each image's classes of the highest scores, ranked by the forward that explains.
+    """Targets: the classes with the highest scores of each image, from one forward pass.
 
     Args:
-        count: K, how many classes an image; all where the model has fewer.
-        first: a class to put in front of the others, whatever its score.
+        count: K, the number of classes per image; all classes if the model has fewer.
+        first: a class that comes first whatever its score.
     """
 
     count: int
@@ -72,16 +72,18 @@ class Selection:
     scores: Tensor
     """(N,) or (N, K), with their graph."""
     class_ids: Tensor | None
-    """The shape of ``scores``; None where the targets were functions."""
+    """The shape of ``scores``, or None if the targets are functions."""
     functions: list[Target] | None = None
-    """One an image; None where the targets were class ids."""
+    """One per image, or None if the targets are class ids."""
 
     def by_class(self, results_of: Callable[[Tensor, bool], list[Tensor]]) -> list[Tensor]:
-        """Tensors (N, ...) computed class by class, stacked to (N, K, ...) for scores (N, K).
+        """Computes tensors (N, ...) class by class and stacks them to (N, K, ...).
+
+        Scores (N,) give (N, ...).
 
         Args:
-            results_of: gives tensors (N, ...) from the scores (N,) of one class per image, which
-                have their graph, and from whether that graph is needed again.
+            results_of: returns tensors (N, ...); takes the scores (N,) of one class per image, with
+                their graph, and whether to retain that graph.
         """
         with torch.enable_grad():
             columns = [self.scores] if self.scores.dim() == 1 else list(self.scores.unbind(1))
@@ -94,8 +96,8 @@ class Selection:
         """The same scores of other logits, (R,) or (R, K).
 
         Args:
-            logits: (R, ...), of any number of rows.
-            images: (R,), the image whose classes a row has.
+            logits: (R, ...), for any number of rows R.
+            images: (R,), the image whose targets apply to each row.
         """
         if self.functions is not None:
             return _apply([self.functions[image] for image in images.tolist()], logits)
@@ -109,10 +111,10 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
     Args:
         logits: (N, classes), or (N,) or (N, 1) for a single logit, which is class 0. Other shapes
             need a function.
-        targets: an int for every image; a list, array or 1-D tensor of N ints; (N, K) ids of K
-            classes an image (no one-hot rows), or :class:`TopClasses`; a function from one image's
-            logits to a scalar, or N of them; None for the top class. Ids on a GPU are not checked
-            against the range, for that would wait for it.
+        targets: an int for every image; a list, array or 1-D tensor of N ints; ids (N, K), K
+            classes per image (not one-hot rows), or :class:`TopClasses`; a function from one
+            image's logits to a scalar, or N of them; None for the top class. The range of ids on a
+            GPU is not checked, because that would synchronize with it.
 
     Raises:
         ValueError, TypeError: if the targets do not fit the logits.
@@ -124,8 +126,8 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
         if logits.dim() > 2:
             raise ArgumentError(
                 "targets",
-                f"for an output of shape {tuple(logits.shape)} a class is no single "
-                "score; give a function from one image's output to a scalar",
+                "a class is not a single score in an output of shape "
+                f"{tuple(logits.shape)}; pass a function from one image's output to a scalar",
             )
         rows = logits if logits.dim() == 2 else logits.unsqueeze(1)
         if targets is None:
@@ -138,7 +140,7 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
 
 
 def look_like_probabilities(logits: Tensor) -> bool:
-    """Whether softmax or sigmoid came last, or every row is positive and sums to 1."""
+    """Whether softmax or sigmoid came last, or every row is non-negative and sums to 1."""
     last = "" if logits.grad_fn is None else logits.grad_fn.name()
     if last in ("SoftmaxBackward0", "SigmoidBackward0"):
         return True
@@ -154,14 +156,14 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def _functions(targets: Any, images: int) -> list[Target] | None:
-    """One function an image, None where the targets are no functions."""
+    """One function per image, or None if the targets are not functions."""
     if callable(targets):
         return [targets] * images
     if not isinstance(targets, (list, tuple)) or not any(map(callable, targets)):
         return None
     if len(targets) != images or not all(map(callable, targets)):
         raise ArgumentError(
-            "targets", f"got a list of {len(targets)}, expected {images} functions, one an image"
+            "targets", f"got a list of {len(targets)}, expected {images} functions, one per image"
         )
     return list(targets)
 
@@ -175,27 +177,27 @@ def _apply(functions: list[Target], logits: Tensor) -> Tensor:
         if not isinstance(score, Tensor) or score.numel() != 1:
             came = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise ArgumentError(
-                "targets", f"a function gave {came}, expected a tensor with one value"
+                "targets", f"a function returned {came}, expected one value in a tensor"
             )
         scores.append(score.reshape(()))
     return torch.stack(scores)
 
 
 def _gather(logits: Tensor, ids: Tensor) -> Tensor:
-    """The scores of classes (R,) or (R, K) in logits (R, classes) or (R,), in the ids' shape."""
+    """The scores of class ids (R,) or (R, K) in logits (R, classes) or (R,); shape of ``ids``."""
     rows = logits if logits.dim() == 2 else logits.unsqueeze(1)
     return rows.gather(1, ids if ids.dim() == 2 else ids.unsqueeze(1)).reshape(ids.shape)
 
 
 def name_classes(targets: Targets) -> bool:
-    """Whether the targets are class ids, which no answer of the model changes."""
+    """Whether the targets are class ids, which do not depend on the model's output."""
     if targets is None or isinstance(targets, ClassChoice) or callable(targets):
         return False
     return not isinstance(targets, (list, tuple)) or not any(map(callable, targets))
 
 
 def class_ids(targets: Any, images: int, classes: int, device: torch.device) -> Tensor:
-    """Ids (N,) or (N, K) on the device, checked as far as the host knows them."""
+    """Ids (N,) or (N, K) on the device; the range is checked if they come from the CPU."""
     ids = targets if isinstance(targets, Tensor) else _tensor(targets)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"targets: got values of type {ids.dtype}, expected class ids (integers)")
@@ -203,13 +205,14 @@ def class_ids(targets: Any, images: int, classes: int, device: torch.device) -> 
     if ids.dim() > 2 or ids.shape[0] != images or ids.shape[1:].numel() == 0:
         raise ArgumentError(
             "targets",
-            f"got shape {tuple(ids.shape)}, expected ({images},), one class an image, "
-            f"or ({images}, K) for K classes an image",
+            f"got shape {tuple(ids.shape)}, expected ({images},), one class per image, "
+            f"or ({images}, K) for K classes per image",
         )
     if ids.dim() == 2 and ids.shape[1] == classes > 2 and _are_one_hot(ids):
         raise ArgumentError(
             "targets",
-            f"got one-hot rows, {tuple(ids.shape)}, expected class ids; give targets.argmax(1)",
+            f"got one-hot rows of shape {tuple(ids.shape)}, expected class ids; pass "
+            "targets.argmax(1)",
         )
     if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < classes:
         outside = ids[(ids < 0) | (ids >= classes)][0]
@@ -219,7 +222,7 @@ def class_ids(targets: Any, images: int, classes: int, device: torch.device) -> 
 
 
 def _are_one_hot(ids: Tensor) -> bool:
-    """Whether each row has a single 1 and else 0; not asked of a GPU that is recording."""
+    """Whether each row is one-hot; False while a CUDA graph is captured."""
     if ids.numel() == 0 or (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
         return False
     return bool(((ids == 0) | (ids == 1)).all() & (ids.sum(1) == 1).all())

@@ -90,7 +90,7 @@ def raised(script: Script, model: nn.Module, inputs: Tensor) -> type[Exception] 
 def installed(library: str) -> Iterator[None]:
     """The library is taken over, or this raises; calls are counted from here."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="fastcam.dropin: .* stays as it is")
+        warnings.filterwarnings("error", message="fastcam.dropin: .* is unchanged")
         ended = dropin.install(library)
     dropin.forget()
     with ended:

@@ -128,39 +128,7 @@ def test_prose_of_documents(document):
     assert not found, "\n".join(found)
 
 
-# modules whose docstrings still have such turns; drop a module from here once it is mended
-PENDING = {
-    "fastcam/_kernels.py",
-    "fastcam/cli/commands.py",
-    "fastcam/compat/pytorch_grad_cam/base_cam.py",
-    "fastcam/compat/pytorch_grad_cam/feature_factorization/deep_feature_factorization.py",
-    "fastcam/dropin/__init__.py",
-    "fastcam/dropin/captum.py",
-    "fastcam/dropin/known.py",
-    "fastcam/dropin/pytorch_grad_cam/ablation.py",
-    "fastcam/dropin/pytorch_grad_cam/maps.py",
-    "fastcam/dropin/pytorch_grad_cam/run.py",
-    "fastcam/dropin/takeover.py",
-    "fastcam/dropin/torchcam/forward.py",
-    "fastcam/dropin/torchcam/smooth.py",
-    "fastcam/explainer.py",
-    "fastcam/metrics/__init__.py",
-    "fastcam/models/__init__.py",
-    "fastcam/reference.py",
-    "fastcam/targets.py",
-    "fastcam/video/cuda.py",
-    "fastcam/video/network.py",
-    "fastcam/video/sinks.py",
-    "fastcam/video/sources.py",
-    "fastcam/video/temporal.py",
-    "fastcam/video/threads.py",
-    "fastcam/video/writer.py",
-}
-
-
 @pytest.mark.parametrize("module", [str(path.relative_to(ROOT)) for path in MODULES])
-def test_prose_of_docstrings(module, request):
-    if module in PENDING:
-        request.applymarker(pytest.mark.xfail(reason="its docstrings are to be mended"))
+def test_prose_of_docstrings(module):
     found = [each for text in docstrings(ROOT / module) for each in stumbles(text)]
     assert not found, "\n".join(found)

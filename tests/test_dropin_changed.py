@@ -213,7 +213,7 @@ def test_a_changed_pytorch_grad_cam(
 
 def test_a_changed_release_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pgc.GradCAM, "get_cam_weights", _weights)
-    with pytest.warns(UserWarning, match=r"stay its own: GradCAM \(pytorch_grad_cam.grad_cam\)"):
+    with pytest.warns(UserWarning, match=r"not replaced: GradCAM \(pytorch_grad_cam.grad_cam\)"):
         dropin.install("pytorch_grad_cam")
 
 
@@ -358,7 +358,7 @@ def test_an_edited_copy_beside_the_script(edit: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     expected, found, told = json.loads(done.stdout)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert any("stay its own" in each for each in told) == (edit != "nothing but line ends"), told
+    assert any("not replaced" in each for each in told) == (edit != "nothing but line ends"), told
 
 
 def test_the_installed_releases_are_known() -> None:

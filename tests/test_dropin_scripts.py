@@ -118,7 +118,7 @@ def test_the_script_is_the_program() -> None:
 
 def test_what_is_no_script() -> None:
     done = python("-m", "fastcam.dropin", "missing.py", check=2)
-    assert "missing.py: there is no such file" in done.stderr
+    assert "missing.py: no such file" in done.stderr
 
 
 # --- notebooks ------------------------------------------------------------------------------------

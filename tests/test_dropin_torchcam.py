@@ -1014,7 +1014,7 @@ def test_a_users_own_backward_of_a_short_graph_warns() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             cam(CLASSES, scores, retain_graph=True)
-        with pytest.warns(UserWarning, match="no gradient to parameters at and below the target"):
+        with pytest.warns(UserWarning, match="no gradient for parameters at and below the target"):
             scores.sum().backward()
         assert model.get_submodule("stem").weight.grad is None
         cam.disable_hooks()

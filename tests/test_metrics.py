@@ -259,9 +259,9 @@ def test_what_does_not_fit_is_named() -> None:
     model, images, maps = given()
     with pytest.raises(ValueError, match=r"maps: got \(3, 2, 2\), expected \(3, 16, 20\)"):
         metrics.confidence(model, images, maps[:, :2, :2])
-    with pytest.raises(ValueError, match="targets: got 2 classes an image, expected one"):
+    with pytest.raises(ValueError, match="targets: got 2 classes per image, expected 1"):
         metrics.confidence(model, images, maps, CLASSES[:, None].repeat(1, 2))
     signal, samples = network("signal")
-    with pytest.raises(ValueError, match="expected 2-D ones"):
+    with pytest.raises(ValueError, match="expected 2-D images"):
         metrics.road(signal, samples, torch.rand(3, 64))
     assert metrics.confidence(signal, samples, torch.rand(3, 64)).before.shape == (3,)

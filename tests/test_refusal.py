@@ -66,7 +66,7 @@ def test_a_refusal_means_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kernels, "_warned", set())
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
     assert _kernels._problem(first) == "no code for it" and _kernels._problem(second) is None
-    with pytest.warns(UserWarning, match="plain PyTorch does: no code for it") as warned:
+    with pytest.warns(UserWarning, match="PyTorch reference: no code for it") as warned:
         for _ in range(2):
             _kernels._warn_once("cuda", "no code for it")
     assert len(warned) == 1

@@ -132,7 +132,9 @@ def test_top_classes_are_at_least_one(count: int) -> None:
 @pytest.mark.parametrize("make", [torch.tensor, np.array, list])
 def test_one_hot_rows_are_no_class_ids(make) -> None:
     rows = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
-    with pytest.raises(ValueError, match=r"^targets: got one-hot rows, \(3, 4\), .*argmax\(1\)"):
+    with pytest.raises(
+        ValueError, match=r"^targets: got one-hot rows of shape \(3, 4\), .*argmax\(1\)"
+    ):
         select(LOGITS, make(rows))
     rows[0] = [0, 1, 1, 0]
     assert select(LOGITS, make(rows)).class_ids.tolist() == rows

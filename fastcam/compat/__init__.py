@@ -1,1 +1,1 @@
-"""Other libraries' names, signatures and answers, computed by fastcam."""
+"""Other libraries' names, signatures and results, computed by fastcam."""

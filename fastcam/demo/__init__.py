@@ -3,9 +3,9 @@
     model = fastcam.demo.digits()
     picture = fastcam.demo.asset("scene.png")
 
-The network takes RGB in [0, 1] as it is, (N, 3, H, W) of any size, and gives ten logits. It was
-trained on 96x96 scenes with handwritten digits 18 to 36 pixels high; `TARGET_LAYER` names the
-layer whose maps are meant to be looked at.
+The network takes RGB in [0, 1] without normalization, (N, 3, H, W) of any size, and returns ten
+logits. It was trained on 96x96 scenes with handwritten digits 18 to 36 pixels high. `TARGET_LAYER`
+is the layer to explain.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ASSETS = Path(__file__).parent / "assets"
 
 def digits() -> DigitsNet:
     """The trained network on the CPU, in float32 and evaluation mode."""
-    # Imported here so that the pictures are there without safetensors.
+    # imported here so that the pictures are available without safetensors
     from safetensors.torch import load_file
 
     model = DigitsNet(classes=len(DIGITS_CLASSES))
@@ -37,5 +37,5 @@ def asset(name: str) -> Path:
     """The path of a shipped file: `scene.png`, `scene.json`, `clip.mp4`, `photo.jpg`, ..."""
     names = sorted(path.name for path in _ASSETS.iterdir())
     if name not in names:
-        raise ValueError(f"There is no demo file {name!r}; there are {', '.join(names)}.")
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(names)}")
     return _ASSETS / name

@@ -1,4 +1,4 @@
-"""DigitsNet: a small residual network whose class activation maps are sharp enough to show."""
+"""DigitsNet: a small residual network with sharp class activation maps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    # 3x3, or 4x4 at stride 2: an even kernel centres each output on the square of inputs it stands
-    # for, so a map enlarged by interpolation lies on the image and not a pixel or two beside it.
+    # 3x3, or 4x4 at stride 2: the even kernel centres each output on its 2x2 inputs, so that the
+    # enlarged map is aligned with the image
     return nn.Conv2d(inputs, outputs, 2 + stride, stride=stride, padding=1, bias=False)
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut: (N, inputs, H, W) -> (N, outputs, H/s, W/s)."""
+    """Two convolutions and a shortcut: (N, inputs, H, W) -> (N, outputs, H/s, W/s)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Residual(nn.Module):
             self.shortcut = nn.Conv2d(inputs, outputs, stride, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` through the block."""
+        """(N, inputs, H, W) -> (N, outputs, H/s, W/s)."""
         y = self.relu1(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         summed: Tensor = self.relu2(y + self.shortcut(x))
@@ -36,21 +36,21 @@ class Residual(nn.Module):
 
 
 class DigitsNet(nn.Module):
-    """Says which of the ten digits appear anywhere in an image.
+    """Classifies which of the ten digits appear in an image.
 
-    Input (N, 3, H, W), RGB in [0, 1], any size from about 32 pixels up; output (N, 10) logits,
-    one independent yes or no a digit (sigmoid, not softmax), since a scene holds several.
+    Input (N, 3, H, W), RGB in [0, 1], any size from about 32 pixels up; output (N, 10) logits, one
+    per digit and independent (sigmoid, not softmax), because a scene contains several digits.
 
-    The last feature map, `stages.2`, has stride 4, and a position of it sees 50 pixels, about one
-    digit (a little more after smoothing): that is what makes the maps compact. Behind it come
-    global average pooling and one linear layer, so plain CAM applies too.
+    The last feature map, `stages.2`, has stride 4 and a receptive field of 50 pixels, about one
+    digit (slightly more with the smoothing), which makes the maps compact. It is followed by global
+    average pooling and one linear layer, so plain CAM applies too.
     """
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(_conv(3, 16, stride=2), nn.BatchNorm2d(16), nn.ReLU())
-        # Smoothing moves the peak of a map from the rim of a digit, where a single part may tell
-        # most, to its middle. The pooled score stays what it was, but for the image's border.
+        # Smoothing moves the peak of a map from the most telling part of a digit, often at its rim,
+        # to its centre. It changes the pooled score only at the image border.
         smooth = nn.AvgPool2d(5, stride=1, padding=2)
         self.stages = nn.Sequential(
             Residual(16, 32, stride=2),
@@ -62,7 +62,7 @@ class DigitsNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The last feature map: (N, 3, H, W) -> (N, 64, H/4, W/4)."""
-        x = self.stem(2 * images - 1)  # so that the zeros of the padding mean mid grey
+        x = self.stem(2 * images - 1)  # so that zero padding is mid-grey
         features: Tensor = self.stages(x)
         return features
 

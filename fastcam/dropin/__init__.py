@@ -1,11 +1,12 @@
-"""Scripts written for pytorch-grad-cam, torchcam and captum, unchanged and several times faster.
+"""Runs scripts written for pytorch-grad-cam, torchcam and captum unchanged, several times faster.
 
-One line before or after the other library's import::
+Add one line before or after the other library's import::
 
     import fastcam.dropin; fastcam.dropin.install()
 
-or none at all: ``python -m fastcam.dropin script.py``, and in a notebook ``%load_ext
-fastcam.dropin``. What fastcam has is taken over in place; the rest stays the library's own.
+or run ``python -m fastcam.dropin script.py``, or ``%load_ext fastcam.dropin`` in a notebook.
+fastcam replaces in place the functions that it implements; the others keep running the library's
+code.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ LIBRARIES = {
     "torchcam": "torchcam",
     "captum": "captum.attr",
 }
-"""Each library, and the module with whose import it is taken over."""
+"""By library, the module whose import triggers the takeover."""
 
 _installed: dict[str, Takeover] = {}
 _lock = threading.RLock()
 
 
 class Installed:
-    """What :func:`install` gives: as a context manager it ends with the block."""
+    """The result of :func:`install`; as a context manager, it uninstalls when the block ends."""
 
     def __init__(self, libraries: tuple[str, ...], before: Settings) -> None:
         self.libraries = libraries
@@ -54,25 +55,25 @@ class Installed:
 
 
 def install(*libraries: str, fix: bool = False, fast: bool = False) -> Installed:
-    """Takes libraries over, now or with their import; those that are taken over stay so.
+    """Takes libraries over, now or when they are imported; earlier takeovers stay in force.
 
     Args:
-        libraries: of :data:`LIBRARIES`; all that are installed where none is named.
-        fix: whether known errors of the libraries are put right; docs/dropin.md lists them.
-        fast: whether networks run in the fast mode, see :meth:`fastcam.GradCAM.compile`: maps then
-            agree to a correlation of 0.99 instead of to rounding.
+        libraries: names from :data:`LIBRARIES`; by default all that are installed.
+        fix: whether to fix known errors of the libraries; docs/dropin.md lists them.
+        fast: whether to run networks in the fast mode, see :meth:`fastcam.GradCAM.compile`: maps
+            then agree to a correlation of 0.99 instead of to rounding.
 
     Raises:
-        ValueError: an unknown library.
-        ModuleNotFoundError: a library that was named and is not installed.
+        ValueError: if a library is unknown.
+        ModuleNotFoundError: if a named library is not installed.
     """
     for name in libraries:
         if name not in LIBRARIES:
-            raise ValueError(f"libraries: got {name!r}, expected some of {', '.join(LIBRARIES)}")
+            raise ValueError(f"libraries: got {name!r}, expected one of {', '.join(LIBRARIES)}")
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(
-                f"libraries: {name} is not installed, so there is nothing to take over; "
-                "fastcam.compat.pytorch_grad_cam has pytorch_grad_cam's names without it"
+                f"libraries: {name} is not installed; install it, or use "
+                "fastcam.compat.pytorch_grad_cam, which has pytorch_grad_cam's names without it"
             )
     with _lock:
         before = replace(settings)
@@ -94,10 +95,10 @@ def _take(name: str, takeover: Takeover) -> None:
         try:
             importlib.import_module(f"fastcam.dropin.{name}").take_over(takeover)
             takeover.finish()
-        except Exception as error:  # another release of the library may have other names
+        except Exception as error:  # names may differ in another release of the library
             takeover.undo()
             warnings.warn(
-                f"fastcam.dropin: {name} stays as it is: fastcam does not know this release "
+                f"fastcam.dropin: {name} is unchanged, because fastcam does not know this release "
                 f"({first_line(error)})",
                 stacklevel=2,
             )
@@ -107,7 +108,7 @@ def _take(name: str, takeover: Takeover) -> None:
 
 
 def uninstall(*libraries: str) -> None:
-    """Puts libraries back as they were; all where none is named."""
+    """Restores libraries; by default all that were taken over."""
     with _lock:
         for name in libraries or tuple(_installed):
             if name in _installed:

@@ -1,4 +1,4 @@
-"""Which calls of another library's names fastcam served, and which went another way, and why."""
+"""Records which calls to another library fastcam served, and why it left others to the library."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Call(NamedTuple):
     served_by: str
     """"fastcam", or the library's own code."""
     why: str
-    """What was done, or why fastcam did not do it."""
+    """How fastcam served the call, or why it did not."""
 
 
 class Report:
-    """The calls so far, with how often each came. Printed it is a table."""
+    """The calls so far and their counts; prints as a table."""
 
     def __init__(self, calls: Counter[Call]) -> None:
         self.calls = dict(calls)
@@ -54,14 +54,14 @@ def note(name: str, served_by: str, why: str) -> None:
 
 @dataclass
 class Current:
-    """A call that goes on, and what will be noted of it."""
+    """A call in progress, and the note to make when it ends."""
 
     name: str
     served_by: str = "fastcam"
     why: str = ""
 
     def leave_to(self, library: str, why: str) -> None:
-        """It, or a part of it, goes to the library's own code; the first reason counts."""
+        """Marks the call, or a part of it, as run by the library's code; keeps the first reason."""
         if self.served_by != library:
             self.served_by, self.why = library, why
 
@@ -71,7 +71,7 @@ _current: ContextVar[Current | None] = ContextVar("current", default=None)
 
 @contextmanager
 def counted(name: str) -> Iterator[Current]:
-    """Notes a call when it ends; calls inside of it are parts of it and are not noted."""
+    """Notes a call when it ends; nested calls belong to it and are not noted."""
     outer = _current.get()
     if outer is not None:
         yield outer
@@ -89,10 +89,10 @@ def counted(name: str) -> Iterator[Current]:
 
 
 def report() -> Report:
-    """The calls since the start, or since the last :func:`forget`."""
+    """The calls since the start or the last :func:`forget`."""
     return Report(_calls)
 
 
 def forget() -> None:
-    """Starts counting anew."""
+    """Clears the counts."""
     _calls.clear()

@@ -1,7 +1,7 @@
-"""captum 0.9, taken over in place: layer Grad-CAM and the guided methods.
+"""Takes captum 0.9 over in place: layer Grad-CAM and the guided methods.
 
-captum runs the network itself, recorded from the input up. Here layer Grad-CAM records from the
-layer up, guided Grad-CAM runs the network once, and ReLUs are met without a copy of their input.
+captum runs the network itself and records it from the input up. Here layer Grad-CAM records from
+the layer up, guided Grad-CAM runs the network once, and the hooks of ReLUs do not copy their input.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fastcam.engine.values import (
 
 
 def take_over(takeover: Takeover) -> None:
-    """Replaces what fastcam has."""
+    """Replaces the methods that fastcam implements."""
     attr: Any = importlib.import_module("captum.attr")
     run = ("captum._utils.common", "captum._utils.gradient")
     parts = (attr.LayerGradCam.__module__, attr.GuidedBackprop.__module__)
@@ -71,7 +71,7 @@ def _layer_grad_cam(present: Replacement) -> Replacement:
             found = None
             reason = _why_whole(self.forward_func)
             if attribute_to_layer_input:
-                reason = "what goes into the layer may be read elsewhere too"
+                reason = "the layer's input may be used elsewhere too"
             elif any(map(_is_training, (self.forward_func, self.layer))):
                 reason = "the model is in training mode"
             elif any(map(_has_hooks, (self.forward_func, self.layer))):
@@ -87,7 +87,7 @@ def _layer_grad_cam(present: Replacement) -> Replacement:
                 if settings.fast:
                     forward, layer, given = _fast(self, given, more, start)
                 recorder = Recorder({"layer": layer}, start, _all_tensors)
-                reason = "no gradient came back to the layer"
+                reason = "no gradient reached the layer"
                 if start.place == "model":
                     reason = "the model sets grad modes itself"
                 else:
@@ -117,7 +117,7 @@ def _layer_grad_cam(present: Replacement) -> Replacement:
 
 
 def _why_whole(forward: Any) -> str:
-    """Why captum has to run a forward function itself; empty where it has not."""
+    """Why captum has to run the forward function itself, or "" if fastcam can."""
     if torch.is_inference_mode_enabled():
         return "inference mode"
     if not isinstance(forward, nn.Module):
@@ -139,7 +139,7 @@ _starts: WeakKeyDictionary[Any, tuple[Any, Start]] = WeakKeyDictionary()
 
 
 def _start(attribution: Any, inputs: tuple[Tensor, ...], additional: Any) -> Start:
-    """Where the graph of an object's runs starts; found by its first call."""
+    """Where the graph starts in an object's runs; determined by its first call."""
     forward, layer = attribution.forward_func, attribution.layer
     of, start = _starts.get(attribution, (None, None))
     if start is not None and of == (id(forward), id(layer)):
@@ -155,14 +155,14 @@ def _start(attribution: Any, inputs: tuple[Tensor, ...], additional: Any) -> Sta
 
     try:
         start = closest_start(attempt, {"layer": layer})
-    except Exception:  # what is wrong, captum says
+    except Exception:  # captum raises it again in the actual run
         start = Start("model")
     _starts[attribution] = (id(forward), id(layer)), start
     return start
 
 
 def _all_tensors(returned: Any) -> list[Tensor]:
-    """All that a layer returned; nothing if that was not only tensors in floating point."""
+    """The tensors that a layer returned; empty unless all are floating-point tensors."""
     tensors = list(returned) if isinstance(returned, (tuple, list)) else [returned]
     usual = all(isinstance(each, Tensor) and each.is_floating_point() for each in tensors)
     return tensors if usual else []
@@ -171,7 +171,7 @@ def _all_tensors(returned: Any) -> list[Tensor]:
 def _gradients(
     recorder: Recorder, scores: Any, retain: bool = False
 ) -> list[tuple[Tensor, Tensor]] | None:
-    """What the layer returned and dS/d each; None where captum is to say what is wrong."""
+    """The layer's outputs, each with dS/d output; None in cases that captum handles or reports."""
     points = recorder.points.get("layer", ())
     if (
         not points
@@ -192,7 +192,7 @@ def _gradients(
 
 @torch.no_grad()
 def _grad_cam(activations: Tensor, gradients: Tensor, relu: bool, summed: bool) -> Tensor:
-    """(N, 1, *S), or without the channel sum (N, C, *S)."""
+    """The map (N, 1, *S), or without the channel sum (N, C, *S)."""
     dtype = torch.promote_types(activations.dtype, gradients.dtype)
     if summed and 3 <= activations.dim() <= 5:
         return ops.cam(activations, gradients, "gradcam", relu).unsqueeze(1).to(dtype)
@@ -242,7 +242,7 @@ def _interpolate(present: Replacement) -> Replacement:
                 or len(size) != dims
                 or not all(isinstance(extent, int) and extent > 0 for extent in size)
             ):
-                call.leave_to("captum", f"{interpolate_mode}, or an attribution with a graph")
+                call.leave_to("captum", f"mode {interpolate_mode}, or an attribution with a graph")
                 return present(layer_attribution, interpolate_dims, interpolate_mode)
             call.why = call.why or "enlarged by the kernels"
             return ops.upsample(a, size, normalize=False)
@@ -252,7 +252,7 @@ def _interpolate(present: Replacement) -> Replacement:
 
 @dataclass
 class _Restore:
-    """In the place of a hook's handle: ``remove`` puts a ReLU's way of working back."""
+    """Acts as a hook's handle: ``remove`` makes a ReLU operate in place again."""
 
     module: nn.ReLU
     done: bool = field(default=False, init=False)
@@ -264,11 +264,11 @@ class _Restore:
 
 
 def _watch_relu(module: nn.ReLU, rule: Callable[[Tensor, Tensor], Tensor | None]) -> list[Any]:
-    """Handles of what applies ``rule`` to the gradient of a ReLU's input.
+    """Applies ``rule`` to the gradient of a ReLU's input; returns the handles of the hooks.
 
     Args:
-        rule: gets that gradient and the last one of the module's output, as captum keeps it; what
-            it gives takes the place of the first.
+        rule: takes that gradient and, as in captum, the last gradient of the module's output;
+            returns the new gradient of the input, or None to keep it.
     """
     last: list[Tensor] = []
 
@@ -286,14 +286,14 @@ def _watch_relu(module: nn.ReLU, rule: Callable[[Tensor, Tensor], Tensor | None]
         module.register_forward_pre_hook(before),
         module.register_forward_hook(after),
     ]
-    if module.inplace:  # captum hands on a copy; the ReLU may as well write into a new tensor
+    if module.inplace:  # captum copies the input; writing to a new tensor has the same effect
         module.inplace = False
         handles.append(_Restore(module))
     return handles
 
 
 _plain: WeakSet[Any] = WeakSet()
-"""Those of captum's guided objects whose hooks leave gradients as they are."""
+"""captum's guided objects whose hooks leave gradients unchanged at present."""
 
 
 def _register_hooks(present: Replacement) -> Replacement:
@@ -320,7 +320,7 @@ def _guided(present: Replacement) -> Replacement:
         self: Any, inputs: Any, target: Any = None, additional_forward_args: Any = None
     ) -> Any:
         with counted(f"captum.{type(self).__name__}") as call, _as_found(inputs):
-            call.why = "every ReLU, functions too" if settings.fix else "ReLU modules"
+            call.why = "ReLU modules and functions" if settings.fix else "ReLU modules"
             if settings.fix:
                 relu = GuidedReLU()
                 relu.rule = "deconvnet" if self.use_relu_grad_output else "guided"
@@ -328,7 +328,7 @@ def _guided(present: Replacement) -> Replacement:
             try:
                 return present(self, inputs, target, additional_forward_args)
             finally:
-                self.backward_hooks.clear()  # they are removed, and captum keeps them
+                self.backward_hooks.clear()  # captum removes the hooks but keeps their handles
 
     return attribute
 
@@ -336,7 +336,7 @@ def _guided(present: Replacement) -> Replacement:
 def _everywhere(
     relu: GuidedReLU, attribution: Any, inputs: Any, target: Any, additional: Any
 ) -> Any:
-    """By fastcam's rule: ReLUs that are functions, and what comes to the same."""
+    """The guided gradient by fastcam's rule, which also covers ReLU functions and equivalents."""
     common, gradient = _common(), _gradient()
     given = common._format_tensor_into_tuples(inputs)
     required = gradient.apply_gradient_requirements(given)
@@ -348,7 +348,7 @@ def _everywhere(
 
 @contextmanager
 def _as_found(inputs: Any) -> Iterator[None]:
-    """After an exception too, inputs require a gradient where they did before."""
+    """Restores ``requires_grad`` of the inputs after an exception."""
     required = [(tensor, tensor.requires_grad) for tensor in tensors_of(inputs)]
     try:
         yield
@@ -372,7 +372,7 @@ def _guided_grad_cam(present: Replacement) -> Replacement:
             found, reason = None, _why_twice(self, attribute_to_layer_input)
             if not reason:
                 found = _both(self, inputs, target, additional_forward_args)
-                reason = "no gradient came back to the layer"
+                reason = "no gradient reached the layer"
             if found is None:
                 call.leave_to("captum", reason)
                 return present(
@@ -383,7 +383,7 @@ def _guided_grad_cam(present: Replacement) -> Replacement:
                     interpolate_mode,
                     attribute_to_layer_input,
                 )
-            call.why = "one forward for both gradients"
+            call.why = "one forward pass for both gradients"
             maps, guided = found
             products = []
             for gradient in guided:
@@ -392,8 +392,8 @@ def _guided_grad_cam(present: Replacement) -> Replacement:
                     products.append(gradient * F.interpolate(maps, size, mode=interpolate_mode))
                 except Exception:
                     warnings.warn(
-                        "GuidedGradCam: the map has no counterpart of an input's shape, which gets "
-                        "an empty tensor",
+                        "GuidedGradCam: the map cannot be enlarged to an input's shape; the result "
+                        "for this input is an empty tensor",
                         stacklevel=2,
                     )
                     products.append(torch.empty(0))
@@ -404,19 +404,19 @@ def _guided_grad_cam(present: Replacement) -> Replacement:
 
 
 def _why_twice(attribution: Any, to_layer_input: bool) -> str:
-    """Why the map and the guided gradient need a forward each, as in captum."""
+    """Why the map and the guided gradient need separate forward passes, as in captum, or ""."""
     model = attribution.guided_backprop.model
     reason = _why_whole(model)
     if reason:
         return reason
     if to_layer_input:
-        return "what goes into the layer may be read elsewhere too"
+        return "the layer's input may be used elsewhere too"
     if attribution.grad_cam.forward_func is not model:
         return "its parts have different models"
     if _is_training(model):
         return "the model is in training mode"
     if any(isinstance(module, nn.ReLU) and _has_own_forward(module) for module in model.modules()):
-        return "a ReLU has a forward of its own"
+        return "a ReLU overrides forward"
     functions = (attribution.guided_backprop.gradient_func, attribution.grad_cam.gradient_func)
     if any(function is not _gradient().compute_gradients for function in functions):
         return "another gradient_func"
@@ -426,7 +426,7 @@ def _why_twice(attribution: Any, to_layer_input: bool) -> str:
 def _both(
     attribution: Any, inputs: Any, target: Any, additional: Any
 ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
-    """The map through ReLU, (N, 1, *S), and the guided gradient of each input."""
+    """The map after ReLU, (N, 1, *S), and the guided gradient of each input."""
     guided, maps = attribution.guided_backprop, []
     relu = GuidedReLU()
 

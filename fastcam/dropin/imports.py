@@ -1,4 +1,4 @@
-"""Something to be done right after a module's first import."""
+"""Runs an action right after a module's first import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _waiting: dict[str, Callable[[], object]] = {}
 
 
 def when_imported(name: str, action: Callable[[], object]) -> None:
-    """Calls ``action`` now where the module is there, else right after its import."""
+    """Calls ``action`` now if the module is imported, else right after its import."""
     if name in sys.modules:
         action()
         return
@@ -22,12 +22,12 @@ def when_imported(name: str, action: Callable[[], object]) -> None:
 
 
 def no_longer(name: str) -> None:
-    """What waits for the import of this module is not done any more."""
+    """Drops the action that waits for the import of a module."""
     _waiting.pop(name, None)
 
 
 class _Finder(MetaPathFinder):
-    """Finds what the other finders find, and has its loader tell when it is done."""
+    """Returns what the other finders find, with a loader that runs the action after the import."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

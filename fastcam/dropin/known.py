@@ -1,9 +1,8 @@
-"""Which of a library's modules are a known release's, and whether they stay as they were.
+"""Checks that a library's modules come from a known release and have not been changed since.
 
-A take-over stands for more than the function that it replaces: for all that this function would
-have called and fastcam does not. It names the modules where that lies. They have to be what fastcam
-has been compared with, and to stay so: a script may carry an edited copy of the library, or put
-functions of its own into it.
+A replacement also stands in for the functions that the original would have called. Each takeover
+names their modules. They must match a release that fastcam has been compared with, and stay that
+way, because a script may contain an edited copy of the library or monkeypatch it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ TABLE = Path(__file__).with_name("known.json")
 
 @functools.cache
 def known() -> dict[str, dict[str, list[str]]]:
-    """By module, the fingerprints, and the releases that have each."""
+    """By module and fingerprint, the releases that have it."""
     table: dict[str, dict[str, list[str]]] = json.loads(TABLE.read_text())
     return table
 
@@ -33,8 +32,9 @@ def known() -> dict[str, dict[str, list[str]]]:
 def fingerprint(module: ModuleType) -> str:
     """A hash of a module's functions and classes, as they are in memory.
 
-    Of the source text of its own, whatever its line ends (one that cannot be read is like no
-    other), and of the names of those that it has from the library's other modules.
+    Functions and classes that the module defines count with their source text, regardless of line
+    ends (empty if it cannot be read); those imported from the library's other modules with their
+    names.
     """
     library = module.__name__.partition(".")[0]
     texts = []
@@ -68,10 +68,10 @@ def _is_code(value: Any) -> bool:
 
 
 class Guard:
-    """Whether modules of a library stay as they were.
+    """Detects changes to modules of a library.
 
     Args:
-        modules: by their full names.
+        modules: full names.
     """
 
     def __init__(self, modules: Iterable[str]) -> None:
@@ -79,7 +79,7 @@ class Guard:
         self._kept: list[_Kept] = []
 
     def arm(self) -> None:
-        """What is there now is what has to be there later; the first time counts."""
+        """Saves the present state as the expected one; only the first call has an effect."""
         self._kept = self._kept or [
             _Kept.of(vars(place), shown)
             for name in self._modules
@@ -87,19 +87,19 @@ class Guard:
         ]
 
     def changed(self) -> str | None:
-        """What has been changed since; None if nothing has."""
+        """The first change since :meth:`arm`, in words; None if there is none."""
         return next(filter(None, (kept.changed() for kept in self._kept)), None)
 
 
 @dataclass
 class _Kept:
-    """The code in a module or class: each call looks here, in a microsecond."""
+    """The saved code of a module or class; the check at each call takes about a microsecond."""
 
     now: Mapping[str, Any]
     names: tuple[str, ...]
     values: tuple[Any, ...]
     size: int
-    """How many names there were of all kinds."""
+    """The number of names, whether they are code or not."""
     shown: str
 
     @classmethod
@@ -127,7 +127,7 @@ def _places(module: ModuleType) -> Iterator[tuple[Any, str]]:
 
 
 def _counts(name: str, value: Any) -> bool:
-    """Whether a name of a module or class is code."""
+    """Whether a name in a module or class refers to code that is watched."""
     special = name.startswith("__") and name.endswith("__")
     if special and name not in ("__call__", "__init__"):
         return False

@@ -1,4 +1,4 @@
-"""How the libraries that are taken over behave."""
+"""The settings of the takeover."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass
 class Settings:
-    """What :func:`fastcam.dropin.install` was asked for."""
+    """The options of :func:`fastcam.dropin.install`."""
 
     fix: bool = False
-    """Whether a known error of the library is put right; otherwise its answers are kept."""
+    """Whether to fix known errors of the libraries; otherwise their results are reproduced."""
     fast: bool = False
-    """Whether networks run in the fast mode; see :meth:`fastcam.GradCAM.compile`."""
+    """Whether to run networks in the fast mode; see :meth:`fastcam.GradCAM.compile`."""
 
 
 settings = Settings()

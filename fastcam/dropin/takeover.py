@@ -1,8 +1,8 @@
-"""Another library's functions and methods, replaced in place and put back.
+"""Replaces another library's functions and methods in place, and restores them.
 
-Classes and functions stay the very objects that they are: what was imported, subclassed, pickled or
-instantiated before keeps working, and takes the new code too. What a take-over stands for has to be
-a known release's, and at each call still as it was; otherwise the library's own code runs.
+Classes and functions keep their identity, so anything imported, subclassed, pickled or instantiated
+earlier keeps working and uses the new code too. The library's own code runs instead if the replaced
+modules do not match a known release, or have been changed since.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Replacement = Callable[..., Any]
 
 
 class Takeover:
-    """What was replaced in one library; :meth:`undo` puts all of it back.
+    """The replacements in one library; :meth:`undo` reverts them.
 
     Args:
         library: the name of its package.
@@ -34,18 +34,19 @@ class Takeover:
         self._undo: list[Callable[[], object]] = []
         self._fingerprints: dict[str, str] = {}
         self._guards: dict[frozenset[str], Guard] = {}
-        self._unknown: dict[str, list[str]] = {}  # by module, what stays the library's own
+        self._unknown: dict[str, list[str]] = {}  # by module, the names that are not replaced
 
     def method(
         self, owner: type, name: str, make: Callable[[Replacement], Replacement], *modules: str
     ) -> None:
-        """Replaces a method of a class by what ``make`` makes of the present one.
+        """Replaces a method of a class.
 
         Args:
-            owner: the class; if it inherits the method, it gets one of its own.
-            make: gets the present function, to call where fastcam does not serve, and gives the new
-                one, which takes ``self`` first. Signature and documentation stay the present one's.
-            modules: of the library, beside that of the class: all that the new function stands for.
+            owner: the class; an inherited method is overridden in this class.
+            make: takes the present function, to call for cases that fastcam does not serve, and
+                returns the new one, whose first argument is ``self``. The signature and docstring
+                are kept.
+            modules: the modules besides that of the class whose code the new function replaces.
         """
         guard = self.guard(f"{owner.__name__}.{name}", owner.__module__, *modules)
         if guard is None:
@@ -64,12 +65,12 @@ class Takeover:
     def function(
         self, function: Any, make: Callable[[Replacement], Replacement], *modules: str
     ) -> None:
-        """Replaces what a module's function does; the function object stays.
+        """Replaces the code of a module's function; the function object stays the same.
 
         Args:
-            function: one without a closure.
+            function: a function without a closure.
             make: as for :meth:`method`, without ``self``.
-            modules: of the library, beside that of the function.
+            modules: the modules besides that of the function whose code the new function replaces.
         """
         guard = self.guard(function.__name__, function.__module__, *modules)
         if guard is None:
@@ -103,11 +104,11 @@ class Takeover:
         setattr(owner, name, value)
 
     def guard(self, what: str, *modules: str) -> Guard | None:
-        """What watches modules of the library; None if one of them is no known release's.
+        """A guard of modules of the library, or None if one does not match a known release.
 
         Args:
-            what: is to be taken over, for the warning.
-            modules: by their full names.
+            what: the name of the replaced function, for the warning.
+            modules: full names.
         """
         for name in modules:
             if name not in self._fingerprints:
@@ -119,14 +120,14 @@ class Takeover:
         return self._guards.setdefault(key, Guard(sorted(key)))
 
     def on_undo(self, action: Callable[[], object]) -> None:
-        """What :meth:`undo` has to do besides; it may be called twice after an interrupt."""
+        """Adds an action to :meth:`undo`; an interrupt may cause it to run twice."""
         self._undo.append(action)
 
     def finish(self) -> None:
-        """From here on every change is the user's; one warning names what stays the library's.
+        """Starts to watch for changes by the user.
 
         Warns:
-            UserWarning: a module is no known release's.
+            UserWarning: if a module does not match a known release; lists the names not replaced.
         """
         for guard in self._guards.values():
             guard.arm()
@@ -136,14 +137,14 @@ class Takeover:
         stay = [f"{', '.join(whats)} ({name})" for name, whats in self._unknown.items()]
         warnings.warn(
             f"fastcam.dropin: {self.library}{_version(self.library)} is not one of the releases "
-            f"that fastcam knows ({', '.join(sorted(releases))}), or has been changed; these stay "
-            f"its own: {'; '.join(stay)}",
+            f"that fastcam knows ({', '.join(sorted(releases))}), or has been changed; not "
+            f"replaced: {'; '.join(stay)}",
             stacklevel=2,
         )
         self._unknown = {}
 
     def undo(self) -> None:
-        """Puts everything back, the last replacement first."""
+        """Restores everything, the last replacement first."""
         while self._undo:
             self._undo[-1]()
             self._undo.pop()
@@ -178,7 +179,7 @@ def _releases(module: str, library: str) -> Iterable[str]:
 
 
 def _version(library: str) -> str:
-    """The installed release, with a space in front; empty if no package says so."""
+    """The installed release after a space, or "" if no package provides the library."""
     names = importlib.metadata.packages_distributions().get(library, [])
     return f" {importlib.metadata.version(names[0])}" if names else ""
 

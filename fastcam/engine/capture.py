@@ -1,9 +1,8 @@
 """One run of a network: a layer's activations, and the gradients of any score with respect to them.
 
 Below the first target layer the network runs as in inference; from there up autograd records, and
-:meth:`Capture.gradients` asks for dS/dA alone. The network runs in evaluation mode and is left as
-it was found: hooks and modes are put back on every way out; fastcam never writes to parameters,
-``.grad`` and buffers.
+:meth:`Capture.gradients` computes dS/dA alone. The network runs in evaluation mode; hooks and modes
+are always restored, and fastcam never writes to parameters, ``.grad`` or buffers.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ from fastcam.errors import ArgumentError
 
 @dataclass(frozen=True)
 class LayerReading:
-    """Turns what a layer returned, or the gradient, in the runs that count into (N, C, *S)."""
+    """Turns a layer's outputs, or their gradients, in the runs that count into (N, C, *S)."""
 
     of_run: Reshape
-    """Turns that of one run into (N, C, *S)."""
+    """Turns the output of one run into (N, C, *S)."""
     axis: int | None
     """The axis of (N, C, *S) that the runs are along; None if only one counts."""
 
@@ -58,26 +57,26 @@ class LayerReading:
 
 @dataclass(frozen=True)
 class Capture:
-    """What one run of a network left behind. It holds the recorded graph: drop it when done."""
+    """The results of one run of a network. It holds the recorded graph: drop it when done."""
 
     outputs: Any
-    """The model's own answer, detached."""
+    """The model's outputs, detached."""
     logits: Tensor
-    """The class scores within it, (N, classes) as a rule, with their graph."""
+    """The class scores among them, usually (N, classes), with their graph."""
     layers: tuple[str, ...]
     """The target layers' names."""
     activations: tuple[Tensor, ...]
-    """One a layer, (N, C, *S), without a graph."""
+    """One tensor per layer, (N, C, *S), without a graph."""
     extents: tuple[int, ...] | None
     """The extents of the positions of images, signals or words."""
     places: tuple[int, ...]
     """The images' axes that are positions."""
     images: Tensor | None
-    """The first input with positions; the graph's leaf where it starts at the images."""
+    """The first input with positions; the graph's leaf if it starts at the images."""
     points: tuple[tuple[Point, ...], ...]
-    """What the layers returned in the runs that count, and where it stands in the graph."""
+    """The layers' outputs in the runs that count, and their places in the graph."""
     readings: tuple[LayerReading, ...]
-    """What turns that, and its gradient, into (N, C, *S)."""
+    """Turn these outputs, and their gradients, into (N, C, *S)."""
 
     runs: tuple[int, ...]
     """How often each layer ran."""
@@ -85,13 +84,13 @@ class Capture:
     """Which run of each layer counts, from 0; the last one if all do."""
 
     started: list[ReferenceType[Tensor]]
-    """The model's tensors that a graph was started in."""
+    """The model's tensors at which a graph was started."""
     linear: tuple[nn.Linear, Tensor, Tensor] | None
     """The last linear layer that ran, its input and output."""
     before: State | None
-    """What the model kept before the run, if there are to be others like it."""
+    """The model's state before the run, if more runs like it will follow."""
     exact: bool = field(default=False, kw_only=True)
-    """Whether further runs are all of the model itself: none of a copy, none of a recording."""
+    """Whether all further runs use the model itself, not a copy or a recording."""
 
     _model: nn.Module
     _inputs: Inputs
@@ -106,7 +105,7 @@ class Capture:
         Args:
             scores: (N,), computed from ``logits`` with autograd on; each image's score depends on
                 that image alone.
-            retain: whether the graph stays for further calls.
+            retain: whether to keep the graph for further calls.
 
         Raises:
             ValueError: if a score does not depend on a layer.
@@ -121,7 +120,7 @@ class Capture:
 
         Args:
             scores: as for :meth:`gradients`.
-            retain: whether the graph stays for further calls.
+            retain: whether to keep the graph for further calls.
         """
         products = []
         with torch.enable_grad():
@@ -151,7 +150,7 @@ class Capture:
     def _raw_gradients(
         self, scores: Tensor, retain: bool, create_graph: bool = False
     ) -> list[list[Tensor]]:
-        """By layer, dS/dA as it returned A, of each run that counts."""
+        """By layer, dS/dA in the shape that it returned A, for each run that counts."""
         every = [point for points in self.points for point in points]
         found = iter(gradients_at(every, scores, retain=retain, create_graph=create_graph))
         gradients = []
@@ -185,7 +184,7 @@ class Capture:
         return gradient
 
     def over_images(self, masks: Tensor) -> Tensor:
-        """Masks (R, *S) for the images' positions, in a shape that multiplies with the images."""
+        """Masks (R, *S) for the images' positions, in a shape that broadcasts with the images."""
         assert self.images is not None
         shape = [1] * self.images.dim()
         for axis, extent in zip(self.places, masks.shape[1:], strict=True):
@@ -197,7 +196,7 @@ class Capture:
         return self._model.get_submodule(self.layers[layer])
 
     def reading_of_one_run(self, layer: int) -> Reshape:
-        """What turns the output of the layer's run that counts into (N, C, *S).
+        """The function that turns the output of the layer's run that counts into (N, C, *S).
 
         Raises:
             ValueError: if every run counts.
@@ -206,24 +205,24 @@ class Capture:
             raise ArgumentError(
                 "target_layers",
                 f"'{self.layers[layer]}' runs once for each picture of a clip, but "
-                "this method needs one run; name a layer behind the loop, or choose a run by run=",
+                "this method needs one run; name a layer after the loop, or choose a run by run=",
             )
         return self.readings[layer].of_run
 
     def autocast(self) -> torch.autocast:
-        """The precision that the run had, for others like it."""
+        """The precision of the run, for further runs like it."""
         device, enabled, dtype = self._autocast
         return torch.autocast(device, dtype=dtype, enabled=enabled)
 
     def inputs(self, rows: Tensor, images: Tensor | None = None) -> Inputs:
-        """What went into the model, other rows of it.
+        """The model's inputs with other rows.
 
         Args:
-            rows: (R,), which image each row is of.
-            images: (R, C, *S), what to put in the place of those images.
+            rows: (R,), the image that each row comes from.
+            images: (R, C, *S), the images to use instead.
 
         Raises:
-            ValueError: if the model's answer has no row for each image, or it cannot be told which
+            ValueError: if the model's output has no row for each image, or it is unclear which
                 inputs have one.
         """
         count = self.logits.shape[0]
@@ -254,7 +253,7 @@ class Capture:
             hooks, before: forward hooks and pre-hooks, for this run.
 
         Raises:
-            ValueError: as :meth:`inputs`, and if the model gives another number of rows.
+            ValueError: as for :meth:`inputs`, and if the model returns another number of rows.
         """
         with self.as_before():
             outputs = run(self._model, self.inputs(rows, images), hooks, before=before)
@@ -268,7 +267,7 @@ class Capture:
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
-        """Meanwhile the precision is that of the run, and the model keeps what it did before it."""
+        """Uses the precision of the run, and the model's state before it, within the context."""
         with self.autocast():
             if self.before is None:
                 yield
@@ -281,7 +280,7 @@ class Capture:
                 now.restore()
 
     def for_runs_of(self, prepare: Callable[[nn.Module, Inputs], nn.Module]) -> Capture:
-        """The same, whose :meth:`again` runs what ``prepare`` makes of the model and one image."""
+        """A capture whose :meth:`again` runs the result of ``prepare(model, one image)``."""
         if self.exact:
             return self
         with self.as_before(), torch.no_grad():
@@ -310,28 +309,28 @@ def capture(
     Call it outside of ``torch.inference_mode``.
 
     Args:
-        model: as :func:`unwrap` gives it.
-        inputs: a tensor, a tuple (positional arguments), a list (one argument) or a mapping (by
-            keyword) that is passed on to the model.
+        model: the model, from :func:`unwrap`.
+        inputs: a tensor, a tuple (positional arguments), a list (one argument) or a mapping
+            (keyword arguments) for the model.
         layers: dotted names within the model.
-        reshape: turns a layer's output, and its gradient, into (N, C, *S) where the shape does not
-            tell how.
-        output: picks the logits out of what the model returns (see :func:`logits_of`), with a
-            graph where one is recorded.
-        graph: where it starts, at the first layer or at the images; None records none.
-        start: how close to the layer, as :func:`fastcam.engine.start.find_start` gives it for
-            this model and these layers; None to find it by runs on one image.
+        reshape: turns a layer's output, and its gradient, into (N, C, *S), if the layout is not
+            recognised.
+        output: picks the logits from the model's outputs (see :func:`logits_of`), with a graph if
+            one is recorded.
+        graph: where the graph starts, at the first layer or at the images; None records no graph.
+        start: how close to the layer the graph starts, from
+            :func:`fastcam.engine.start.find_start`; None to find it by runs on one image.
         hooks: further forward hooks, for this run.
-        per_image: which inputs have a row for each image, as far as it is known.
-        repeats: which run counts of a layer that runs several times.
-        layouts: where the layers have channels and positions, as
-            :func:`fastcam.engine.layouts.find_layouts` gives it; None to find it by a run.
-        reruns: whether :meth:`Capture.again` will be called: every run begins with what the model
-            keeps from earlier calls as it is now.
+        per_image: which inputs have a row for each image, as far as known.
+        repeats: which run of a layer counts if it runs several times.
+        layouts: which axes of the layers are channels and positions, from
+            :func:`fastcam.engine.layouts.find_layouts`; None to find them by a run.
+        reruns: whether :meth:`Capture.again` will be called; every run then starts with the
+            model's present state.
 
     Raises:
-        ValueError: if a layer did not run or has no positions or several readings, or the model
-            returned no logits.
+        ValueError: if a layer did not run, or has no positions or several readings, or if the
+            model returned no logits.
     """
     per_image, repeats = per_image or PerImage(), repeats or Repeats()
     if layouts is None and not layers:
@@ -372,7 +371,7 @@ def capture(
                     "target_layers",
                     f"'{name}' ran {len(shapes)} times, as often as the clip has "
                     "pictures, but not once for each in their order; choose one by run=, or name "
-                    "a layer behind the loop",
+                    "a layer after the loop",
                 )
     if repeats.needs_check(several):
         one = per_image.first(model, recorded.inputs, output)
@@ -386,7 +385,7 @@ def capture(
             f"expected (N, classes); give output= with .movedim({layouts.rows}, 0)",
         )
 
-    # the axes of pictures that the model itself stacks are not followed: extents decide
+    # the axes of pictures that the model stacks itself are not followed: extents decide
     stacked = any(map(are_pictures, arguments(recorded.inputs).values()))
     rows = None if stacked else logits.shape[0]
     readings = []
@@ -412,7 +411,7 @@ def capture(
     )
     usual = _places(images)
     if activations and {layer.dim() - 2 for layer in activations} == {len(usual)} != {len(places)}:
-        places = usual  # nothing was summed over: the axis of channels is among them
+        places = usual  # nothing was summed: the axis of channels is among them
         extents = None if images is None else tuple(images.shape[axis] for axis in usual)
     for name, layer in zip(layers, activations, strict=True):
         if layer.dim() > 5:
@@ -454,7 +453,7 @@ def capture(
 
 
 def _places(images: Tensor | None) -> tuple[int, ...]:
-    """The axes that are positions as a rule: (N, C, *S), or pictures (N, T, C, H, W)."""
+    """The usual axes of positions: those of (N, C, *S), or of pictures (N, T, C, H, W)."""
     if images is None:
         return ()
     if images.dim() == 5 and images.shape[2] in (1, 3) and images.shape[1] not in (1, 3):

@@ -1,11 +1,11 @@
 """The part of a network above a layer, run again and again with other outputs of that layer.
 
-The network runs once; what it computes from the layer's output is recorded operator by operator and
-then replayed, so the part below does not run again, whatever the network's wiring. A change goes
-into the tensor that everybody reads, at the moment when the layer has computed it. A replay is
-proven on a changed output that went through the whole network before; if it gives anything else, or
+The network runs once; the operators that depend on the layer's output are recorded and then
+replayed, so the part below does not run again, for any wiring of the network. A change is written
+to the tensor that all readers share, right after the layer has computed it. A replay is first
+checked on a changed output that ran through the whole network before. If its result differs, or
 the recording shows that it could (a number that was read out, memory that is shared with the part
-below), every further run is one of the whole network.
+below), the whole network runs every time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Continuation:
     """Logits of a captured network for changed activations of one of its layers.
 
     Args:
-        record: what was captured.
+        record: the captured run.
         layer: the index of the layer.
         rows: (R,), the image that each row is of; every run has these rows.
     """
@@ -50,7 +50,7 @@ class Continuation:
         The first run is one of the whole network, the second one records it.
 
         Raises:
-            ValueError: where the activations are not a view of what the layer returned.
+            ValueError: if the activations are not a view of the layer's output.
         """
         if self._output is None:
             self._output = self._find_output()
@@ -98,8 +98,8 @@ class Continuation:
         if activations.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr():
             raise ArgumentError(
                 "reshape",
-                "got a function that copies, expected one that returns a view, for the "
-                "layer's output is changed through it",
+                "got a function that copies, expected one that returns a view, because "
+                "the layer's output is changed through it",
             )
         change(activations)
 
@@ -266,7 +266,7 @@ def _written(func: Any, args: Any, kwargs: Any, output: Any) -> list[Tensor]:
 
 
 class _Slot(NamedTuple):
-    """In the place of a tensor that depends on the layer's output."""
+    """Stands for a tensor that depends on the layer's output."""
 
     number: int
 
@@ -279,7 +279,7 @@ class _Call(NamedTuple):
 
 
 class _Tape(TorchDispatchMode):
-    """While entered, keeps every operator that takes what comes from a given tensor."""
+    """Within the context, records every operator whose inputs depend on a given tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,12 +292,12 @@ class _Tape(TorchDispatchMode):
         self._last_use: dict[int, list[int]] = {}
 
     def start(self, tensor: Tensor) -> None:
-        """What is computed from this tensor is what counts."""
+        """Starts recording the values that are computed from this tensor."""
         self._slots = WeakTensorKeyDictionary({tensor: 0})
         self._count = 1
 
     def stop(self, result: Tensor) -> None:
-        """The recording is complete; this is what a replay gives."""
+        """Ends the recording; a replay returns this result."""
         slots, self._slots = self._slots, None
         self._result = None if slots is None else slots.get(result)
         unchanged = all(version(tensor) == before for tensor, before in self._constants)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 Place = Literal["output", "layer", "model"]
-"""At the output of the first target layer that runs, with that layer's first instruction, or with
-the model's."""
+"""At the output of the first target layer that runs, at that layer's first instruction, or at the
+model's."""
 
 
 class Start(NamedTuple):
@@ -20,7 +20,7 @@ class Start(NamedTuple):
 
     place: Place
     copying: frozenset[str] = frozenset()
-    """The layers that return their input: they get a copy, which nobody else reads."""
+    """The layers that return their input: they get a copy of it, which nothing else reads."""
 
 
 OUTPUT = Start("output")
@@ -31,14 +31,14 @@ class Point:
     """A tensor as a layer's caller received it, and its place in the graph."""
 
     value: Tensor
-    """What it was then, without a graph."""
+    """The tensor's value at that time, without a graph."""
     edge: GradientEdge | None
-    """What gradients are asked for: its own place, or that of the tensor it is a view of. None if
-    it has no graph."""
+    """The place to compute gradients for: its own, or that of its base if it is a view. None if it
+    has no graph."""
     own: GradientEdge | None
     """Its own place."""
     view: _View | None = None
-    """How it lies in that tensor."""
+    """The position of the view in its base."""
 
     def read(self, gradient: Tensor) -> Tensor:
         """The gradient with respect to this tensor, from the gradient at :attr:`edge`."""
@@ -62,7 +62,7 @@ class _View:
 
 
 def has_graph(tensor: Tensor) -> bool:
-    """Whether gradients reach it: not so a view that was taken under no_grad."""
+    """Whether gradients reach a tensor; they do not reach a view taken under no_grad."""
     if not tensor.requires_grad:
         return False
     try:
@@ -74,12 +74,12 @@ def has_graph(tensor: Tensor) -> bool:
 def started(
     tensor: Tensor, same: bool = False, passed: Callable[[Tensor], None] | None = None
 ) -> Tensor:
-    """The tensor at the start of a graph, in the same memory; as it is without floating point.
+    """The tensor at the start of a graph, in the same memory; unchanged if not floating point.
 
     Args:
-        same: whether the tensor itself gets the graph, so that all who hold it have it; a view and
-            a tensor made in inference mode cannot.
-        passed: called if a backward comes to the start.
+        same: whether the tensor itself gets the graph, for all of its holders; not possible for a
+            view or a tensor made in inference mode.
+        passed: called when a backward reaches the start.
     """
     if not tensor.is_floating_point():
         return tensor
@@ -109,14 +109,14 @@ class _Start(torch.autograd.Function):
 
 
 def copied_tensor(tensor: Tensor) -> Tensor:
-    """A copy with the same strides, for which every operator takes the same way."""
+    """A copy with the same strides, so that every operator uses the same kernel."""
     if _is_dense(tensor) or not _lies_apart(tensor):
         return tensor.clone()
     return tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
 def point_of(tensor: Tensor) -> Point:
-    """Where a tensor stands now."""
+    """The present place of a tensor in the graph."""
     value = tensor.detach().clone()
     if not has_graph(tensor):
         return Point(value, None, None)
@@ -142,10 +142,10 @@ def gradients_at(
     retain: bool = False,
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """The gradient of the scores' sum with respect to each point, None if there is none.
+    """The gradient of the scores' sum with respect to each point, or None if there is none.
 
     Args:
-        retain: whether the graph stays for further calls.
+        retain: whether to keep the graph for further calls.
         create_graph: whether the gradients have a graph themselves.
     """
     edges = {edge for point in points for edge in (point.edge, point.own) if edge is not None}
@@ -181,7 +181,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _lies_apart(tensor: Tensor) -> bool:
-    """Whether every element has memory that no other has: each stride steps over what is below."""
+    """Whether no two elements share memory: each stride exceeds the span of the inner axes."""
     reach = 0
     for stride, extent in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if extent > 1:

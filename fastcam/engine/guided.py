@@ -1,4 +1,4 @@
-"""A ReLU with another backward, put in the place of every ReLU that runs, module or function."""
+"""A ReLU with another backward, which replaces every ReLU that runs, module or function."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastcam import ops
 class GuidedReLU(TorchFunctionMode):
     """While entered, ReLU and ReLU6 record a backward that :attr:`rule` switches.
 
-    So do hardtanh, threshold and clamp where they come to the same: zero for what is below zero.
+    So do hardtanh, threshold and clamp if they do the same: zero for values below zero.
 
     ========== =========================================================================
     rule       passes

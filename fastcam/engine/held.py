@@ -18,7 +18,7 @@ _PLAIN = (bool, int, float, str, bytes, type(None), ModuleType)
 def let_go(started: list[ReferenceType[Tensor]]) -> None:
     """Takes the graph from tensors that the model, its hooks or its user may have kept.
 
-    Empties the list as it goes, so that what an interrupt leaves is the next call's to do.
+    Empties the list on the way, so that the next call continues after an interrupt.
     """
     while started:
         tensor = started[-1]()

@@ -1,4 +1,4 @@
-"""What goes into a network: its arguments, and the images among them."""
+"""The inputs of a network: its arguments, and the images among them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fastcam.errors import ArgumentError
 Inputs = Any
 """A tensor, a tuple (positional arguments), a list (one argument) or a mapping (by keyword)."""
 Argument = int | str
-"""The position or keyword of an argument; the place in a list where that is the only one."""
+"""The position or keyword of an argument; the index in a list if that is the only argument."""
 
 
 def images_of(inputs: Inputs, picture: int = 0) -> Tensor | None:
-    """The tensor with positions that goes into the model; of several the one with this number.
+    """The input tensor with positions; if there are several, the one with this number.
 
-    Of a list of pictures (C, H, W), as detectors take it, (N, C, H, W).
+    A list of pictures (C, H, W), as detectors take it, is stacked to (N, C, H, W).
 
     Raises:
         ValueError: for a list of pictures of several sizes.
@@ -33,7 +33,7 @@ def images_of(inputs: Inputs, picture: int = 0) -> Tensor | None:
 
 
 def with_images(inputs: Inputs, images: Tensor, picture: int = 0) -> Inputs:
-    """The inputs with others in the place of :func:`images_of` them."""
+    """The inputs with :func:`images_of` replaced."""
     found = _pictures(inputs)
     if picture >= len(found):
         return inputs
@@ -44,7 +44,7 @@ def with_images(inputs: Inputs, images: Tensor, picture: int = 0) -> Inputs:
 
 
 def count_of(inputs: Inputs) -> int:
-    """How many tensors with positions go into the model."""
+    """The number of input tensors with positions."""
     return len(_pictures(inputs))
 
 
@@ -68,7 +68,7 @@ def _pictures(inputs: Inputs) -> list[tuple[Argument, Tensor | None]]:
 
 
 def rows_of(inputs: Inputs) -> int | None:
-    """N, the rows of the images; without images those of the first tensor with any."""
+    """N, the number of rows of the images; without images, of the first tensor with rows."""
     images = images_of(inputs)
     if images is None:
         images = next((tensor for tensor in tensors_of(inputs) if tensor.dim()), None)
@@ -85,7 +85,7 @@ def arguments(inputs: Inputs) -> dict[Argument, Any]:
 
 
 def image_argument(inputs: Inputs) -> Argument | None:
-    """The argument that the images are in; without images the first that has rows."""
+    """The argument that holds the images; without images, the first one with rows."""
     values = arguments(inputs)
     for least in (3, 1):
         for name, value in values.items():
@@ -102,9 +102,9 @@ def has_rows(value: Any, count: int) -> bool:
 def select_rows(
     inputs: Inputs, per_image: Collection[Argument], count: int, rows: Tensor
 ) -> Inputs:
-    """Copies of rows (R,) of those arguments' tensors that have ``count``; the others as they are.
+    """Copies rows (R,) of those arguments' tensors that have ``count`` rows; others are kept.
 
-    One tensor that comes twice comes twice here too.
+    If one tensor is given twice, so is its copy.
     """
     kept: dict[int, Tensor] = {}
 
@@ -125,7 +125,7 @@ def select_rows(
 
 
 def first_row(values: Any) -> Any:
-    """Copies of the first row of all tensors with as many rows as the first one; the others too."""
+    """Copies the first row of all tensors with as many rows as the first one, and other tensors."""
     count = next((tensor.shape[0] for tensor in tensors_of(values) if tensor.dim()), 0)
     return rebuild(values, lambda t: (t[:1] if t.dim() and t.shape[0] == count else t).clone())
 
@@ -155,6 +155,6 @@ def _stacked(pictures: list[Tensor]) -> Tensor:
         raise ArgumentError(
             "images",
             f"got a list of pictures of different sizes, {sizes[0]} and {sizes[1]}; "
-            "explain them one at a time, each in a list of its own",
+            "explain them one at a time, each in a separate list",
         )
     return torch.stack(pictures)

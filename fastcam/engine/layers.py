@@ -1,4 +1,4 @@
-"""Which layer: from what the user names, or found by running the network on one image."""
+"""The target layer: named by the user, or found by running the network on one image."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def layer_names(model: nn.Module, target_layers: Layers) -> tuple[str, ...]:
     """Dotted names within the model, for modules and names.
 
     Raises:
-        ValueError: for a name that is not in the model, with those near to it, another's module,
-            or one that hooks do not see.
+        ValueError: for a name that is not in the model (the message suggests similar names), a
+            module of another model, or a module that is hidden from hooks.
         TypeError: for anything else.
     """
     if isinstance(target_layers, (nn.Module, str)):
@@ -78,22 +78,21 @@ def find_layer(
 ) -> str:
     """The last layer with more than one position on which the top score of the first image depends.
 
-    It takes one run with a graph of everything, and backwards that end near the scores.
+    It takes one run with a whole graph, and backward passes that end near the scores.
 
-    - Layers count that depend on the images and whose gradient is not 0 everywhere. If the graph
-      does not reach the images (the model ran under its own ``no_grad``), all layers count.
-    - Of modules that return the same tensor the innermost is named, rather one that runs less
-      often.
-    - In a network read out at its class token the gradients of all patch tokens behind the last
-      attention are exactly 0. There it is the last norm whose patch tokens still have a gradient,
-      the last block's first one.
+    - Layers count if they depend on the images and their gradient is not 0 everywhere. If the graph
+      does not reach the images (the model uses ``no_grad``), all layers count.
+    - If several modules return the same tensor, the one that runs least often is chosen, then the
+      innermost.
+    - If a network reads its class token, the gradients of all patch tokens after the last attention
+      are exactly 0. Then the last norm whose patch tokens have a gradient is chosen: the first norm
+      of the last block.
     - Layers with fewer axes of positions than the images (a recurrent layer over a clip's
-      pictures), and sequences that are read out at one position alone, are passed over for those
-      before them.
-    - A map of class scores is passed over if the scores are dense, (N, K, *S), or picked out of it.
-      For dense scores a layer with fewer positions than those is preferred.
-    - What cannot be read as (N, C, *S), or in two ways (object queries), is passed over too.
-    - Of several pictures that go in, the first one counts that there is such a layer for.
+      pictures), and sequences of which only one position is read, are skipped for earlier layers.
+    - A map of class scores is skipped if the scores are dense, (N, K, *S), or picked from the map.
+      For dense scores, a layer with fewer positions than the scores is preferred.
+    - Outputs that cannot be read as (N, C, *S), or in two ways (object queries), are skipped too.
+    - If there are several input pictures, the first one with such a layer counts.
 
     Raises:
         ValueError: if there is no such layer, or the first image has no score.
@@ -113,7 +112,7 @@ def find_layer(
 
 
 def _are_alike(inputs: Inputs, picture: int) -> bool:
-    """Whether a further tensor with positions is a picture as the first one is, and no mask."""
+    """Whether a further tensor with positions is a picture like the first one, and not a mask."""
     first, other = images_of(inputs), images_of(inputs, picture)
     if first is None or other is None:
         return False
@@ -128,7 +127,7 @@ def _find_layer(
     reshape: Reshape | None,
     output: Output | None,
 ) -> str:
-    """The same for one of the pictures that go in."""
+    """:func:`find_layer` for one of the input pictures."""
     seen = survey(model, rebuild(one, Tensor.clone), output, picture)
     read = _Reader(model, pair, seen, reshape, picture)
     finest = seen.logits.shape[2:].numel() if seen.logits.dim() > 2 else None
@@ -197,7 +196,7 @@ def _find_layer(
     for layer in [] if reason else [layer for group in seen.groups for layer in group]:
         why_not = read.why_not(layer)
         if why_not is not None and layer.runs > 1:
-            return layer.name  # the call lists the runs, of which another may be readable
+            return layer.name  # the call lists the runs; another run may be readable
         if why_not is not None:
             raise ValueError(why_not)
     if ran:
@@ -222,7 +221,7 @@ def _find_layer(
 
 
 class _Reader:
-    """Reads layers by what happens to their axes in a run on two images."""
+    """Reads layers by following their axes in a run on two images."""
 
     def __init__(
         self,
@@ -243,17 +242,17 @@ class _Reader:
         if self._layouts.places is not None and seen.images is not None:
             self._extents = tuple(seen.images[axis] for axis in self._layouts.places)
         self.dims = 0 if reshape is not None or self._extents is None else len(self._extents)
-        """How many axes of positions the images have; 0 if that is not known."""
+        """How many axes of positions the images have; 0 if unknown."""
 
     def __call__(self, layer: Returned, value: Tensor) -> Tensor | None:
-        """What a layer returned, or its gradient, as (N, C, *S); None if it cannot be read so.
+        """A layer's output, or its gradient, as (N, C, *S); None if it cannot be read.
 
-        In one of two ways if there are two: either tells how many positions there are.
+        If there are two readings, either is used: both show how many positions there are.
         """
         steps, places = self._layouts.steps, self._layouts.places
         try:
             activations = self._reading(layer, None)(value.detach())
-        except Exception:  # reshape= need not fit the layers before and behind the target
+        except Exception:  # reshape= need not fit the layers before and after the target
             return None
         fits = activations.dim() > 2 and activations.shape[0] == self._rows
         if layer.name in steps and places is not None:
@@ -282,7 +281,7 @@ def _last_norm(norms: list[Returned], seen: Survey, read: _Reader) -> str | None
 
 
 def _of_the_same(group: list[Returned], read: _Reader) -> Returned:
-    """Of what reads as the last one, the innermost of those that ran least often."""
+    """Among modules that read as the last one, the innermost of those that ran least often."""
 
     def view(layer: Returned) -> tuple[int, torch.Size, tuple[int, ...]]:
         activations = read(layer, layer.tensor)
@@ -299,7 +298,7 @@ def _pools(group: list[Returned]) -> bool:
 
 
 def _positions(layer: Returned, seen: Survey, read: _Reader) -> int:
-    """How many; tokens that are no grid have some too, though nobody can read them."""
+    """The number of positions; tokens count even if they do not form a grid."""
     activations = read(layer, layer.tensor)
     if activations is not None:
         return activations.shape[2:].numel()
@@ -317,7 +316,7 @@ def _is_norm(layer: Returned, seen: Survey) -> bool:
 
 
 def _is_part_of_attention(model: nn.Module, layer: Returned, group: list[Returned]) -> bool:
-    """Whether it makes queries, keys or values, as where tokens are pooled by attention."""
+    """Whether it makes queries, keys or values, as in attention pooling."""
     parent = layer.name.rpartition(".")[0]
     return (
         parent != ""

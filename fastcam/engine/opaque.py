@@ -1,4 +1,4 @@
-"""Parts of a network that hooks and autograd do not see into: scripted, exported, quantized."""
+"""Parts of a network that are hidden from hooks and autograd: scripted, exported, quantized."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def why_hidden(model: nn.Module, name: str) -> str | None:
 
 
 def why_nothing_is_seen(model: nn.Module) -> str | None:
-    """Why hooks and autograd may have met nothing in a network; None for one that is open."""
+    """Why hooks and autograd may have seen nothing in a network; None for an open network."""
     modules = modules_of(model)
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         return _SCRIPTED

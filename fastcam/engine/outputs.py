@@ -1,4 +1,4 @@
-"""What a network returns: the class scores within it."""
+"""The class scores among the outputs of a network."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _MOST_LISTED = 8
 
 
 def logits_of(outputs: Any, output: Output | None = None, count: int | None = None) -> Tensor:
-    """The class scores in what a model returned.
+    """The class scores among a model's outputs.
 
-    By default the tensor itself, else what is called "logits" or "out", else the only
-    floating-point tensor with a row for each image, in containers and objects of any kind.
+    By default the tensor itself, else the entry "logits" or "out", else the only floating-point
+    tensor with a row for each image, in containers and objects of any kind.
 
     Args:
-        outputs: what the model returned.
-        output: picks the scores out of it; grad mode is the caller's.
-        count: how many images went in, None if that is not known.
+        outputs: the model's outputs.
+        output: picks the scores; runs in the caller's grad mode.
+        count: the number of images, or None if it is unknown.
 
     Raises:
-        ValueError: if there are no scores, or several tensors that may be them; if they are
-            complex; if a batch of one has lost its axis.
+        ValueError: if there are no scores or several candidates, if the scores are complex, or if
+            the axis of a batch of one was squeezed.
     """
     if output is not None:
         logits: Any = output(outputs)
@@ -68,7 +68,7 @@ def logits_of(outputs: Any, output: Output | None = None, count: int | None = No
 
 
 def _picked(outputs: Any, count: int | None) -> tuple[Tensor | None, str]:
-    """The scores, and what picks them out of the outputs."""
+    """The scores, and the expression that picks them from the outputs."""
     if isinstance(outputs, Tensor):
         return outputs, ""
     for name in _NAMES:
@@ -92,7 +92,7 @@ def _picked(outputs: Any, count: int | None) -> tuple[Tensor | None, str]:
 
 
 def _tensors(value: Any, place: str, met: set[int]) -> Iterator[tuple[Tensor, str]]:
-    """All tensors in containers and objects, and what picks each."""
+    """All tensors in containers and objects, and the expression that picks each."""
     if isinstance(value, Tensor):
         yield value, place
         return

@@ -14,22 +14,22 @@ from fastcam.targets import Selection
 
 @dataclass(frozen=True)
 class PooledHead:
-    """Global average pooling and one linear layer behind a layer: S_c = W[c] mean(pooled) + b."""
+    """Global average pooling and one linear layer after a layer: S_c = W[c] mean(pooled) + b."""
 
     weight: Tensor
     """(classes, C), float32 or float64."""
     pooled: Tensor
-    """What is averaged, (N, C, *S): A, or ReLU(A)."""
+    """The averaged tensor, (N, C, *S): A, or ReLU(A)."""
     rectified: bool
-    """Whether that is ReLU(A)."""
+    """Whether it is ReLU(A)."""
 
 
 def find_pooled_head(record: Capture, layer: int, selection: Selection) -> PooledHead | None:
     """A layer's global average pooling and linear head, or None if the network has another head.
 
-    Accepted where the last linear layer gave the logits and took the mean of A or ReLU(A), and
-    the gradient of the scores is W[c] / Z (where A > 0): the values alone would also fit a ReLU
-    behind A >= 0 that blocks gradients, or a block that is near to the identity.
+    Accepted if the last linear layer returned the logits for the mean of A or ReLU(A), and the
+    gradient of the scores is W[c] / Z (where A > 0). The values alone would also fit a ReLU after
+    A >= 0, which blocks gradients, or a block that is close to the identity.
 
     Args:
         record: the run.

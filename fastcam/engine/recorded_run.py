@@ -26,27 +26,27 @@ Graph = Literal["layers", "images"]
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What one run of a network left behind, before anything is read out of it."""
+    """The raw results of one run of a network."""
 
     outputs: Any
-    """What the model returned, with its graph."""
+    """The model's outputs, with their graph."""
     points: dict[str, tuple[Point, ...]]
     """By layer, in the order in which they ran: the first tensor with positions that it returned,
-    and where it stands in the graph, for each run that counts."""
+    and its place in the graph, for each run that counts."""
     returned: dict[str, Any]
-    """By layer, all that its caller received: an operation in place behind it shows here."""
+    """By layer, all that its caller received, including later operations in place."""
     shapes: dict[str, list[torch.Size]]
-    """By layer, the shapes that it returned, one a run."""
+    """By layer, the shapes that it returned, one per run."""
     counted: dict[str, int]
-    """By layer that ran, which run that is, from 0."""
+    """By layer that ran, the index of the run that counts, from 0."""
     inputs: Inputs
-    """What went in."""
+    """The model's inputs."""
     images: Tensor | None
-    """The first input with positions; the graph's leaf where it starts at the images."""
+    """The first input with positions; the graph's leaf if it starts at the images."""
     linear: tuple[nn.Linear, Tensor, Tensor] | None
     """The last linear layer that ran, its input and output."""
     started: list[ReferenceType[Tensor]]
-    """The model's tensors that a graph was started in."""
+    """The model's tensors at which a graph was started."""
 
     @property
     def runs(self) -> dict[str, int]:
@@ -75,11 +75,11 @@ def record(
         stepwise: the layers that run for each step of a loop, and how often: the last of each
             step counts.
         picture: which of the tensors with positions are the images.
-        reruns: whether further runs are to begin with the inputs as they are now.
+        reruns: whether further runs should start with the present inputs.
 
     Raises:
-        ValueError: for images without floating point, where the graph is to start there; for a
-            quantized module above a layer.
+        ValueError: if the graph should start at the images but these are not floating point; for
+            a quantized module above a layer.
     """
     repeats = repeats or Repeats()
     inputs = rebuild(inputs, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
@@ -89,8 +89,8 @@ def record(
         if images is None or not images.is_floating_point():
             raise ArgumentError(
                 "images",
-                "got no floating-point tensor (N, C, *S), but this method derives the "
-                "score by them",
+                "got no floating-point tensor (N, C, *S), but this method needs the "
+                "gradient with respect to them",
             )
         images = images.detach().requires_grad_()
         with torch.enable_grad():

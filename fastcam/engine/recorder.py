@@ -22,15 +22,15 @@ from fastcam.errors import ArgumentError
 
 
 class Recorder:
-    """Hooks for a run that starts a graph at layers and keeps what they return.
+    """Hooks for a run that starts a graph at layers and keeps their outputs.
 
-    They are for a run under ``no_grad``, or with grad mode on from the first instruction for a
-    graph that starts with the model.
+    The run has to be under ``no_grad``, or have grad mode on from the first instruction for a graph
+    that starts with the model.
 
     Args:
         layers: by name.
         start: where the graph starts; None for no graph.
-        pick: the tensors to keep of what a layer returns.
+        pick: the tensors to keep among a layer's outputs.
         run: which run of a layer counts, from 0 or from -1 backwards; None for the last.
         stepwise: the layers that run for each step of a loop, and how often: the last of each
             step counts.
@@ -45,9 +45,9 @@ class Recorder:
         stepwise: Mapping[str, int] | None = None,
     ) -> None:
         self.shapes: dict[str, list[torch.Size]] = {name: [] for name in layers}
-        """By layer, the shapes of the first tensor to keep that it returned, one a run."""
+        """By layer, the shapes of the first tensor to keep that it returned, one per run."""
         self.passing_on: set[str] = set()
-        """Layers that returned memory that they were given, as it was."""
+        """Layers that returned memory of their inputs unchanged."""
         self.held = False
         """Whether a layer returned memory that it held before it ran."""
         self._layers = layers
@@ -55,7 +55,7 @@ class Recorder:
         self._run = run
         self._stepwise = stepwise or {}
         self.started: list[ReferenceType[Tensor]] = []
-        """The tensors of the model's that a graph was started in."""
+        """The model's tensors at which a graph was started."""
         self._kept: dict[str, list[_Kept]] = {}
         self._pick = pick or first_with_positions
         self._entered: dict[str, list[Given]] = {name: [] for name in layers}
@@ -63,7 +63,7 @@ class Recorder:
 
     @property
     def points(self) -> dict[str, tuple[Point, ...]]:
-        """By layer, in the order in which they ran: what it returned, in all runs that count."""
+        """By layer, in the order in which they ran: its outputs in all runs that count."""
         return {
             name: tuple(point for kept in runs for point in kept.points)
             for name, runs in self._counted()
@@ -71,7 +71,7 @@ class Recorder:
 
     @property
     def returned(self) -> dict[str, Any]:
-        """By layer, all that its caller received; an operation in place behind it shows here."""
+        """By layer, all that its caller received, including later operations in place."""
         return {name: runs[-1].returned for name, runs in self._counted()}
 
     def _counted(self) -> list[tuple[str, list[_Kept]]]:
@@ -99,7 +99,7 @@ class Recorder:
         """After the run.
 
         Raises:
-            ValueError: if a layer returned its input and the model has overwritten that since.
+            ValueError: if a layer returned its input and the model has overwritten it since.
         """
         for name, tensor, before in self._inputs:
             if version(tensor) != before:  # the copy that was handed on has missed that
@@ -186,7 +186,7 @@ def overwritten(name: str) -> str:
 
 
 class Given:
-    """What went into a layer, and which tensors there were before it ran."""
+    """The arguments of a layer, and the tensors that existed before it ran."""
 
     def __init__(self, module: nn.Module, arguments: Any) -> None:
         self.arguments = arguments  # alive, so that nothing else gets its memory
@@ -200,7 +200,7 @@ class Given:
         return storage(tensor) in self._held
 
     def unwritten(self, tensor: Tensor) -> bool:
-        """Whether this is memory of the arguments, with what it had before."""
+        """Whether this is memory of the arguments, with unchanged values."""
         return self._versions.get(storage(tensor), -1) == version(tensor)
 
 

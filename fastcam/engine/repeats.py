@@ -1,4 +1,4 @@
-"""Which run counts of a layer that runs several times."""
+"""Which run of a layer counts if it runs several times."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fastcam.errors import ArgumentError
 
 
 class Repeats:
-    """The run that counts: the one that was named, or the last if it depends on all the others.
+    """The run that counts: the one that was chosen, or the last if it depends on all the others.
 
-    A shared activation and a loop are of that kind; the branches of a Siamese network are not.
-    What depends on what is found by one run with a whole graph, once for each layer; if the model
-    cuts its graph, by runs with a changed output.
+    It does in a shared activation and in a loop, but not in the branches of a Siamese network. The
+    dependence is found once for each layer, by one run with a whole graph; if the model cuts its
+    graph, by runs with a changed output.
 
     Args:
         chosen: the index of the run, from 0, or from -1 backwards; None for the last.
@@ -47,11 +47,11 @@ class Repeats:
         return chosen % count
 
     def forget(self) -> None:
-        """What has been found out is found anew."""
+        """Drops all findings, so that they are made again."""
         self._checked.clear()
 
     def needs_check(self, repeated: Collection[str]) -> bool:
-        """Whether it is still to be found out of one of these layers that run several times."""
+        """Whether one of these layers, which run several times, has not been checked yet."""
         return self.chosen is None and not self._checked.issuperset(repeated)
 
     def check(
@@ -61,11 +61,11 @@ class Repeats:
         repeated: Mapping[str, Sequence[torch.Size]],
         stepwise: Mapping[str, int],
     ) -> None:
-        """Whether the last run of each of these layers may count without having been named.
+        """Checks that the last run of each of these layers may count without having been chosen.
 
         Args:
-            model: what ran.
-            inputs: of one image, for another run.
+            model: the model that ran.
+            inputs: the inputs of one image, for another run.
             repeated: the layers that run several times, and the shapes that they gave.
             stepwise: those that run for each step of a loop, and how often: there it is the last
                 run of each step.
@@ -104,9 +104,9 @@ class Repeats:
 def whole_graph(
     model: nn.Module, inputs: Inputs, layers: Collection[str]
 ) -> dict[str, list[GradientEdge | None]]:
-    """Where the graph of a run, from the images and the parameters on, met each layer's outputs.
+    """The places of each layer's outputs in a graph from the images and the parameters on.
 
-    Of an output of several tensors the first with positions; None if it has no graph.
+    If an output has several tensors, the first with positions; None if it has no graph.
     """
     edges: dict[str, list[GradientEdge | None]] = {name: [] for name in layers}
     images = images_of(inputs)
@@ -132,7 +132,7 @@ def whole_graph(
 
 
 def changes_last(model: nn.Module, inputs: Inputs, layer: str, runs: int) -> bool:
-    """Whether the last output of a layer is another one if any of the earlier ones is."""
+    """Whether the last output of a layer changes if any of the earlier ones is changed."""
 
     def last(changed: int | None) -> Tensor:
         outputs: list[Tensor] = []

@@ -1,7 +1,7 @@
-"""One run of a network, in evaluation mode and with hooks, which leaves it as it was.
+"""One run of a network, in evaluation mode and with hooks, which restores it afterwards.
 
-What a run changes is given back on every way out. Threads may run one network side by side: hooks
-act in the thread that set them, and evaluation mode ends with the last run that needs it.
+All changes are undone, also after an error. Threads may run one network side by side: hooks act in
+the thread that set them, and evaluation mode ends with the last run that needs it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def run(
     before: Hooks = (),
     from_images: bool = False,
 ) -> Any:
-    """What the model returns in evaluation mode, with hooks that end with the call.
+    """The model's outputs in evaluation mode, with hooks that are removed after the call.
 
     Args:
         hooks: forward hooks.
         before: forward pre-hooks, called with the keyword arguments too. The forward hooks of these
-            modules run behind all others, also behind those that the model hangs on meanwhile.
+            modules run after all others, even those that the model registers during the run.
         from_images: whether grad mode is on from the first instruction, and a torch function mode,
             such as guided backpropagation's, has to see every function.
     """
@@ -64,7 +64,7 @@ def run(
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
-    """What ``model.modules()`` gives, in its order and in less time."""
+    """The same modules as ``model.modules()``, in its order but faster."""
     found: dict[nn.Module, None] = {}
     waiting: list[nn.Module | None] = [model]
     while waiting:
@@ -83,10 +83,10 @@ def _recurrent_backward(modules: Iterable[nn.Module]) -> AbstractContextManager[
 
 
 class RecurrentBackward(TorchFunctionMode):
-    """While entered, recurrent modules in evaluation mode have a backward on a GPU too.
+    """Within the context, recurrent modules in evaluation mode have a backward on a GPU too.
 
-    cuDNN keeps what it needs for one in training mode only, which differs by dropout alone: it runs
-    in that mode, without dropout. This acts on calls of this thread, not on the modules.
+    cuDNN keeps the values for a backward in training mode only, which differs by dropout alone: it
+    runs in that mode, without dropout. This affects calls of this thread, not the modules.
     """
 
     def __torch_function__(
@@ -98,7 +98,7 @@ class RecurrentBackward(TorchFunctionMode):
     ) -> Any:
         if func in _RECURRENT and torch.is_grad_enabled():
             # (input, state, weights, bias, layers, dropout, training, ...); packed sequences have
-            # their batch sizes behind the input
+            # their batch sizes after the input
             dropout = 6 if isinstance(args[3], (list, tuple)) else 5
             if not args[dropout + 1]:
                 args = (*args[:dropout], 0.0, True, *args[dropout + 2 :])
@@ -109,10 +109,9 @@ _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 class Loan:
-    """What one run changes of a network and of the process, until :meth:`give_back`.
+    """The changes of one run to a network and to the process, until :meth:`give_back`.
 
-    Every step can be repeated and none has to have happened, so that an interrupt at any moment
-    leaves nothing behind.
+    Every step can be repeated or missing, so that an interrupt at any moment can be cleaned up.
 
     Args:
         hooks, before: see :func:`run`.
@@ -129,11 +128,11 @@ class Loan:
         ]
 
     def take(self, modules: Sequence[nn.Module] = (), *, functions: bool = False) -> None:
-        """Hangs the hooks on; a model is brought into evaluation mode.
+        """Registers the hooks, and switches a model to evaluation mode.
 
         Args:
-            modules: those of the model that is about to run.
-            functions: whether compiled functions have to run as they were written.
+            modules: the modules of the model that is about to run.
+            functions: whether compiled functions have to run uncompiled.
         """
         _evaluation.enter(self, modules)
         # compiled code would not see the hooks, nor a function mode; a compiled function cannot be
@@ -149,7 +148,7 @@ class Loan:
                 module.register_forward_hook(hook)
 
     def give_back(self) -> None:
-        """Everything as it was found; once is enough, and more do no harm."""
+        """Restores everything; further calls have no effect."""
         with _lock:
             for module, hook in self._hooks:
                 for key in _keys(module._forward_hooks, hook):
@@ -193,9 +192,9 @@ def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class CopiedResults(TorchFunctionMode):
-    """While entered, deep copies get the values of tensors with a graph, which PyTorch refuses.
+    """Within the context, deepcopy copies the values of tensors with a graph instead of failing.
 
-    A network holds such a tensor if it has kept one from a call, or has a weight that is computed.
+    A network holds such a tensor if it has kept one from a call, or if a weight is computed.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -227,7 +226,7 @@ def _is_ours(hook: Any) -> bool:
 
 
 def _behind_others(hook: Callable[..., Any], after: Sequence[Any]) -> Callable[..., Any]:
-    """The pre-hook, which also moves forward hooks of its module behind all others."""
+    """The pre-hook, which also moves forward hooks of its module after all others."""
 
     def called(module: nn.Module, *args: Any) -> Any:
         hung: OrderedDict[int, Any] = module._forward_hooks  # type: ignore[assignment]
@@ -244,8 +243,8 @@ def _keys(hooks: Mapping[int, Any], hook: Any) -> list[int]:
 
 
 FLAGS = ("training", "use_nested_tensor")
-"""What runs switch off in modules: training mode, and the nested tensors of nn.TransformerEncoder,
-which have no shape."""
+"""The flags that runs switch off in modules: training mode, and the nested tensors of
+nn.TransformerEncoder, which have no shape."""
 
 
 class _Evaluation:
@@ -260,7 +259,7 @@ class _Evaluation:
     def enter(self, run: object, modules: Iterable[nn.Module]) -> None:
         with _lock:
             for module in modules:
-                # a look for an attribute that is not there takes long
+                # looking up a missing attribute is slow
                 for flag in FLAGS if isinstance(module, nn.TransformerEncoder) else FLAGS[:1]:
                     if self._runs and (id(module), flag) in self._runs:
                         self._runs[id(module), flag][1].add(run)
@@ -281,16 +280,16 @@ class _Evaluation:
 
 
 class _Switch:
-    """Something of the process that is switched on by the first run and off after the last.
+    """A setting of the process that the first run switches on and the last one switches off.
 
     Args:
-        on, off: what switches; both may be called again after an interrupt.
+        on, off: functions that switch it; both may be called again after an interrupt.
     """
 
     def __init__(self, on: Callable[[], None], off: Callable[[], None]) -> None:
         self._on, self._off = on, off
         self.runs: dict[object, int] = {}
-        """Those that need it, and the threads that they are in."""
+        """The runs that need it, and their threads."""
 
     def enter(self, run: object) -> None:
         with _lock:
@@ -311,7 +310,7 @@ _stances: list[Any] = []
 
 
 def _run_eagerly() -> None:
-    """Compiled code runs as it was written, in all threads."""
+    """Makes compiled code run uncompiled, in all threads."""
     _stances.append(torch.compiler.set_stance("force_eager"))
 
 
@@ -325,7 +324,7 @@ _replaced: dict[str, Any] = {}
 
 
 def _call_plainly() -> None:
-    """Checkpoints in threads that record call their function and keep what it computed.
+    """Checkpoints in threads that record call their function and keep its intermediate values.
 
     A reentrant checkpoint has no graph for :func:`torch.autograd.grad`. Any other runs its function
     again in the backward, when hooks and evaluation mode are gone.
@@ -342,7 +341,7 @@ def _checkpoint_again() -> None:
 
 
 class _PlainFunction:
-    """In the place of the reentrant checkpoint's autograd function."""
+    """Replaces the reentrant checkpoint's autograd function."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
@@ -357,7 +356,7 @@ class _PlainFunction:
 
 
 def _plain_generator(generator: Any) -> Any:
-    """In the place of the other's, which runs up to its yield, then after the function."""
+    """Replaces the generator of the other checkpoint, which wraps the function in its yield."""
 
     def checkpoint(*args: Any, **kwargs: Any) -> Iterator[None]:
         if threading.get_ident() in _plain_checkpoints.runs.values():
@@ -378,7 +377,7 @@ _plain_checkpoints = _Switch(_call_plainly, _checkpoint_again)
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether torch.compile stands before or in a module."""
+    """Whether torch.compile wraps a module or a part of it."""
     own = vars(module)
     if "_orig_mod" in module._modules or own.get("_compiled_call_impl") is not None:
         return True

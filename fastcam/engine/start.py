@@ -1,7 +1,7 @@
 """How close to the target layer the graph of a run may start.
 
-Below the start the network runs as in inference. How close it may be depends on who reads what the
-layer computes: see :func:`find_start`.
+Below the start the network runs as in inference. How close it may be depends on which values of the
+layer are read later: see :func:`find_start`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastcam.engine.values import agree, close, rebuild, tensors_of
 
 
 def start_at_inputs(inputs: Inputs) -> Inputs:
-    """The inputs at the start of a graph. They keep their memory; the user's tensors stay apart."""
+    """The inputs at the start of a graph, in the same memory; the user's tensors do not change."""
     return rebuild(inputs, lambda tensor: started(tensor.data))
 
 
@@ -35,16 +35,16 @@ def find_start(
     repeat: int | None = None,
     stepwise: Mapping[str, int] | None = None,
 ) -> Start:
-    """The start closest to the layers from which a graph holds all that reads them.
+    """The start closest to the layers for which the graph holds all readers of their outputs.
 
-    "output" will do if nothing but what a layer returns is read later. A layer that also keeps a
-    value that it has derived from its output needs "layer", grad modes within the model need
-    "model". See :func:`closest_start`.
+    "output" is enough if only the layer's output is read later. A layer that also keeps a value
+    computed from its output needs "layer"; grad modes within the model need "model". See
+    :func:`closest_start`.
 
     Args:
         model, layers: as for :func:`fastcam.engine.capture.capture`.
         one: the inputs for one image.
-        output: picks what is explained out of what the model returns; it may read the model too.
+        output: picks the scores from the model's outputs; it may read the model too.
         repeat: which run of a layer counts; None for the last.
         stepwise: as for :class:`Recorder`.
     """
@@ -60,7 +60,7 @@ def find_start(
 
 
 def has_hooks(model: nn.Module) -> bool:
-    """Whether further runs of it would be noticed."""
+    """Whether hooks would notice further runs of the model."""
     return any(map(hooks_of, model.modules()))
 
 
@@ -70,15 +70,15 @@ def closest_start(
     repeat: int | None = None,
     stepwise: Mapping[str, int] | None = None,
 ) -> Start:
-    """The start of a graph for runs that somebody else makes.
+    """The closest start of a graph, for runs made by the caller's function.
 
-    Each start is tried, and its graph compared with that of a run that records everything: three
-    runs for most networks.
+    Tries each start, and compares its graph with that of a run that records everything: three runs
+    for most networks.
 
     Args:
         attempt: runs the network with a recorder's hooks, under ``no_grad`` or, if the second
-            argument says so, with everything recorded; gives what holds the results and leaves no
-            trace in the network.
+            argument is True, with everything recorded; returns an object that holds the results,
+            and leaves the network unchanged.
         layers: by name.
         repeat: which run of a layer counts; None for the last.
         stepwise: as for :class:`Recorder`.

@@ -1,4 +1,4 @@
-"""What every layer returned for one image, and the score's gradient with respect to it."""
+"""Every layer's output for one image, and the score's gradient with respect to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastcam.engine.trials import trial
 from fastcam.engine.values import rebuild, storage, tensors_of, version
 from fastcam.errors import ArgumentError
 
-_AT_ONCE = 16  # gradients a backward; the layer is one of the last as a rule
+_AT_ONCE = 16  # gradients per backward; the layer is usually one of the last
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Returned:
     version: int
     """The tensor's when the module returned it: an operation in place makes the next one."""
     edge: GradientEdge | None
-    """Its place in the graph, None if it has none."""
+    """Its place in the graph, or None if it has none."""
     order: int
     """When it was computed, not returned: what a list holds first is no later than the rest."""
 
@@ -45,7 +45,7 @@ class Survey:
 
     logits: Tensor
     class_id: int
-    """The top class; for dense scores the one that is on top at most positions."""
+    """The top class; for dense scores the top class at the most positions."""
     images: torch.Size | None
     """The shape of the images."""
     groups: list[list[Returned]]
@@ -56,7 +56,7 @@ class Survey:
 
     @property
     def extents(self) -> tuple[int, ...] | None:
-        """The extents of the images' positions, as a rule."""
+        """The usual extents of the images' positions."""
         return None if self.images is None else tuple(self.images[2:])
 
     def gradients(self, of: Sequence[Returned]) -> Iterator[tuple[Returned, Tensor | None]]:
@@ -74,8 +74,8 @@ class Survey:
             except RuntimeError as error:
                 raise ArgumentError(
                     "target_layers",
-                    "none given, and the search for one failed where it derives the "
-                    f"model's top score ({error}); name a layer",
+                    "none given, and the search for one failed in the gradient of "
+                    f"the model's top score ({error}); name a layer",
                 ) from error
             yield from zip(some, found, strict=True)
 
@@ -157,9 +157,9 @@ def survey(model: nn.Module, inputs: Inputs, output: Output | None, picture: int
 
 
 def _top(logits: Tensor) -> tuple[Tensor, int]:
-    """The score of the class that is on top, and its id.
+    """The score of the top class, and its id.
 
-    Of dense scores (N, K, *S) the class that is on top at most positions, summed over those.
+    For dense scores (N, K, *S), the class that is on top at the most positions, summed over these.
     """
     if logits.numel() == 0:
         raise ArgumentError(

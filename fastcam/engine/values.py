@@ -1,4 +1,4 @@
-"""The tensors in what a module takes or returns, in containers and objects of any kind."""
+"""The tensors in a module's inputs and outputs, in containers and objects of any kind."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def first_with_positions(value: Any) -> list[Tensor]:
 
 
 def storage(tensor: Tensor) -> int:
-    """What tensors that share their memory have in common."""
+    """The storage of a tensor, as a number that is equal if tensors share memory."""
     return tensor.untyped_storage().data_ptr()
 
 
@@ -102,7 +102,7 @@ def close(value: Tensor, expected: Tensor) -> bool:
 
 
 def agree(value: Tensor, expected: Tensor, limit: float | None = None) -> bool:
-    """Equal but for the rounding of a whole network, relative to the largest value.
+    """Equal up to the rounding of a whole network, relative to the largest value.
 
     Args:
         limit: by default 0.001 in float32 and float64, else 0.1.

@@ -1,9 +1,9 @@
-"""How good a map is: what masking or removing what it shows does to the score.
+"""Metrics of the quality of maps: how the score changes when pixels are masked or removed.
 
-Everything stays on the images' device. Maps are (N, *S) in [0, 1] at the images' extents, as the
-methods give them; classes are chosen as for the methods, and confidence is the class's softmax
-probability where targets are class ids (``probabilities=False`` takes the logits), else what the
-target functions say.
+Everything stays on the images' device. Maps are (N, *S) in [0, 1] at the images' size, as the
+methods return them, and targets are as for the methods. For class ids, confidence is the softmax
+probability of the class (with ``probabilities=False``, the logit); for target functions, it is
+their result.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 @dataclass(frozen=True)
 class Confidence:
-    """Scores of images as they are, and of those that a map has changed."""
+    """The scores of the images, and of the images times their maps."""
 
     before: Tensor
     """(N,)."""
@@ -50,12 +50,12 @@ class Confidence:
 
     @property
     def drop(self) -> Tensor:
-        """ReLU(before - after), as pytorch-grad-cam's DropInConfidence."""
+        """ReLU(before - after), as in pytorch-grad-cam's DropInConfidence."""
         return (self.before - self.after).relu()
 
     @property
     def relative_drop(self) -> Tensor:
-        """ReLU(before - after) / before: its mean is the average drop of the Grad-CAM++ paper.
+        """ReLU(before - after) / before; its mean is the average drop of the Grad-CAM++ paper.
 
         Chattopadhyay et al. 2018, arXiv 1710.11063, section 4.1.
         """
@@ -63,7 +63,7 @@ class Confidence:
 
     @property
     def increase(self) -> Tensor:
-        """Whether after > before: its mean is that paper's increase in confidence."""
+        """Whether after > before; its mean is that paper's increase in confidence."""
         return self.after > self.before
 
 
@@ -77,13 +77,13 @@ def confidence(
     output: Output | None = None,
     per_image: PerImage | Collection[Argument] | None = None,
 ) -> Confidence:
-    """Of the images, and of the images times their maps.
+    """The confidence in the images, and in the images times their maps.
 
     Args:
-        model, images, targets, output, per_image: as the methods of :mod:`fastcam.methods` take
-            them, with one class an image.
+        model, images, targets, output, per_image: as for the methods of :mod:`fastcam.methods`,
+            with one class per image.
         maps: (N, *S).
-        probabilities: whether class ids mean softmax probabilities rather than logits.
+        probabilities: whether class ids select softmax probabilities instead of logits.
 
     Raises:
         ValueError, TypeError: if maps or targets do not fit the images.
@@ -98,9 +98,9 @@ class ClassificationMetric:
     """Average drop and increase in confidence of a method, over any number of batches.
 
     Args:
-        method: a method that gives one map an image, such as ``fastcam.GradCAM(model)``.
+        method: a method that returns one map per image, such as ``fastcam.GradCAM(model)``.
         probabilities: as for :func:`confidence`.
-        output: what is scored; by default what the method explains.
+        output: the output to score; by default the one that the method explains.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ClassificationMetric:
         self._increases: list[Tensor] = []
 
     def update(self, images: Inputs, targets: Targets = None) -> None:
-        """Explains a batch and counts it; ``targets`` None explains the top class."""
+        """Explains a batch and adds its scores; ``targets`` None for the top class."""
         maps = self.method(images, targets)
         targets = self.method.class_ids if targets is None else targets
         found = confidence(
@@ -130,10 +130,12 @@ class ClassificationMetric:
         """``average_drop`` and ``increase``, the means over all images.
 
         Raises:
-            ValueError: before any batch.
+            ValueError: if :meth:`update` has not been called.
         """
         if not self._drops:
-            raise ArgumentError("images", "there are none yet, call update() first")
+            raise ArgumentError(
+                "images", "got none, expected at least one batch; call update() first"
+            )
         drops, increases = torch.cat(self._drops), torch.cat(self._increases)
         return {
             "average_drop": drops.double().mean().item(),
@@ -143,16 +145,16 @@ class ClassificationMetric:
 
 @dataclass(frozen=True)
 class Road:
-    """Changes of the score as pixels are removed, one column a percentile."""
+    """Changes of the score when pixels are removed, one column per percentile."""
 
     most_relevant_first: Tensor
-    """(N, P): those at or above the percentile of the map are gone. Low is good."""
+    """(N, P), without pixels at or above the percentile of the map. Low is good."""
     least_relevant_first: Tensor
-    """(N, P): those at or above the percentile of 1 - map are gone. High is good."""
+    """(N, P), without pixels at or above the percentile of 1 - map. High is good."""
 
     @property
     def combined(self) -> Tensor:
-        """(N,): half the mean difference, least less most relevant first. High is good."""
+        """(N,): the mean of (least - most relevant first) / 2. High is good."""
         return (self.least_relevant_first - self.most_relevant_first).mean(1) / 2
 
 
@@ -170,28 +172,28 @@ def road(
     output: Output | None = None,
     per_image: PerImage | Collection[Argument] | None = None,
 ) -> Road:
-    """Remove and debias: pixels are removed by noisy linear imputation, by the map's order.
+    """ROAD, remove and debias: removes pixels in the order of the map, by noisy linear imputation.
 
     Rong et al. 2022, arXiv 2202.00449. All percentiles, both orders and all images are imputed
     together (:func:`fastcam.metrics.imputation.impute`).
 
     Args:
         model, images, targets, maps, probabilities, output, per_image: as for :func:`confidence`;
-            2-D images.
-        percentiles: of the map; those below keep their pixels.
-        noise: the standard deviation of what is added to imputed pixels.
-        seed: of the noise.
-        batch_size: how many imputed images run together.
+            the images are 2-D.
+        percentiles: percentiles of the map; pixels below are kept.
+        noise: the standard deviation of the noise added to imputed pixels.
+        seed: the seed of the noise.
+        batch_size: the number of imputed images per run.
 
     Raises:
-        ValueError, TypeError: if maps or targets do not fit the images, which have to be 2-D.
+        ValueError, TypeError: if maps or targets do not fit the images, or the images are not 2-D.
     """
     with _Scorer(model, images, targets, probabilities, output, per_image) as scorer:
         scorer.check(maps)
         pixels = scorer.images
         if pixels.dim() != 4:
             raise ArgumentError(
-                "images", f"got {tuple(pixels.shape)}, expected 2-D ones, (N, C, H, W)"
+                "images", f"got shape {tuple(pixels.shape)}, expected 2-D images (N, C, H, W)"
             )
         ranks = torch.tensor(percentiles, dtype=torch.float64, device=maps.device) / 100
         orders = torch.stack([maps, 1 - maps], 1)  # (N, 2, H, W)
@@ -213,7 +215,7 @@ def road(
 
 
 def complexity(maps: Tensor) -> Tensor:
-    """The mean magnitude of each map, (N,): how much of the image it takes (low is good).
+    """The mean magnitude of each map, (N,): how much of the image it covers. Low is good.
 
     Poppi et al. 2021, arXiv 2104.10252.
     """
@@ -221,9 +223,9 @@ def complexity(maps: Tensor) -> Tensor:
 
 
 def coherency(maps: Tensor, others: Tensor) -> Tensor:
-    """(1 + r) / 2, (N,), r the Pearson correlation of two maps; 1/2 where one is constant.
+    """(1 + r) / 2, (N,), r the Pearson correlation of two maps; 1/2 if one is constant.
 
-    Poppi et al. 2021, arXiv 2104.10252: of a map, and of the one of the image times that map.
+    Poppi et al. 2021, arXiv 2104.10252, compare a map with the map of the image times that map.
     """
     first, second = (m.flatten(1).double() for m in (maps, others))
     first, second = (m - m.mean(1, keepdim=True) for m in (first, second))
@@ -235,7 +237,7 @@ def coherency(maps: Tensor, others: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Quality:
-    """Coherency, complexity and what removal or masking costs, with their harmonic mean."""
+    """Coherency, complexity and faithfulness, with their harmonic mean."""
 
     coherency: Tensor
     """(N,), high is good."""
@@ -246,7 +248,7 @@ class Quality:
 
     @property
     def score(self) -> Tensor:
-        """3 / (1 / coherency + 1 / (1 - complexity) + 1 / faithfulness), 0 where one is 0."""
+        """3 / (1 / coherency + 1 / (1 - complexity) + 1 / faithfulness), or 0 if one is 0."""
         parts = torch.stack([self.coherency, 1 - self.complexity, self.faithfulness])
         return 3 / (1 / parts).sum(0)
 
@@ -259,12 +261,12 @@ def adcc(
     probabilities: bool = True,
     output: Output | None = None,
 ) -> Quality:
-    """Average drop, coherency and complexity in one (Poppi et al. 2021, arXiv 2104.10252).
+    """ADCC: average drop, coherency and complexity (Poppi et al. 2021, arXiv 2104.10252).
 
     Args:
-        method: a method that gives one map an image, such as ``fastcam.GradCAM(model)``.
+        method: a method that returns one map per image, such as ``fastcam.GradCAM(model)``.
         images, targets, probabilities: as for :func:`confidence`.
-        output: what is scored; by default what the method explains.
+        output: the output to score; by default the one that the method explains.
     """
     scored = _scored(method, output)
 
@@ -289,7 +291,7 @@ def arcc(
     probabilities: bool = True,
     output: Output | None = None,
 ) -> Quality:
-    """The same with ROAD, removal by order, in the place of the average drop.
+    """ARCC: the same with :func:`road` instead of the average drop.
 
     How to Evaluate and Refine your CAM, 2026, arXiv 2605.14641.
 
@@ -318,7 +320,7 @@ def arcc(
 
 
 def _scored(method: Any, output: Output | None) -> dict[str, Any]:
-    """What of a model's answer and of its inputs a method explains, and another output."""
+    """The ``output`` and ``per_image`` of a method; ``output`` replaces the method's if given."""
     output = method._output if output is None else output
     return {"output": output, "per_image": method._per_image}
 
@@ -340,7 +342,7 @@ def _quality(
 
 
 class _Scorer:
-    """The confidence of one class an image, for images and for changed ones; a context."""
+    """A context that scores one class per image, for the images and for changed images."""
 
     def __init__(
         self,
@@ -361,14 +363,14 @@ class _Scorer:
             )
             if self.record.images is None or not self.record.images.is_floating_point():
                 raise ArgumentError(
-                    "images", "got no floating-point tensor (N, C, *S) that a map could mask"
+                    "images", "got none to mask, expected a floating-point tensor (N, C, *S)"
                 )
             self.images: Tensor = self.record.images
             self._selection: Selection = select(self.record.logits, targets)
             if self._selection.scores.dim() != 1:
                 raise ArgumentError(
                     "targets",
-                    f"got {self._selection.scores.shape[1]} classes an image, expected one",
+                    f"got {self._selection.scores.shape[1]} classes per image, expected 1",
                 )
             rows = torch.arange(len(self.record.logits), device=self.images.device)
             self.before = self._confidence(self.record.logits, rows)
@@ -383,7 +385,7 @@ class _Scorer:
             mode.__exit__(*exception)
 
     def of(self, images: Tensor, rows: Tensor) -> Tensor:
-        """(R,), for images (R, C, *S): row r is a changed image rows[r]."""
+        """(R,), for images (R, C, *S); row r is a changed copy of image rows[r]."""
         return self._confidence(self.record.again(rows, images), rows)
 
     def check(self, maps: Tensor) -> None:
@@ -391,7 +393,8 @@ class _Scorer:
         if tuple(maps.shape) != expected:
             raise ArgumentError(
                 "maps",
-                f"got {tuple(maps.shape)}, expected {expected}, one map an image and as large",
+                f"got shape {tuple(maps.shape)}, expected {expected}, one map per image and "
+                "of its size",
             )
 
     def masked(self, maps: Tensor) -> Tensor:
@@ -407,7 +410,7 @@ class _Scorer:
 
 
 def _quantiles(values: Tensor, ranks: Tensor) -> Tensor:
-    """(*L, P), linear between the nearest values (*L, n); torch.quantile takes no large tensors."""
+    """(*L, P), interpolated linearly between values (*L, n); torch.quantile limits their number."""
     ordered = values.sort(-1).values.double()
     places = ranks * (values.shape[-1] - 1)
     below = places.floor().long().clamp(0, values.shape[-1] - 1)

@@ -1,4 +1,4 @@
-"""Noisy linear imputation: missing pixels from their neighbours, and noise that marks them."""
+"""Noisy linear imputation: fills in missing pixels from their neighbours and adds noise."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from fastcam.errors import ArgumentError
 
 
 def impute(images: Tensor, known: Tensor, noise: Tensor | None = None) -> Tensor:
-    """Images with their missing pixels filled in (:func:`fastcam.ops.impute`), plus noise there.
+    """Fills in the missing pixels of images (:func:`fastcam.ops.impute`) and adds noise to them.
 
     Rong et al. 2022, arXiv 2202.00449, section 4.2.
 
     Args:
         images: (N, C, H, W).
-        known: (N, H, W), True where a pixel stays.
-        noise: (N, C, H, W), added to what is filled in.
+        known: (N, H, W), True where a pixel is kept.
+        noise: (N, C, H, W), added to the missing pixels; None for no noise.
 
     Returns:
-        (N, C, H, W) in the images' dtype. Where no pixel is known, 0 and the noise.
+        (N, C, H, W) in the images' dtype. An image without known pixels becomes 0 plus noise.
 
     Raises:
-        ValueError: for other shapes.
+        ValueError: if the shapes do not fit.
     """
     if images.dim() != 4 or known.shape != (len(images), *images.shape[2:]):
         raise ArgumentError(
             "images, known",
-            f"got {tuple(images.shape)} and {tuple(known.shape)}, expected "
+            f"got shapes {tuple(images.shape)} and {tuple(known.shape)}, expected "
             "(N, C, H, W) and (N, H, W)",
         )
     filled = ops.impute(images, known)

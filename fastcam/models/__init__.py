@@ -158,7 +158,7 @@ class LoadedModel:
 
 def resized(images: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
     """Resizes with antialiasing ("bilinear" or "bicubic"): (N, C, H, W) -> (N, C, *size), uint8."""
-    if images.is_cuda:  # where torch does not interpolate uint8
+    if images.is_cuda:  # torch interpolates uint8 only on a CPU
         large = F.interpolate(images.float(), size, mode=interpolation, antialias=True)
         return large.round_().clamp_(0, 255).byte()
     return F.interpolate(images, size, mode=interpolation, antialias=True)

@@ -1,9 +1,8 @@
-"""pytorch-grad-cam's names without that package::
+"""pytorch-grad-cam's API without that package::
 
     import fastcam.compat.pytorch_grad_cam as pytorch_grad_cam
 
-The same signatures, numpy arrays in the same form and the same values as in release 1.5.7, computed
-by fastcam.
+Signatures, numpy arrays and values are those of release 1.5.7, computed by fastcam.
 """
 
 from fastcam.compat.pytorch_grad_cam import metrics, utils

@@ -1,4 +1,4 @@
-"""Ablation-CAM: how much a score falls when a channel is taken away."""
+"""Ablation-CAM: channels weighted by the drop of the score when they are ablated."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from fastcam.dropin.pytorch_grad_cam.run import Array, TargetFunctions, aside
 class AblationCAM(BaseCAM):
     """w_k = (S - S_k) / S, S_k the score without channel k.
 
-    Desai and Ramaswamy 2020, Ablation-CAM, WACV. An ablated channel is 0 where that is the least
-    activation, otherwise far below the least.
+    Desai and Ramaswamy 2020, Ablation-CAM, WACV. An ablated channel is set to 0 if the least
+    activation is 0, otherwise to a value far below the least.
 
     Args:
-        ablation_layer: what stands in the layer's place meanwhile.
-        batch_size: how many ablated activations run together.
+        ablation_layer: the module that replaces the layer meanwhile.
+        batch_size: the number of ablated activations per run.
         ratio_channels_to_ablate: the share of channels to ablate, see
-            :meth:`AblationLayer.activations_to_be_ablated`; the others count as S_k = S.
+            :meth:`AblationLayer.activations_to_be_ablated`; S_k = S for the others.
     """
 
     activations: Any
@@ -46,7 +46,7 @@ class AblationCAM(BaseCAM):
         self.ratio_channels_to_ablate = ratio_channels_to_ablate
 
     def save_activation(self, module: nn.Module, args: Any, output: Any) -> None:
-        """A hook that keeps what the target layer returns."""
+        """A forward hook that saves the output of the target layer."""
         self.activations = output
 
     def assemble_ablation_scores(
@@ -56,7 +56,7 @@ class AblationCAM(BaseCAM):
         ablated_channels: Array,
         number_of_channels: int,
     ) -> list[Any]:
-        """S_k of every channel: its own where it was ablated, else the original score."""
+        """S_k of every channel: the new score if it was ablated, else the original score."""
         order = np.argsort(ablated_channels)
         waiting = list(zip(ablated_channels[order], float32(new_scores)[order], strict=True))
         scores = []
@@ -90,7 +90,7 @@ class AblationCAM(BaseCAM):
         targets: TargetFunctions,
         activations: Array,
     ) -> Array:
-        """By runs of the whole network with :attr:`ablation_layer` in the layer's place."""
+        """The weights by runs of the whole network with :attr:`ablation_layer` as the layer."""
         stand_in = self.ablation_layer
         with torch.no_grad(), aside(self):
             handle = layer.register_forward_hook(self.save_activation)

@@ -1,4 +1,4 @@
-"""Modules that stand in a target layer's place and give its activations with channels ablated."""
+"""Modules that replace a target layer and return its activations with channels ablated."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fastcam.dropin.pytorch_grad_cam.run import Array
 
 
 class AblationLayer(nn.Module):
-    """Of activations (N, C, *S), ablates another channel in each row."""
+    """Ablates a different channel in each row of activations (R, C, *S)."""
 
     indices: Any
     activations: Any
 
     def objectiveness_mask_from_svd(self, activations: Array, threshold: float = 0.01) -> Array:
-        """Where the first principal component of (C, *S) is above a share of its range, (*S)."""
+        """(*S): whether the first principal component of (C, *S) exceeds a share of its range."""
         component = np.abs(get_2d_projection(activations[None])[0])
         component = component - component.min()
         mask: Array = component / component.max() > threshold
@@ -31,9 +31,9 @@ class AblationLayer(nn.Module):
     def activations_to_be_ablated(
         self, activations: Array, ratio_channels_to_ablate: float = 1.0
     ) -> Array:
-        """The channels of (C, *S) to ablate: all, or a share with the most and the least objects.
+        """The channels of (C, *S) to ablate: all, or those with the highest and lowest objectness.
 
-        A channel's objects are the share of its values inside of
+        The objectness of a channel is the share of its values inside
         :meth:`objectiveness_mask_from_svd`.
         """
         if ratio_channels_to_ablate == 1.0:
@@ -51,7 +51,7 @@ class AblationLayer(nn.Module):
     def set_next_batch(
         self, input_batch_index: int, activations: Any, num_channels_to_ablate: int
     ) -> None:
-        """The next activations: those of one image, once for every channel."""
+        """Sets the next activations: those of one image, repeated for every channel."""
         self.activations = _repeated(activations[input_batch_index], num_channels_to_ablate)
 
     def __call__(self, x: Any) -> Any:
@@ -93,8 +93,8 @@ class AblationLayerFasterRCNN(AblationLayer):
 def ablate(activations: Tensor, channels: Any) -> None:
     """Ablates channel ``channels[i]`` of each row i of (R, C, *S).
 
-    To 0 where that is the least activation of all. Otherwise to far below it: from row to row
-    further, for rows ablated before count among the activations.
+    Sets it to 0 if the least of all activations is 0, otherwise far below the least. The value
+    decreases from row to row, because earlier rows count among the activations.
     """
     count = len(activations)
     values = values_of_ablated(float(activations.min()) if count else 0.0, count)

@@ -1,4 +1,4 @@
-"""Hooks that keep what layers return and the gradients that come back to it."""
+"""Hooks that save the outputs of layers and their gradients."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastcam.dropin.pytorch_grad_cam.run import OnTheCPU, clear
 
 
 class ActivationsAndGradients:
-    """Calls a model, and has then its layers' activations, and after a backward their gradients.
+    """Runs a model and saves the activations of its layers and, in backward, their gradients.
 
     Args:
         model: the network.
-        target_layers: the layers to hook, until :meth:`release`.
-        reshape_transform: turns what a layer returns, and its gradient, into (N, C, *S).
-        detach: whether both are kept on the CPU and without a graph.
+        target_layers: the layers to hook until :meth:`release`.
+        reshape_transform: converts a layer's output and its gradient to (N, C, *S).
+        detach: whether to save both on the CPU and detached from the graph.
     """
 
     activations = OnTheCPU("activations")
@@ -42,11 +42,11 @@ class ActivationsAndGradients:
         ]
 
     def save_activation(self, module: nn.Module, input: Any, output: Any) -> None:
-        """A forward hook that keeps what a layer returns."""
+        """A forward hook that saves the output of a layer."""
         self.activations.append(self._kept(output))
 
     def save_gradient(self, module: nn.Module, input: Any, output: Any) -> None:
-        """A forward hook that keeps the gradient that comes back to what a layer returns."""
+        """A forward hook that saves the gradient of a layer's output."""
         if not getattr(output, "requires_grad", False):
             return
 
@@ -62,17 +62,17 @@ class ActivationsAndGradients:
         return value.cpu().detach()
 
     def __call__(self, x: Any) -> Any:
-        """What the model returns."""
+        """The output of the model."""
         self.gradients = []
         self.activations = []
         return self.model(x)
 
     def clear(self) -> None:
-        """Empties both lists, and detaches the tensors that were in them."""
+        """Empties both lists and detaches their tensors."""
         clear(self)
 
     def release(self) -> None:
-        """Takes the hooks off, and forgets what they kept."""
+        """Removes the hooks and the saved tensors."""
         self.clear()
         for handle in self.handles:
             handle.remove()

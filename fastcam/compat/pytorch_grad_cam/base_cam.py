@@ -1,4 +1,4 @@
-"""What every CAM class is made of: the run, the map of each layer, their mean."""
+"""The base of all CAM classes: runs the network, computes the map of each layer and their mean."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ T = TypeVar("T")
 
 
 class BaseCAM:
-    """A method that gives one map an image; subclasses say how activations are weighed.
+    """A method with one map per image; subclasses define the weights of the activations.
 
     Args:
-        model: the network; it is put into evaluation mode.
-        target_layers: modules of it.
-        reshape_transform: turns what a layer returns, and its gradient, into (N, C, *S).
-        compute_input_gradient: whether the input's gradient is wanted too.
-        uses_gradients: whether the score is derived at all.
-        tta_transforms: what ``aug_smooth`` averages over; any iterable with ttach's
-            ``augment_image`` and ``deaugment_mask``.
-        detach: whether activations and gradients come without a graph.
+        model: the network; it is set to evaluation mode.
+        target_layers: modules of the network.
+        reshape_transform: converts a layer's output and its gradient to (N, C, *S).
+        compute_input_gradient: whether to compute the gradient of the input too.
+        uses_gradients: whether the method needs gradients.
+        tta_transforms: the transforms that ``aug_smooth`` averages over; any iterable of objects
+            with ttach's ``augment_image`` and ``deaugment_mask``.
+        detach: whether activations and gradients are detached from the graph.
     """
 
     outputs: Any
@@ -66,8 +66,8 @@ class BaseCAM:
         activations: Any,
         grads: Any,
     ) -> Array:
-        """The channels' weights (N, C), of activations and gradients (N, C, *S)."""
-        raise NotImplementedError(f"{type(self).__name__} has no get_cam_weights of its own")
+        """The channel weights (N, C) from activations and gradients (N, C, *S)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define get_cam_weights")
 
     def get_cam_image(
         self,
@@ -85,7 +85,7 @@ class BaseCAM:
         if activations.ndim not in (4, 5):
             raise ValueError(
                 f"activations: got {activations.ndim} dimensions, expected (N, C, H, W) or "
-                "(N, C, D, H, W); reshape_transform may help"
+                "(N, C, D, H, W); pass a reshape_transform"
             )
         weighted = weights.reshape(*weights.shape, *[1] * (activations.ndim - 2)) * activations
         return get_2d_projection(weighted) if eigen_smooth else weighted.sum(axis=1)
@@ -93,7 +93,7 @@ class BaseCAM:
     def forward(
         self, input_tensor: Any, targets: TargetFunctions | None, eigen_smooth: bool = False
     ) -> Array:
-        """The maps (N, *S) of images (N, C, *S), for a target function an image."""
+        """The maps (N, *S) of images (N, C, *S), with one target function per image."""
         maps: Array = explain(
             self,
             input_tensor,
@@ -107,7 +107,7 @@ class BaseCAM:
     def _through_everything(
         self, input_tensor: Any, targets: TargetFunctions | None, eigen_smooth: bool
     ) -> Array:
-        """The same by a backward through the whole network."""
+        """The same by a backward pass through the whole network."""
         input_tensor = input_tensor.to(self.device)
         if self.compute_input_gradient:
             input_tensor = input_tensor.detach().requires_grad_()
@@ -124,7 +124,7 @@ class BaseCAM:
         return self.aggregate_multi_layers(per_layer)
 
     def get_target_width_height(self, input_tensor: Tensor) -> tuple[int, ...]:
-        """The images' extents, the last one first."""
+        """The spatial size of the images, last dimension first."""
         if input_tensor.dim() not in (4, 5):
             raise ValueError(
                 f"input_tensor: got {input_tensor.dim()} dimensions, expected (N, C, H, W) or "
@@ -152,14 +152,14 @@ class BaseCAM:
         return maps
 
     def aggregate_multi_layers(self, cam_per_target_layer: Sequence[Array]) -> Array:
-        """The layers' mean, normalized."""
+        """The normalized mean over layers."""
         layers = np.maximum(np.concatenate(cam_per_target_layer, axis=1), 0)
         return scale_cam_image(layers.mean(axis=1))
 
     def forward_augmentation_smoothing(
         self, input_tensor: Tensor, targets: TargetFunctions | None, eigen_smooth: bool = False
     ) -> Array:
-        """The mean map of changed images."""
+        """The mean map of augmented images."""
         maps = []
         for transform in self.tta_transforms:
             changed = self.forward(transform.augment_image(input_tensor), targets, eigen_smooth)
@@ -178,10 +178,10 @@ class BaseCAM:
 
         Args:
             input_tensor: (N, C, *S).
-            targets: a function of one image's output for each; None for the top classes.
-            aug_smooth: the mean over six changed images instead.
-            eigen_smooth: the first principal component of the weighted activations instead of
-                their sum.
+            targets: one function of the image's output per image; None for the top classes.
+            aug_smooth: whether to average the maps of augmented images, six by default.
+            eigen_smooth: whether to take the first principal component of the weighted activations
+                instead of their sum.
         """
         if aug_smooth is True:
             return self.forward_augmentation_smoothing(input_tensor, targets, eigen_smooth)
@@ -194,7 +194,7 @@ class BaseCAM:
         self.activations_and_grads.release()
         if isinstance(exception[1], IndexError):
             print(f"An IndexError in the with block of {type(self).__name__}: {exception[1]}")
-            return True  # as pytorch-grad-cam does
+            return True  # as in pytorch-grad-cam
         return None
 
     def __del__(self) -> None:
@@ -203,7 +203,7 @@ class BaseCAM:
 
 
 class _FlipAndFactor:
-    """Images mirrored or not, and multiplied; maps mirrored back."""
+    """Optionally flips images, multiplies them by a factor, and flips maps back."""
 
     def __init__(self, flip: bool, factor: float) -> None:
         self._flip, self._factor = flip, factor
@@ -221,13 +221,13 @@ FLIPS_AND_FACTORS = [
 
 
 def by_kernel(cam: type[T]) -> type[T]:
-    """Decorates a class whose maps a kernel gives, unless a subclass has a formula of its own."""
+    """Decorates a class whose maps a kernel computes, unless a subclass overrides the formula."""
     FORMULAS[cam] = Formula(KERNELS[cam.__name__])
     return cam
 
 
 def chosen(targets: TargetFunctions | None) -> Choose:
-    """These targets whatever the outputs; None for the class of the highest score."""
+    """A function that returns ``targets``; if None, the class with the highest score."""
     if targets is None:
         return lambda outputs: top_classes(outputs, ClassifierOutputTarget)
     return lambda outputs: targets

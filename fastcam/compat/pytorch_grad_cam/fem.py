@@ -1,4 +1,4 @@
-"""FEM: channels weighed by how many positions are rare."""
+"""FEM: channels weighted by their share of unusually high activations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FEM(BaseCAM):
     """w_k = the share of positions with A > mean + k std; Fuad et al. 2020, IPTA.
 
     Args:
-        k: how many standard deviations above the mean an activation is rare.
+        k: the threshold, in standard deviations above the mean.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Finer-CAM: what speaks for a class and not for the classes like it."""
+"""Finer-CAM: the evidence for a class that similar classes do not share."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fastcam.dropin.pytorch_grad_cam.run import Array, TargetFunctions
 
 
 class FinerCAM:
-    """The map of S_c less the scores of the classes nearest to it, weighed by their probability.
+    """The map of S_c minus the scores of the most similar classes, weighted by probability.
 
     Zhang et al. 2025, arXiv 2501.11309.
 
     Args:
-        base_method: the class whose map it is.
+        base_method: the class that computes the map.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class FinerCAM:
         comparison_categories: Sequence[int] | None = None,
         target_idx: int | None = None,
     ) -> Array:
-        """Maps (N, *S) as those of the base method.
+        """Maps (N, *S) in the form of the base method.
 
         Args:
-            targets: as for the base method; None for the finer ones.
-            alpha: how much the other classes count.
-            comparison_categories: which they are: 1 for the class with the score nearest to S_c;
-                None for 1, 2 and 3. Those that there are not are left out.
+            targets: as for the base method; None for Finer-CAM's targets.
+            alpha: the weight of the other classes.
+            comparison_categories: the other classes, as ranks by the distance of their score from
+                S_c: 1 is the closest; None for 1, 2 and 3. Ranks beyond the last class are ignored.
             target_idx: c, for all images; None for each image's top class.
         """
 

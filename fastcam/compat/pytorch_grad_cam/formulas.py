@@ -1,4 +1,4 @@
-"""What the CAM classes of one formula have in common."""
+"""Base classes of the CAM classes that share a formula."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Weighted(OfGradients):
 
 
 class Elementwise(OfGradients):
-    """M = the sum over k of something of g and A at each position."""
+    """M = sum_k f(g, A), with f applied at each position."""
 
     def get_cam_image(
         self,
@@ -62,7 +62,7 @@ class Elementwise(OfGradients):
         method, _ = self._formula
         if not eigen_smooth:
             return ops.cam(a, g, method, relu=False).numpy()
-        # a map of each channel alone is what the sum is of
+        # the map of a single channel is its term of the sum
         channels = ops.cam(
             a.flatten(0, 1).unsqueeze(1), g.flatten(0, 1).unsqueeze(1), method, relu=False
         )
@@ -74,6 +74,6 @@ def _tensors(activations: Array, grads: Array) -> tuple[Tensor, Tensor]:
     if activations.ndim not in (4, 5):
         raise ValueError(
             f"activations: got {activations.ndim} dimensions, expected (N, C, H, W) or "
-            "(N, C, D, H, W); reshape_transform may help"
+            "(N, C, D, H, W); pass a reshape_transform"
         )
     return torch.from_numpy(activations), torch.from_numpy(grads)

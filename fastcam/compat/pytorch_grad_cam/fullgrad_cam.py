@@ -1,4 +1,4 @@
-"""FullGrad: the gradients by the input and by all biases, in one map."""
+"""FullGrad: one map from the gradients of the input and of all biases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FullGrad(BaseCAM):
     """psi(x dS/dx) + sum over biases b of psi(b dS/db).
 
     Srinivas and Fleuret 2019, arXiv 1905.00780. The biases are those of the modules Conv2d and
-    BatchNorm2d. psi takes the magnitude, brings each channel to [0, 1] and enlarges it.
+    BatchNorm2d. psi takes the magnitude, scales each channel to [0, 1] and enlarges it.
 
     Args:
         target_layers: not used; pass an empty list.
@@ -41,7 +41,7 @@ class FullGrad(BaseCAM):
         reshape_transform: Callable[[Any], Tensor] | None = None,
     ) -> None:
         if len(target_layers) > 0:
-            print("FullGrad takes all layers with a bias: target_layers is not used")
+            print("target_layers: ignored, because FullGrad uses all layers with a bias")
         layers = find_layer_predicate_recursive(
             model, lambda layer: type(layer) in _WITH_BIAS and layer.bias is not None
         )
@@ -49,7 +49,7 @@ class FullGrad(BaseCAM):
         self.bias_data = [self.get_bias_data(layer).cpu().numpy() for layer in layers]
 
     def get_bias_data(self, layer: Any) -> Tensor:
-        """What a layer adds: for BatchNorm, shift - scale mean / sqrt(var + eps)."""
+        """The bias of a layer; for BatchNorm, shift - scale mean / sqrt(var + eps)."""
         bias: Tensor = layer.bias.detach()
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.running_mean is not None and layer.running_var is not None
@@ -70,7 +70,7 @@ class FullGrad(BaseCAM):
         return full_gradient(self, input_tensor, chosen(targets), otherwise)
 
     def compute_cam_per_layer(self, input_tensor: Tensor, targets: Any, eigen_smooth: bool) -> Any:
-        """The sum over layers, (N, 1, H, W); with eigen_smooth their first principal component."""
+        """The sum over layers, (N, 1, H, W), or with eigen_smooth the first principal component."""
         size = self.get_target_width_height(input_tensor)
         extents = size[::-1]
         assert input_tensor.grad is not None
@@ -80,12 +80,12 @@ class FullGrad(BaseCAM):
             return summed([first, *others], extents, SCALE_EPS)[:, None].cpu().numpy()
         channels = ops.upsample(ops.normalize(first.abs(), 2, SCALE_EPS), extents, normalize=False)
         maps = [channels, *(summed([each], extents, SCALE_EPS)[:, None] for each in others)]
-        # smaller: there are many layers
+        # at 1/8 of the size, because there are many layers
         small = scale_accross_batch_and_channels(
             torch.cat(maps, 1).cpu().numpy(), tuple(each // 8 for each in size)
         )
         return scale_accross_batch_and_channels(get_2d_projection(small)[:, None], size)
 
     def aggregate_multi_layers(self, cam_per_target_layer: Any) -> Array:
-        """The sum, normalized."""
+        """The normalized sum over layers."""
         return scale_cam_image(cam_per_target_layer.sum(axis=1))

@@ -1,4 +1,4 @@
-"""Grad-CAM: channels weighed by their mean gradient."""
+"""Grad-CAM: channels weighted by their mean gradient."""
 
 from __future__ import annotations
 

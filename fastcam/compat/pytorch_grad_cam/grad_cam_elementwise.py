@@ -1,4 +1,4 @@
-"""Grad-CAM element by element."""
+"""Elementwise Grad-CAM: positive g A at each position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grad-CAM++: channels weighed by their positive gradients."""
+"""Grad-CAM++: channels weighted by their positive gradients."""
 
 from __future__ import annotations
 

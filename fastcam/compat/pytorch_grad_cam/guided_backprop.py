@@ -13,13 +13,13 @@ from fastcam.dropin.pytorch_grad_cam.run import Array
 
 
 class GuidedBackpropReLU:
-    """ReLU whose backward lets positive gradients at positive inputs pass."""
+    """ReLU whose backward passes only positive gradients at positive inputs."""
 
     apply = staticmethod(ops.guided_relu)
 
 
 class GuidedBackpropReLUasModule(nn.Module):
-    """:class:`GuidedBackpropReLU` in the place of an ``nn.ReLU``."""
+    """:class:`GuidedBackpropReLU` as a module, to replace ``nn.ReLU``."""
 
     def forward(self, input_img: Tensor) -> Tensor:
         """The rectified input."""
@@ -27,14 +27,14 @@ class GuidedBackpropReLUasModule(nn.Module):
 
 
 class GuidedBackpropReLUModel:
-    """The input's gradient, where every nn.ReLU lets positive gradients at positive inputs pass.
+    """The gradient of the input with every nn.ReLU as in :class:`GuidedBackpropReLU`.
 
-    Springenberg et al. 2015, arXiv 1412.6806. Other activations, functions among them, stay as they
-    are.
+    Springenberg et al. 2015, arXiv 1412.6806. Other activations, including ReLU functions, are
+    unchanged.
 
     Args:
-        model: the network; it is put into evaluation mode.
-        device: moves the model there; None leaves it where it is.
+        model: the network; it is set to evaluation mode.
+        device: the device to move the model to; None to leave it on its device.
     """
 
     def __init__(self, model: nn.Module, device: Any = None) -> None:
@@ -46,13 +46,14 @@ class GuidedBackpropReLUModel:
             self.model = self.model.to(self.device)
 
     def forward(self, input_img: Tensor) -> Any:
-        """What the model returns."""
+        """The output of the model."""
         return self.model(input_img)
 
     def __call__(self, input_img: Tensor, target_category: int | None = None) -> Array:
         """(H, W, C) of the first image, for a class or the one with the highest score.
 
-        As pytorch-grad-cam does, the gradient is added to ``input_img.grad``, and the sum is the
-        answer; and the highest score is that of all images. With :attr:`Settings.fix` neither is.
+        As in pytorch-grad-cam, the gradient is added to ``input_img.grad`` and the sum is returned,
+        and the highest score is that of all images. With :attr:`Settings.fix` it is the gradient
+        and the highest score of the first image alone.
         """
         return guided_gradient(self, input_img, target_category)

@@ -18,7 +18,7 @@ class KPCA_CAM(BaseCAM):
     """The first kernel principal component of A; Karmani et al. 2024, arXiv 2410.00267.
 
     Args:
-        kernel, gamma: as scikit-learn's KernelPCA takes them.
+        kernel, gamma: as for ``sklearn.decomposition.KernelPCA``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""RandomCAM: channels weighed at random."""
+"""RandomCAM: channels with random weights."""
 
 from __future__ import annotations
 

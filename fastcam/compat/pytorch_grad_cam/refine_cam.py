@@ -1,4 +1,4 @@
-"""RefineCAM: where the last layer looks, as fine as the first ones see."""
+"""RefineCAM: refines the map of a deep layer with the finer maps of shallow layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RefineCAM:
 
     Args:
         base_method: the class whose maps are multiplied.
-        kwargs: what else its constructor takes.
+        kwargs: further arguments of its constructor.
     """
 
     def __init__(

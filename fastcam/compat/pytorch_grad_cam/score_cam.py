@@ -1,4 +1,4 @@
-"""Score-CAM: what images score that show only where a channel is active."""
+"""Score-CAM: channels weighted by the scores of images masked by their activations."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from fastcam.dropin.pytorch_grad_cam.score import score_weights
 
 
 class ScoreCAM(BaseCAM):
-    """w = softmax over k of S(x H_k), H_k the enlarged A^k, its range brought to [0, 1].
+    """w = softmax over k of S(x H_k), H_k the enlarged A^k scaled to [0, 1].
 
-    Wang et al. 2020, arXiv 1910.01279. ``batch_size`` is how many masked images run together.
+    Wang et al. 2020, arXiv 1910.01279. The attribute ``batch_size`` sets the number of masked
+    images per run.
     """
 
     def __init__(

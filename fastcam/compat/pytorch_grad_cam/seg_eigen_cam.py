@@ -14,7 +14,7 @@ from fastcam.dropin.pytorch_grad_cam.run import Array
 
 
 class SegEigenCAM(OfGradients):
-    """The first principal component of |g| A, turned where its least value is the larger one."""
+    """The first principal component of |g| A, negated if its minimum has the larger magnitude."""
 
     def get_cam_image(
         self,

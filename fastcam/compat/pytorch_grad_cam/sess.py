@@ -1,4 +1,4 @@
-"""SESS: the maps of windows of the enlarged image, put together."""
+"""SESS: combines the maps of windows of the enlarged image."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from fastcam.dropin.pytorch_grad_cam.run import Array
 from fastcam.dropin.pytorch_grad_cam.sess import map_of_windows
 
 Window = tuple[int, int, int, int]
-"""Left, top, and the width and height of the enlarged image that it is in."""
+"""Left, top, and the width and height of the enlarged image that contains it."""
 
 
 class SESS:
-    """The mean map of windows of the image at several sizes, each weighed by its own score.
+    """The mean map of windows of the image at several sizes, weighted by the windows' scores.
 
-    Tursun et al. 2022, arXiv 2207.01769. Finds objects of other sizes than the network's, and
-    several of them.
+    Tursun et al. 2022, arXiv 2207.01769. Finds several objects, at sizes that the network was not
+    trained on.
 
     Args:
-        base_method: the class whose maps are put together.
-        scales: the image's shorter side at each size; by default ``num_scales`` of them, from
-            ``window_size`` on in steps of ``scale_step_ratio`` times it.
-        window_size: a window's side; by default the image's shorter one.
-        step_size: from window to window; by default ``window_size``.
-        pre_filter_ratio: the share of the windows with the least scores that is left out.
-        theta: values of a map that do not lie above it do not count for the mean.
+        base_method: the class whose maps are combined.
+        scales: the shorter side of the image at each size; by default ``num_scales`` sizes, from
+            ``window_size`` in steps of ``scale_step_ratio * window_size``.
+        window_size: the side of a window; by default the shorter side of the image.
+        step_size: the distance between windows; by default ``window_size``.
+        pre_filter_ratio: the share of windows to discard, those with the lowest scores.
+        theta: the mean ignores map values up to this threshold.
         pool: "mean", or "max" for the largest value.
-        smooth: whether the result is blurred.
-        use_softmax_scores: whether the score is a target's of probabilities, else of the output.
-        batch_size: how many windows run together.
-        kwargs: what else the base method's constructor takes.
+        smooth: whether to blur the result.
+        use_softmax_scores: whether targets take probabilities instead of the output.
+        batch_size: the number of windows per run.
+        kwargs: further arguments of the base method's constructor.
 
     Raises:
-        ValueError: for another ``pool``, no scale, and a share outside [0, 1).
+        ValueError: if ``pool``, ``num_scales`` or ``pre_filter_ratio`` is invalid.
     """
 
     def __init__(
@@ -100,9 +100,7 @@ class SESS:
         images = input_tensor.detach().to(self.device)
         each: Sequence[Any] = [None] * len(images) if targets is None else targets
         if len(each) != len(images):
-            raise ValueError(
-                f"targets: got {len(each)}, expected {len(images)}, one for each image"
-            )
+            raise ValueError(f"targets: got {len(each)}, expected {len(images)}, one per image")
         maps = [
             self.forward_single_image(image, target, eigen_smooth)
             for image, target in zip(images.split(1), each, strict=True)
@@ -112,7 +110,7 @@ class SESS:
     def forward_single_image(
         self, input_tensor: Tensor, target: Any, eigen_smooth: bool = False
     ) -> Array:
-        """The map (H, W) of an image (1, C, H, W), before it is normalized."""
+        """The map (H, W) of an image (1, C, H, W), before normalization."""
         return map_of_windows(self, SESS, input_tensor, target, eigen_smooth)
 
     def get_scales(self, window_size: int) -> list[int]:
@@ -125,7 +123,7 @@ class SESS:
     def collect_patches(
         self, input_tensor: Tensor, window_size: int, step_size: int
     ) -> tuple[list[Tensor], list[Window]]:
-        """The windows of an image (1, C, H, W), and where they lie."""
+        """The windows of an image (1, C, H, W), and their coordinates."""
         patches: list[Tensor] = []
         coordinates: list[Window] = []
         for scale in self.get_scales(window_size):
@@ -139,13 +137,13 @@ class SESS:
         return patches, coordinates
 
     def get_target(self, input_tensor: Tensor) -> Any:
-        """The class of the highest score."""
+        """The target of the class with the highest score."""
         with torch.no_grad():
             (target,) = top_classes(self.model(input_tensor), ClassifierOutputTarget)
         return target
 
     def get_scores(self, patches: list[Tensor], target: Any) -> Array:
-        """The target's score of each window; 0 for those below."""
+        """The target's score of each window; negative scores become 0."""
         scores = []
         with torch.no_grad():
             for start in range(0, len(patches), self.batch_size):
@@ -157,7 +155,7 @@ class SESS:
         return found
 
     def paste_cam(self, cam: Array, coordinates: Window, target_size: tuple[int, int]) -> Array:
-        """A window's map where it belongs in one of the image, (H, W)."""
+        """A map (H, W) of the image with the window's map at its place, and 0 elsewhere."""
         x, y, width, height = coordinates
         whole = np.zeros((height, width), np.float32)
         whole[y : y + cam.shape[0], x : x + cam.shape[1]] = cam
@@ -173,13 +171,13 @@ class SESS:
 def sliding_window(
     height: int, width: int, step_size: int, window_size: int
 ) -> list[tuple[int, int]]:
-    """The left top corners of windows that cover an image; the last ones end with it."""
+    """The top left corners of windows that cover an image; the last ones end at its border."""
     down, across = (window_starts(length, step_size, window_size) for length in (height, width))
     return [(x, y) for y in down for x in across]
 
 
 def window_starts(length: int, step_size: int, window_size: int) -> list[int]:
-    """Where windows begin along one axis."""
+    """The start of each window along one axis."""
     starts: list[int] = []
     for start in range(0, length, step_size):
         if start + window_size >= length:
@@ -189,7 +187,7 @@ def window_starts(length: int, step_size: int, window_size: int) -> list[int]:
 
 
 def _resized(images: Tensor, shorter: int) -> Tensor:
-    """As torchvision's ``resize`` does it."""
+    """Resizes as torchvision's ``resize`` does."""
     height, width = images.shape[-2:]
     longer = int(shorter * max(height, width) / min(height, width))
     size = (longer, shorter) if height > width else (shorter, longer)

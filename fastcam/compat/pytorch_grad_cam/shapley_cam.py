@@ -1,4 +1,4 @@
-"""Shapley-CAM: Grad-CAM with a second derivative."""
+"""Shapley-CAM: Grad-CAM with second derivatives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastcam.dropin.pytorch_grad_cam.run import Array
 
 @by_kernel
 class ShapleyCAM(BaseCAM):
-    """w_k = mean(g - H A / 2), H the Hessian of S by A; Cai 2025, arXiv 2501.06261."""
+    """w_k = mean(g - H A / 2), H the Hessian of S with respect to A; Cai 2025, arXiv 2501.06261."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class ShapleyCAM(BaseCAM):
         activations: Tensor,
         grads: Tensor,
     ) -> Array:
-        """(N, C), of activations and gradients with their graphs, as the layer returned them."""
+        """(N, C); takes activations and gradients with their graphs, before reshape_transform."""
         (product,) = torch.autograd.grad(
             grads, activations, activations, allow_unused=True, materialize_grads=True
         )

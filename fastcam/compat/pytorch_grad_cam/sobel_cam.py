@@ -1,4 +1,4 @@
-"""Edges as a map."""
+"""An edge map of a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""XGrad-CAM: channels weighed by g A over A."""
+"""XGrad-CAM: channels weighted by sum(g A) / sum(A)."""
 
 from __future__ import annotations
 

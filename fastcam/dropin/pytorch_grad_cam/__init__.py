@@ -1,4 +1,4 @@
-"""pytorch-grad-cam, taken over in place."""
+"""Takes pytorch-grad-cam over in place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RUN = tuple(
     f"pytorch_grad_cam.{name}"
     for name in ("activations_and_gradients", "base_cam", "utils.image", "utils.model_targets")
 )
-"""Where that lies which a run with its maps stands for."""
+"""The modules whose code a run with its maps replaces."""
 
 _FUNCTIONS: tuple[tuple[str, Replacement], ...] = (
     ("utils.image.deprocess_image", image.deprocess_image),
@@ -50,11 +50,11 @@ _CALLS: tuple[tuple[str, Replacement], ...] = (
         factorization.factorized,
     ),
 )
-"""Classes, and what a call of one of their objects does."""
+"""Classes, and the replacement of their ``__call__``."""
 
 
 def _counting(name: str, ours: Replacement, present: Replacement) -> Replacement:
-    """Our function, each call of it counted."""
+    """Wraps fastcam's function to count its calls."""
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
         with counted(f"pytorch_grad_cam.{name}"):
@@ -64,13 +64,13 @@ def _counting(name: str, ours: Replacement, present: Replacement) -> Replacement
 
 
 def _of_library(name: str) -> Any:
-    """What has this name in the library; None if the release has none."""
+    """The library's object of this name, or None if the release lacks it."""
     path, _, last = name.rpartition(".")
     return getattr(importlib.import_module(f"pytorch_grad_cam.{path}"), last, None)
 
 
 def take_over(takeover: Takeover) -> None:
-    """Replaces what fastcam has."""
+    """Replaces the functions and methods that fastcam implements."""
     peer = importlib.import_module("pytorch_grad_cam")
     base = importlib.import_module("pytorch_grad_cam.base_cam")
     model_targets = importlib.import_module("pytorch_grad_cam.utils.model_targets")
@@ -127,7 +127,7 @@ def take_over(takeover: Takeover) -> None:
                 if targets is not None:
                     return targets
                 ranks = comparison_categories
-                if default is None:  # a release that leaves out what there is not
+                if default is None:  # a release that drops ranks beyond the number of classes
                     ranks = ranks_there(ranks, outputs)
                 target = model_targets.FinerWeightedTarget
                 return finer_targets(outputs, alpha, ranks, target_idx, target)

@@ -1,4 +1,4 @@
-"""Ablation-CAM's weights, by replays of what lies above the layer with a channel ablated."""
+"""Ablation-CAM's weights: replays the part above the layer with one channel ablated at a time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from fastcam.methods import masking
 from fastcam.targets import Selection, select
 
 BELOW_ALL = 1e7
-"""How far an ablated channel lies below the least activation, where that is not 0."""
+"""How far below the least activation a channel is ablated to, if the least one is not 0."""
 
 
 class _Ablation(masking.AblationCAM):
-    """The native method's runs, with each channel ablated to a value of its own.
+    """The runs of :class:`fastcam.AblationCAM`, with a separate value for each ablated channel.
 
     Args:
-        activations: (N, C, *S), what the layer handed on.
-        values: (N, C), what a channel is ablated to.
+        activations: (N, C, *S), the output of the layer.
+        values: (N, C), the value of each channel when ablated.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ def ablation_weights(
     activations: Array,
     otherwise: Callable[[], Array],
 ) -> Array:
-    """The weights of an Ablation-CAM object (N, C), by replays of what lies above the layer.
+    """The weights (N, C) of an Ablation-CAM object, from replays of the part above the layer.
 
     Args:
-        otherwise: by runs of the whole network.
+        otherwise: computes them by runs of the whole network.
     """
     with counted(f"pytorch_grad_cam.{type(cam).__name__}") as call:
         try:
@@ -72,7 +72,7 @@ def ablation_weights(
         except NotServed as reason:
             call.leave_to("pytorch_grad_cam", str(reason))
             return otherwise()
-        call.why = "only what lies above the layer runs for each channel"
+        call.why = "only the part above the layer runs for each channel"
         return weights
 
 
@@ -94,7 +94,7 @@ def _by_replays(
         raise NotServed(f"{len(targets)} targets for {len(activations)} images")
     model = unwrap(cam.model)
     if sum(_mentions(module, layer) for module in modules_of(model)) != 1:
-        raise NotServed("the model may reach the layer where it is not replaced")
+        raise NotServed("the model may call the layer through another reference")
     try:
         (name,) = layer_names(model, layer)
         with torch.no_grad(), aside(cam):
@@ -104,7 +104,7 @@ def _by_replays(
                 raise NotServed("the target layer runs several times")
             maps = record.activations[0]
             given = torch.from_numpy(activations).to(maps)
-            several = len(cam.target_layers) > 1  # given in the order of their runs
+            several = len(cam.target_layers) > 1  # in the order in which they ran
             as_recorded = maps.shape == given.shape and torch.allclose(given, maps)
             if maps.shape[:2] != given.shape[:2] or (several and not as_recorded):
                 raise NotServed("the activations may be those of another layer")
@@ -131,7 +131,7 @@ def _by_replays(
 
 
 def _mentions(module: nn.Module, layer: nn.Module) -> int:
-    """How often the layer is an attribute of a module, or in a list, tuple or dictionary there."""
+    """How often a module refers to the layer, as an attribute or in a list, tuple or dictionary."""
     count = 0
     for value in vars(module).values():  # children are in a dictionary
         values = value.values() if isinstance(value, dict) else value
@@ -153,7 +153,7 @@ _READINGS = {"AblationLayer": _as_it_is, "AblationLayerVit": _tokens}
 
 
 def _values(activations: Tensor, channels: list[Array], batch_size: int) -> Tensor:
-    """What each channel is ablated to, (N, C): it depends on its place in the batch."""
+    """The value (N, C) of each channel when ablated; it depends on the place in the batch."""
     values = np.zeros(activations.shape[:2], dtype=np.float32)
     least = activations.flatten(1).amin(1).tolist()
     for row, some, low in zip(values, channels, least, strict=True):
@@ -167,7 +167,7 @@ def float32(values: Any) -> Array:
 
 
 def values_of_ablated(least: float, count: int) -> list[float]:
-    """What each of ``count`` rows is ablated to, where ``least`` is the least activation."""
+    """The value of the ablated channel in each of ``count`` rows; ``least``: least activation."""
     if least == 0:
         return [0.0] * count
     values = []

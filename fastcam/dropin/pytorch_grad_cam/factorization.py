@@ -1,4 +1,4 @@
-"""Deep feature factorization: the concepts that a layer sees in a batch of images."""
+"""Deep feature factorization: the concepts in a layer's activations of a batch of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 def dff(activations: Array, n_components: int = 5) -> tuple[Array, Array]:
-    """Activations as concepts and where they are, by scikit-learn's non-negative factorization.
+    """Factorizes activations into concepts and their maps, by scikit-learn's NMF.
 
     Args:
         activations: (N, C, H, W); NaN counts as 0.
@@ -39,7 +39,7 @@ def dff(activations: Array, n_components: int = 5) -> tuple[Array, Array]:
 def factorized(factorization: Any, input_tensor: Tensor, n_components: int = 16) -> tuple[Any, ...]:
     """A DeepFeatureFactorization object's concepts (C, K), and the maps (K, H, W) of each image.
 
-    And what its ``computation_on_concepts`` gives, if there is one.
+    Also the result of its ``computation_on_concepts``, if it has one.
     """
     height, width = input_tensor.shape[2:]
     factorization.activations_and_grads(input_tensor)

@@ -1,4 +1,4 @@
-"""Finer-CAM's targets: a class less those that score nearest to it."""
+"""Finer-CAM's targets: the score of a class minus those of the classes closest to it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def finer_map(
 
 
 def ranks_there(ranks: Sequence[int] | None, outputs: Tensor) -> list[int]:
-    """Those ranks that the outputs have a class for; by default of 1, 2 and 3."""
+    """The ranks below the number of classes; by default out of 1, 2 and 3."""
     return [rank for rank in ((1, 2, 3) if ranks is None else ranks) if rank < outputs.shape[-1]]
 
 
 def finer_targets(
     outputs: Tensor, alpha: float, ranks: Sequence[int], class_id: int | None, target: Any
 ) -> TargetFunctions:
-    """One ``target`` an image: its class, and those of the given ranks by distance to its score."""
+    """One ``target`` per image: its class, and the classes of the given ranks by score distance."""
     scores = outputs.detach().cpu().numpy()
     of_class = scores.max(axis=-1) if class_id is None else scores[:, class_id]
     nearest = np.argsort(np.abs(scores - of_class[:, None]), axis=-1)

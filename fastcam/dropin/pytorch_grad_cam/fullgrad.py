@@ -1,4 +1,4 @@
-"""FullGrad: the gradients by the input and by all biases, in one map."""
+"""FullGrad: one map from the gradients of the input and of all biases."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fastcam.methods.fullgrad import summed
 def full_gradient(
     cam: Any, input_tensor: Tensor, choose: Choose, otherwise: Callable[[], Array]
 ) -> Array:
-    """The maps of a FullGrad object, by one backward that ends at the layers and the input.
+    """The maps of a FullGrad object, by one backward pass to the layers and the input.
 
     Args:
-        choose: gives the targets.
-        otherwise: the library's own way.
+        choose: returns the targets for the outputs.
+        otherwise: runs the library's code.
     """
     with counted(f"pytorch_grad_cam.{type(cam).__name__}") as call:
         try:
@@ -40,7 +40,7 @@ def full_gradient(
 
 
 def _gradients(cam: Any, input_tensor: Any, choose: Choose) -> tuple[Tensor, Sequence[Tensor]]:
-    """The images, and the gradients by them and by what each layer returned."""
+    """The images, and the gradients with respect to them and to the output of each layer."""
     check_served(cam, input_tensor)
     images = input_tensor.detach().to(cam.device).requires_grad_()
     edges: list[GradientEdge] = []
@@ -66,7 +66,7 @@ def _gradients(cam: Any, input_tensor: Any, choose: Choose) -> tuple[Tensor, Seq
 
 
 def bias_products(cam: Any, images: Tensor, gradients: Iterable[Tensor]) -> Iterator[Tensor]:
-    """x dS/dx, then b dS/db of each layer, each (N, C, H, W); gradients come in the same order."""
+    """x dS/dx, then b dS/db of each layer, each (N, C, H, W), in the order of ``gradients``."""
     biases = (torch.from_numpy(b).to(images.device)[:, None, None] for b in cam.bias_data)
     for gradient, factor in zip(gradients, (images.detach(), *biases), strict=True):
         yield gradient.float() * factor

@@ -14,7 +14,7 @@ from fastcam.dropin.settings import settings
 
 
 def guided_gradient(guided: Any, input_img: Tensor, target_category: int | None) -> Array:
-    """The answer of a GuidedBackpropReLUModel object."""
+    """The result (H, W, C) of a GuidedBackpropReLUModel object."""
     given = input_img.to(guided.device)
     rows = given.detach() if target_category is None and not settings.fix else given.detach()[:1]
     images = rows.clone().requires_grad_()
@@ -33,12 +33,12 @@ def guided_gradient(guided: Any, input_img: Tensor, target_category: int | None)
         given.requires_grad_()
         given.grad = gradient = whole if earlier is None else earlier + whole
     with counted("pytorch_grad_cam.GuidedBackpropReLUModel") as call:
-        call.why = "the model's modules stay in their places"
+        call.why = "hooks on the ReLUs, which are not replaced"
     first: Array = gradient[0].movedim(0, -1).cpu().numpy()
     return first
 
 
 def _guide(module: nn.Module, args: Any, output: Tensor) -> None:
-    """ReLU's own backward passes gradients at positive inputs; this, the positive ones of them."""
+    """Keeps only positive gradients; ReLU's backward then keeps those at positive inputs."""
     if output.requires_grad:
         output.register_hook(torch.relu)

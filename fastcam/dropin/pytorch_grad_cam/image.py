@@ -1,4 +1,4 @@
-"""Gradients as pictures, maps scaled and over images; results are those of pytorch-grad-cam."""
+"""Draws gradients and scales and overlays maps, with the results of pytorch-grad-cam."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = NDArray[Any]
 
 
 def deprocess_image(img: Array) -> NDArray[np.uint8]:
-    """A gradient as a picture: mean 0.5, standard deviation 0.1, cut off at 0 and 1, as uint8."""
+    """A gradient as a picture: mean 0.5, standard deviation 0.1, clipped to [0, 1], as uint8."""
     centered = img - np.mean(img)
     picture = centered / (np.std(centered) + 1e-5) * 0.1 + 0.5
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
@@ -26,23 +26,23 @@ def show_cam_on_image(
     colormap: int = cv2.COLORMAP_JET,
     image_weight: float = 0.5,
 ) -> NDArray[np.uint8]:
-    """The map as heat over the image, brightened so that the largest value is 255.
+    """The map as a heatmap over the image, scaled so that the largest value is 255.
 
     Args:
         img: (H, W, 3), floating point in [0, 1].
         mask: (H, W) in [0, 1].
-        use_rgb: whether the heat is RGB as the image, instead of BGR.
-        colormap: as OpenCV names them.
-        image_weight: the share of the image, in [0, 1].
+        use_rgb: whether the colours are RGB instead of BGR; use the order of the image.
+        colormap: a constant of OpenCV.
+        image_weight: the weight of the image, in [0, 1].
 
     Raises:
-        Exception: for an image above 1 and for a weight outside [0, 1].
+        Exception: if the image exceeds 1, or the weight is outside [0, 1].
     """
     colors = cv2.applyColorMap(np.asarray(255 * mask).astype(np.uint8), colormap)
     if np.max(img) > 1:
         raise Exception(f"img: got a maximum of {np.max(img)}, expected np.float32 in [0, 1]")
     if image_weight < 0 or image_weight > 1:
-        raise Exception(f"image_weight: got {image_weight}, expected a share in [0, 1]")
+        raise Exception(f"image_weight: got {image_weight}, expected a weight in [0, 1]")
     if use_rgb:
         colors = cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)
     heat = (1 - image_weight) * (np.arange(256, dtype=np.float32) / 255)  # of each level
@@ -59,14 +59,16 @@ def show_factorization_on_image(
     image_weight: float = 0.5,
     concept_labels: Sequence[str] | None = None,
 ) -> NDArray[np.uint8]:
-    """Concepts over an image: each position has the colour of its strongest, as bright as that is.
+    """Concepts over an image: each position has the colour of its strongest concept.
+
+    The brightness is the value of that concept.
 
     Args:
         img: (H, W, 3), RGB in [0, 1].
         explanations: (K, H, W) in [0, 1].
-        colors: K times (R, G, B) in [0, 1]; matplotlib's gist_rainbow by default.
-        image_weight: the share of the image.
-        concept_labels: K texts; then a legend as large as the image is put to its right.
+        colors: K colours (R, G, B) in [0, 1]; matplotlib's gist_rainbow by default.
+        image_weight: the weight of the image, in [0, 1].
+        concept_labels: K labels; if given, a legend as large as the image is added on its right.
     """
     count = explanations.shape[0]
     if colors is None:
@@ -91,7 +93,7 @@ def show_factorization_on_image(
 def _legend(
     size: Sequence[int], colors: Sequence[Array], labels: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """(height, width, 3): lines in the concepts' colours with their labels."""
+    """(height, width, 3): a line in the colour of each concept, with its label."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -117,11 +119,12 @@ def _legend(
 
 
 def scale_cam_image(cam: Any, target_size: Sequence[int] | None = None) -> NDArray[np.float32]:
-    """Each map of a batch less its minimum, over 1e-7 + its maximum, enlarged to ``target_size``.
+    """Normalizes each map of a batch, x - min over 1e-7 + (max - min); resizes it.
 
     Args:
         cam: (N, H, W) or (N, D, H, W).
-        target_size: (width, height): linear; (width, height, depth): cubic, by scipy.
+        target_size: (width, height), linear interpolation; (width, height, depth), cubic, by
+            scipy; None for no resizing.
     """
     result = []
     for values in cam:
@@ -143,7 +146,7 @@ def scale_cam_image(cam: Any, target_size: Sequence[int] | None = None) -> NDArr
 def scale_accross_batch_and_channels(
     tensor: Array, target_size: Sequence[int]
 ) -> NDArray[np.float32]:
-    """:func:`scale_cam_image` of each channel, (N, C, H, W) to (N, C, height, width)."""
+    """Applies :func:`scale_cam_image` to each channel, (N, C, H, W) to (N, C, height, width)."""
     images, channels = tensor.shape[:2]
     maps = tensor.reshape(images * channels, *tensor.shape[2:])
     return scale_cam_image(maps, target_size).reshape(

@@ -1,4 +1,4 @@
-"""The maps of a CAM object of pytorch-grad-cam: by a kernel, or by its own methods in numpy."""
+"""The maps of a CAM object of pytorch-grad-cam, by a kernel or by its own methods in numpy."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ METHODS = {
     "GradCAMElementWise": ("gradcam-elementwise", 0.0),
     "LayerCAM": ("layercam", 0.0),
 }
-"""By the name of the class: the method of :func:`fastcam.ops.cam`, and its eps."""
-SCALE_EPS = 1e-7  # beside the range of a map, as in scale_cam_image
+"""By class name, the method of :func:`fastcam.ops.cam` and its eps."""
+SCALE_EPS = 1e-7  # added to the range of a map, as in scale_cam_image
 
 OVERRIDABLE = frozenset(
     ("get_cam_weights", "get_cam_image", "compute_cam_per_layer", "aggregate_multi_layers")
 )
-"""What a user's subclass may have of its own; these get numpy arrays."""
+"""The methods that a user's subclass may override; they take numpy arrays."""
 
 
 Kernel = Callable[[Any, Run, TargetFunctions], list[Tensor]]
-"""From the object, its run and the targets to a map a layer, (N, *S)."""
+"""From the object, its run and the targets to one map (N, *S) per layer."""
 
 
 def _weighing(method: str, eps: float) -> Kernel:
-    """The kernel of one of the methods of :func:`fastcam.ops.cam`."""
+    """The kernel of a method of :func:`fastcam.ops.cam`."""
 
     def kernel(cam: Any, run: Run, targets: TargetFunctions) -> list[Tensor]:
         gradients = run.gradients(targets)
@@ -58,9 +58,9 @@ def _weighing(method: str, eps: float) -> Kernel:
 
 
 def _shapley_maps(cam: Any, run: Run, targets: TargetFunctions) -> list[Tensor]:
-    """w_k = mean(g - H A / 2), H the Hessian of S by A."""
+    """w_k = mean(g - H A / 2), H the Hessian of S with respect to A."""
     products = run.hessian_products(targets)
-    keep(cam, run.activations, [])  # a run with hooks keeps those of both derivatives
+    keep(cam, run.activations, [])  # pytorch-grad-cam's hooks keep gradients of both orders
     maps = []
     for a, (gradient, product) in zip(run.handed_on, products, strict=True):
         weights = ops.gap(gradient) - ops.gap(product) / 2
@@ -72,15 +72,15 @@ KERNELS: dict[str, Kernel] = {
     **{name: _weighing(*method) for name, method in METHODS.items()},
     "ShapleyCAM": _shapley_maps,
 }
-"""By the name of the class."""
+"""By class name."""
 
 
 class Formula(NamedTuple):
-    """What gives the maps of a class, in the place of its own methods."""
+    """The kernel that replaces the methods of a class."""
 
     kernel: Kernel
     changed: Callable[[], str | None] = lambda: None
-    """What makes these methods others than those that the kernel stands for; None if nothing."""
+    """Which change to these methods rules out the kernel, or None if there is none."""
 
 
 FORMULAS: dict[type, Formula] = {}
@@ -98,10 +98,10 @@ def explain(
 
     Args:
         cam: the object.
-        choose: gives the targets.
+        choose: returns the targets for the outputs.
         eigen_smooth: whether the map is a principal component; numpy computes it.
-        otherwise: the library's own way.
-        name: of the call, for the report.
+        otherwise: runs the library's code.
+        name: the name of the call in the report.
     """
     with counted(name) as call:
         try:
@@ -120,18 +120,16 @@ def explain(
 def _maps(
     cam: Any, input_tensor: Any, choose: Choose, eigen_smooth: bool
 ) -> tuple[Run, TargetFunctions, list[Tensor] | None]:
-    """The run, its targets, and a map a layer where the object's class has a kernel.
+    """The run, its targets, and one map per layer if the object's class has a kernel.
 
-    Otherwise activations and gradients lie where the class looks for them.
+    Otherwise stores activations and gradients on the object, for the methods of its class.
     """
     kernel = kernel_of(cam)
     run = run_of(cam, input_tensor, second_order=kernel is not None and not cam.detach)
     cam.outputs = detached(run.outputs)
     targets = choose(run.outputs)
     if settings.fix and len(targets) != len(run.images):
-        raise ValueError(
-            f"targets: got {len(targets)}, expected {len(run.images)}, one for each image"
-        )
+        raise ValueError(f"targets: got {len(targets)}, expected {len(run.images)}, one per image")
     if kernel is not None and not eigen_smooth and {a.dim() for a in run.activations} <= {4, 5}:
         return run, targets, kernel(cam, run, targets)
     if not cam.detach:
@@ -141,7 +139,7 @@ def _maps(
 
 
 def kernel_of(cam: Any) -> Kernel | None:
-    """The kernel of an object's class, unless it or a class below overrides the formula."""
+    """The kernel of an object's class, unless the object or a subclass overrides the formula."""
     if OVERRIDABLE & vars(cam).keys():
         return None
     for each in type(cam).__mro__:
@@ -154,13 +152,13 @@ def kernel_of(cam: Any) -> Kernel | None:
 
 
 def top_classes(outputs: Tensor, target: Any) -> TargetFunctions:
-    """The class of the highest score, as a ``target`` for each image."""
+    """One ``target`` per image, for the class with the highest score."""
     categories = np.argmax(outputs.detach().cpu().numpy(), axis=-1)
     return [target(category) for category in categories]
 
 
 def _finished(cam: Any, images: Tensor, maps: list[Tensor]) -> Array:
-    """Each map normalized, enlarged; their mean normalized again."""
+    """Normalizes and enlarges each layer's map, then normalizes the mean over layers."""
     size = tuple(cam.get_target_width_height(images))[::-1]
     if len(size) != 2:
         arrays = [scale_cam_image(m.float().cpu().numpy(), size[::-1]) for m in maps]

@@ -1,6 +1,7 @@
-"""What metrics of pytorch-grad-cam compute: the change of a score with its image.
+"""The metrics of pytorch-grad-cam: how a score changes with a perturbed image.
 
-Each function takes the library's object, or one of :mod:`fastcam.compat.pytorch_grad_cam`, first.
+The first argument of each function is the object of the library or of
+:mod:`fastcam.compat.pytorch_grad_cam`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Array = NDArray[Any]
 Scores = NDArray[np.float32]
 Target = Callable[[Any], Tensor]
 
-_ROWS = 32  # how many changed images run together, at least one batch
+_ROWS = 32  # changed images per run; at least one batch
 
 
 def confidence_change(
@@ -32,7 +33,7 @@ def confidence_change(
     return_visualization: bool = False,
     return_diff: bool = True,
 ) -> Any:
-    """A PerturbationConfidenceMetric's (N,): the scores after less those before, or those after."""
+    """PerturbationConfidenceMetric, (N,): the scores after, minus those before if return_diff."""
     if return_diff:
         before = _scores(targets, _run(model, input_tensor))
     changed = _changed(metric.perturbation, input_tensor, cams)
@@ -45,7 +46,7 @@ def confidence_change(
 def mean_change(
     averager: Any, input_tensor: Tensor, cams: Array, targets: Sequence[Target], model: nn.Module
 ) -> Scores:
-    """An AveragerAcrossThresholds' (N,): the mean of its metric over its percentiles."""
+    """AveragerAcrossThresholds, (N,): the mean of its metric over its percentiles."""
     metrics = [averager.imputer(percentile) for percentile in averager.percentiles]
     if all(_is_plain(metric) for metric in metrics):
         changes = _together(metrics, input_tensor, cams, targets, model)
@@ -61,14 +62,14 @@ def without_most_relevant(removal: Any, image: Tensor, mask: Tensor) -> Tensor:
 
 
 def without_least_relevant(removal: Any, image: Tensor, mask: Tensor) -> Tensor:
-    """The same of 1 - map."""
+    """The same for 1 - map."""
     return _imputed(removal, image, 1 - mask)
 
 
 def impute(imputer: Any, image: Tensor, mask: Tensor) -> Tensor:
-    """A NoisyLinearImputer's (C, H, W): where the mask is 0, from the neighbours, and noise.
+    """NoisyLinearImputer, (C, H, W): imputes pixels where the mask is 0, and adds noise to them.
 
-    Where no pixel is known, 0 and the noise.
+    If no pixel is known, the result is 0 plus noise.
     """
     missing = (mask == 0).to(image.device)
     return _filled(image.unsqueeze(0), missing.unsqueeze(0), [imputer.noise])[0]
@@ -80,7 +81,7 @@ def _run(model: nn.Module, images: Tensor) -> Any:
 
 
 def _scores(targets: Sequence[Target], outputs: Any) -> Scores:
-    # zip: an output of more rows than targets is one of which the others are not asked for
+    # rows of the output beyond the targets are ignored
     rows = zip(targets, outputs, strict=False)
     return np.array([target(output).cpu().numpy() for target, output in rows], np.float32)
 
@@ -100,18 +101,18 @@ def _changed(
 
 
 def _maps(images: Tensor, cams: Array) -> list[Tensor]:
-    """One of each image; an IndexError if there are fewer, as there."""
+    """One map per image; IndexError if there are fewer, as in pytorch-grad-cam."""
     return [torch.from_numpy(cams[i]) for i in range(len(images))]
 
 
 def _imputed(removal: Any, image: Tensor, relevance: Tensor) -> Tensor:
-    """With a removal's percentile and imputer."""
+    """The image imputed with a removal's percentile and imputer."""
     imputed: Tensor = removal.imputer(image, _known(removal, relevance))
     return imputed
 
 
 def _known(removal: Any, relevance: Tensor) -> Tensor:
-    """Where pixels stay: not 0, for a relevance (H, W)."""
+    """Nonzero where pixels are kept, for a relevance (H, W)."""
     if removal.percentile == "auto":
         levels = (relevance.cpu().numpy() * 255).astype(np.uint8)
         _, found = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
@@ -121,9 +122,9 @@ def _known(removal: Any, relevance: Tensor) -> Tensor:
 
 
 def _filled(images: Tensor, missing: Tensor, noises: Sequence[float]) -> Tensor:
-    """Images (R, C, H, W), their missing pixels (R, H, W) from neighbours, and each row's noise.
+    """Images (R, C, H, W) with missing pixels (R, H, W) imputed, plus noise of one scale per row.
 
-    The noise is drawn as pytorch-grad-cam draws it, image by image.
+    The noise is drawn image by image, as in pytorch-grad-cam.
     """
     precise = images.detach() if images.dtype == torch.float64 else images.detach().float()
     filled = ops.impute(precise, ~missing).to(images.dtype)
@@ -158,7 +159,7 @@ def _together(
     targets: Sequence[Target],
     model: nn.Module,
 ) -> list[Scores]:
-    """The changes of several metrics: the model sees the images once, changed ones in batches."""
+    """The changes of several metrics; the model runs once on the images, then on batches."""
     outputs = _run(model, images)
     before, rows = _scores(targets, outputs), len(images)
     by_rows = isinstance(outputs, Tensor) and outputs.dim() > 0 and len(outputs) == rows
@@ -174,14 +175,14 @@ def _together(
 
 
 def _is_plain(metric: Any) -> bool:
-    """Whether a metric is called as PerturbationConfidenceMetric is."""
+    """Whether a metric uses ``PerturbationConfidenceMetric.__call__``."""
     return _is(
         type(metric).__call__, "perturbation_confidence", "PerturbationConfidenceMetric.__call__"
     )
 
 
 def _is_plain_removal(perturbation: Any) -> bool:
-    """Whether a perturbation imputes as RemoveMostRelevantFirst with a NoisyLinearImputer does."""
+    """Whether a perturbation is one of the two removals, unchanged, with a NoisyLinearImputer."""
     call = type(perturbation).__call__
     names = ("RemoveMostRelevantFirst.__call__", "RemoveLeastRelevantFirst.__call__")
     return any(_is(call, "perturbation_confidence", name) for name in names) and _is(
@@ -195,7 +196,7 @@ def _removes_least(perturbation: Any) -> bool:
 
 
 def _is(function: Any, module: str, name: str) -> bool:
-    """Whether a function is the one of a name, in fastcam.compat or in pytorch-grad-cam."""
+    """Whether a function has this name in fastcam.compat or in pytorch-grad-cam."""
     return getattr(function, "__qualname__", None) == name and function.__module__ in (
         f"pytorch_grad_cam.metrics.{module}",
         f"fastcam.compat.pytorch_grad_cam.metrics.{module}",

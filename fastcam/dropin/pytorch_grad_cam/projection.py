@@ -1,4 +1,4 @@
-"""Activations on their first principal component."""
+"""Projects activations on their first principal component."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Array = NDArray[Any]
 
 
 def get_2d_projection(activation_batch: Array) -> NDArray[np.float32]:
-    """Eigen-CAM's maps: each position's activations on the first principal component.
+    """Eigen-CAM's maps: the activations at each position on the first principal component.
 
-    With the sign that LAPACK gives the first right singular vector of the centered (positions, C).
+    The sign is that of LAPACK's first right singular vector of the centered (positions, C).
 
     Args:
         activation_batch: (N, C, *S); NaN counts as 0.
@@ -31,11 +31,11 @@ def get_2d_projection(activation_batch: Array) -> NDArray[np.float32]:
 def get_2d_projection_kernel(
     activation_batch: Array, kernel: str = "sigmoid", gamma: float | None = None
 ) -> NDArray[np.float32]:
-    """The same by a kernel principal component analysis, scikit-learn's.
+    """The same with scikit-learn's kernel PCA.
 
     Args:
         activation_batch: as for :func:`get_2d_projection`.
-        kernel, gamma: as ``sklearn.decomposition.KernelPCA`` takes them.
+        kernel, gamma: as for ``sklearn.decomposition.KernelPCA``.
     """
     from sklearn.decomposition import KernelPCA
 
@@ -63,10 +63,10 @@ def get_2d_projection_with_sign_correction(activation_batch: Array) -> NDArray[n
 
 
 def _one_thread() -> AbstractContextManager[Any]:
-    """While entered, BLAS takes no further threads, where scikit-learn's threadpoolctl is there.
+    """A context that limits BLAS to one thread, if threadpoolctl (of scikit-learn) is installed.
 
-    For matrices this small they cost more than they save: they wait for each other, and for the
-    cores on which torch's own threads still wait for the next operation.
+    For such small matrices more threads are slower: they wait for each other, and for cores on
+    which torch's idle threads still spin.
     """
     controller = _thread_pools()
     return nullcontext() if controller is None else controller.limit(limits=1, user_api="blas")
@@ -82,8 +82,8 @@ def _thread_pools() -> Any:
 
 
 def _each(activation_batch: Array, project: Callable[[Array], Array]) -> NDArray[np.float32]:
-    """(N, *S): of each image, project((positions, C), centered), NaN as 0."""
-    zero = activation_batch.dtype.type(0)  # of None, an AttributeError as there
+    """(N, *S): project((positions, C)) of each image, centered, with NaN as 0."""
+    zero = activation_batch.dtype.type(0)  # None raises AttributeError, as in pytorch-grad-cam
     nan = np.isnan(activation_batch)
     if nan.any():
         activation_batch = np.where(nan, zero, activation_batch)
@@ -98,10 +98,10 @@ def _each(activation_batch: Array, project: Callable[[Array], Array]) -> NDArray
 def _first_component(x: Array) -> Array:
     """X v, v the first right singular vector.
 
-    Its sign is what LAPACK's gesdd happens to give. For a matrix that is 11/6 times as long as wide
-    that begins with a QR factorization, for one as much wider than long with an LQ factorization:
-    then the triangle is all it takes. Else, and where the rank is not full so that the sign comes
-    from what was rounded, the thin factorization has the same sign.
+    The sign must be that of LAPACK's gesdd. If one side of the matrix is at least 11/6 times as
+    long as the other, gesdd starts with a QR or LQ factorization, and the SVD of the triangle has
+    the same sign. Otherwise, and if the rank is not full so that the sign depends on rounding, the
+    thin SVD is used.
     """
     rows, columns = x.shape
     if rows >= columns * 11 // 6:
@@ -110,12 +110,12 @@ def _first_component(x: Array) -> Array:
             return x @ right[0]
     elif columns >= rows * 11 // 6:
         left, values, _ = np.linalg.svd(np.transpose(np.linalg.qr(x.T, mode="r")))
-        if _clear(values[-2:-1], values[0]):  # the last one is 0, for x is centered
+        if _clear(values[-2:-1], values[0]):  # the last one is 0, because x is centered
             return left[:, 0] * values[0]
     _, _, right = np.linalg.svd(x, full_matrices=False)
     return x @ right[0]
 
 
 def _clear(least: Array, largest: Any) -> bool:
-    """Whether a singular value lies far above what rounding leaves of 0."""
+    """Whether a singular value is far above the rounding error of 0."""
     return bool((least > 1000 * np.finfo(least.dtype).eps * largest).all())

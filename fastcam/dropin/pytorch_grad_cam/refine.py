@@ -19,8 +19,8 @@ def product_of_maps(
 ) -> Array:
     """The maps (N, *S) of a RefineCAM object.
 
-    pytorch-grad-cam passes ``eigen_smooth`` on as the base method's ``aug_smooth``; with
-    :attr:`Settings.fix` it is passed on as ``eigen_smooth``.
+    pytorch-grad-cam passes ``eigen_smooth`` as the base method's ``aug_smooth``; with
+    :attr:`Settings.fix` it is passed as ``eigen_smooth``.
     """
     smooth = (False, eigen_smooth) if settings.fix else (eigen_smooth,)
     maps = [cam(input_tensor, targets, *smooth) for cam in refine.base_cam_per_layer]

@@ -1,7 +1,7 @@
-"""How a CAM object of pytorch-grad-cam runs its network here: recorded from the target layer up.
+"""Runs the network of a CAM object of pytorch-grad-cam, recorded from the target layer up.
 
-The functions of this package take the object, one of pytorch-grad-cam's own classes or of those in
-:mod:`fastcam.compat.pytorch_grad_cam`, by the attributes that both have.
+The functions of this package accept objects of pytorch-grad-cam's classes and of those in
+:mod:`fastcam.compat.pytorch_grad_cam`; they use only attributes that both have.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from fastcam.errors import first_line
 Array = np.ndarray[Any, Any]
 TargetFunctions = Sequence[Callable[[Any], Any]]
 Choose = Callable[[Any], TargetFunctions]
-"""From the model's outputs to one target function an image."""
+"""From the model's outputs to one target function per image."""
 
 
 class NotServed(Exception):
-    """This call is one for the library's own way; the message says why."""
+    """The library's own code must run this call; the message says why."""
 
 
 RUNNERS: set[type] = set()
-"""The classes of ``activations_and_grads`` that run a model just so."""
+"""The classes of ``activations_and_grads`` that :func:`run_of` can replace."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the network. Layers are in the order in which they ran."""
+    """One run of the network, with layers in the order in which they ran."""
 
     images: Tensor
     outputs: Any
-    """What the model returned, with the graph above the layers."""
+    """The model's output, with the graph above the layers."""
     activations: list[Tensor]
-    """(N, C, *S), without a graph; on a CPU as operations in place have left them."""
+    """(N, C, *S), without a graph; on a CPU after in-place operations of the model."""
     points: list[Point]
-    """Where in the graph the layers returned that, before any operation in place."""
+    """The layers' outputs in the graph, before any in-place operation."""
     handed_on: list[Any]
-    """What the model went on with, with its graph, as operations in place have left it."""
+    """The layers' outputs with their graph, after in-place operations of the model."""
     reshape: Callable[[Tensor], Tensor]
 
     def gradients(self, targets: TargetFunctions) -> list[Tensor]:
-        """The gradient of the targets' sum, (N, C, *S) a layer."""
+        """The gradient of the sum of the targets, (N, C, *S) per layer."""
         with torch.enable_grad():
             found = self._gradients(targets, False)
         return [self.reshape(gradient) for gradient in found]
 
     def hessian_products(self, targets: TargetFunctions) -> list[tuple[Tensor, Tensor]]:
-        """The gradient and the Hessian times A, for each layer; A as it was handed on."""
+        """The gradient and the Hessian times A for each layer, with A from :attr:`handed_on`."""
         products = []
         with torch.enable_grad():
             found = self._gradients(targets, True)
@@ -81,7 +81,7 @@ class Run:
         pairs = zip(targets, self.outputs, strict=False)  # images beyond the targets count as 0
         loss: Any = sum(target(output) for target, output in pairs)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise NotServed("the targets give no score that depends on the target layers")
+            raise NotServed("the targets' scores do not depend on the target layers")
         found = gradients_at(self.points, loss, create_graph=create_graph, retain=create_graph)
         gradients = [gradient for gradient in found if gradient is not None]
         if len(gradients) < len(found):
@@ -90,7 +90,7 @@ class Run:
 
 
 class OnTheCPU:
-    """A list of tensors that are brought to the CPU when somebody looks at them."""
+    """A list of tensors that are copied to the CPU on access."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -108,16 +108,13 @@ class OnTheCPU:
 
 
 def keep(cam: Any, activations: list[Tensor], gradients: list[Tensor]) -> None:
-    """Puts them where a CAM object's user, or its class, looks for them."""
+    """Stores activations and gradients on a CAM object, for its user and its class."""
     cam.activations_and_grads.activations = activations
     cam.activations_and_grads.gradients = gradients
 
 
 def clear(kept: Any) -> None:
-    """Empties an ActivationsAndGradients object, and detaches the tensors that were in it.
-
-    None is brought to the CPU for that.
-    """
+    """Empties an ActivationsAndGradients object and detaches its tensors, without copies to CPU."""
     for tensors in (vars(kept)["activations"], vars(kept)["gradients"]):
         for tensor in tensors:
             if isinstance(tensor, Tensor) and tensor.requires_grad:
@@ -129,16 +126,16 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
     """Runs the network.
 
     Args:
-        second_order: whether gradients will be derived once more.
+        second_order: whether second derivatives are needed.
 
     Raises:
-        NotServed: where the library's own way may give another answer.
+        NotServed: if the library's own code may give another result.
     """
     check_served(cam, input_tensor)
     if cam.model.training or any(module.training for module in cam.model.modules()):
         raise NotServed("the model is in training mode")
     if not second_order and (cam.compute_input_gradient or not cam.detach):
-        raise NotServed("it asks for more gradients than those of the layers")
+        raise NotServed("it needs gradients besides those of the layers")
     images = input_tensor.to(cam.device)
     try:
         names = layer_names(unwrap(cam.model), list(cam.target_layers))
@@ -149,7 +146,7 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
         during.enter_context(torch.no_grad())
         during.enter_context(aside(cam))
         if second_order:
-            during.enter_context(sdpa_kernel(SDPBackend.MATH))  # others have no second derivative
+            during.enter_context(sdpa_kernel(SDPBackend.MATH))  # the only one with second order
         start: Start | None = None
         try:
             if cam.uses_gradients:
@@ -167,7 +164,7 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
     reshape = cam.reshape_transform or _as_it_is
     points = [point for (point,) in recorded.points.values()]
     values = [point.value for point in points]
-    # a reference on a CPU, which operations in place write to; a copy elsewhere
+    # pytorch-grad-cam keeps a reference on a CPU, so in-place operations show; a copy on a GPU
     on_cpu = values[0].device.type == "cpu"
     kept = returned if on_cpu and not settings.fix else values
     activations = [reshape(detached(each)) for each in kept]
@@ -175,15 +172,15 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
 
 
 def check_served(cam: Any, input_tensor: Any) -> None:
-    """Raises NotServed if more is expected of a call than the maps of the object's layers."""
+    """Raises NotServed if a call may have effects besides the maps of the object's layers."""
     if not isinstance(input_tensor, Tensor):
-        raise NotServed(f"the input is a {type(input_tensor).__name__}, no tensor")
+        raise NotServed(f"the input is a {type(input_tensor).__name__}, not a tensor")
     if input_tensor.requires_grad:
-        raise NotServed("the input requires a gradient, which a whole backward fills")
+        raise NotServed("the input requires a gradient, so the backward pass must reach it")
     _check_runner(cam)
     if isinstance(unwrap(cam.model), torch.jit.ScriptModule):
         raise NotServed("the model is TorchScript")
-    # a backward hook, or one that a forward hook sets, may be called below the layers
+    # backward hooks, including those set by forward hooks, may have to run below the layers
     for module in modules_of(unwrap(cam.model)):
         if module._backward_hooks or module._backward_pre_hooks:
             raise NotServed("the model has backward hooks")
@@ -195,40 +192,40 @@ def check_served(cam: Any, input_tensor: Any) -> None:
     with aside(cam):
         hooks = [h for module in modules_of(unwrap(cam.model)) for h in hooks_of(module).values()]
     if any(type(hook).__module__.partition(".")[0] != "torch" for hook in hooks):  # as weight norm
-        raise NotServed("the model has hooks of others")
+        raise NotServed("the model has other hooks")
 
 
 def _check_runner(cam: Any) -> None:
-    """Raises NotServed if the object runs its model in a way of its own, or hooks other layers."""
+    """Raises NotServed if the object runs its model differently, or hooks other layers."""
     runner = cam.activations_and_grads
     if type(runner) not in RUNNERS:
-        raise NotServed("it has activations_and_grads of another class")
+        raise NotServed("its activations_and_grads is of another class")
     own = sorted(vars(runner).keys() & vars(type(runner)).keys() - {"activations", "gradients"})
     if own:
-        raise NotServed(f"its activations_and_grads have {own[0]} of their own")
+        raise NotServed(f"its activations_and_grads overrides {own[0]}")
     for name in ("model", "reshape_transform", "detach"):
         if getattr(runner, name) is not getattr(cam, name):
-            raise NotServed(f"its activations_and_grads have another {name}")
-    hung = {}  # by layer, in the order of the hooks, the dictionary that they are in
+            raise NotServed(f"its activations_and_grads has another {name}")
+    hung = {}  # the hook dictionary of each layer, in the order of registration
     for handle in runner.handles:
         hooks = handle.hooks_dict_ref()
         if hooks is None or handle.id not in hooks:
             raise NotServed("a hook of its activations_and_grads has been removed")
         hung[id(hooks)] = hooks
     if list(hung) != [id(layer._forward_hooks) for layer in cam.target_layers]:
-        raise NotServed("its activations_and_grads hook other layers than its target_layers")
+        raise NotServed("its activations_and_grads hooks other layers than its target_layers")
 
 
 _starts: WeakKeyDictionary[Any, tuple[Sequence[str], Start]] = WeakKeyDictionary()
 
 
 def _start(cam: Any, model: nn.Module, inputs: Any, names: Sequence[str]) -> Start:
-    """Where the graph of an object's runs starts; found by its first call."""
+    """Where the graph starts in an object's runs; determined by its first call."""
     layers, start = _starts.get(cam, ((), None))
     if start is None or layers != names:
         try:
             start = find_start(model, first_row(inputs), names)
-        except Exception:  # what is wrong, the run that explains says
+        except Exception:  # the actual run raises it again
             start = Start("model")
         _starts[cam] = names, start
     return start
@@ -236,7 +233,7 @@ def _start(cam: Any, model: nn.Module, inputs: Any, names: Sequence[str]) -> Sta
 
 @contextmanager
 def aside(cam: Any) -> Iterator[None]:
-    """The object's own hooks, and those of other such objects, are not called meanwhile."""
+    """Disables the hooks of this object and of other CAM objects for the duration of the block."""
     own = {handle.id for handle in cam.activations_and_grads.handles}
     hung = [handle.hooks_dict_ref() for handle in cam.activations_and_grads.handles]
     hung += [module._forward_hooks for module in modules_of(unwrap(cam.model))]
@@ -254,7 +251,7 @@ def aside(cam: Any) -> Iterator[None]:
         yield
     finally:
         for each, before in saved:
-            # in their order, without those that the model removed; then those that it added
+            # the old hooks in their order, except those that the model removed; then new ones
             now = {key: hook for key, hook in before.items() if key in gone or key in each}
             now |= each
             each.clear()
@@ -267,7 +264,7 @@ _fast_copies = FastCopies()
 def _network(
     cam: Any, images: Tensor, names: Sequence[str], start: Start | None
 ) -> tuple[nn.Module, Any]:
-    """The network and its input, in the fast mode a copy of it."""
+    """The network and its input; in the fast mode, a copy of the network."""
     model = unwrap(cam.model)
     if not settings.fast:
         return model, images

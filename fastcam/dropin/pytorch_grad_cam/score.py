@@ -1,4 +1,4 @@
-"""Score-CAM's weights: what images score that show only where a channel is active."""
+"""Score-CAM's weights: the scores of images masked by the activations of one channel."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _fast_copies = FastCopies()
 def score_weights(
     cam: Any, input_tensor: Tensor, targets: TargetFunctions, activations: Array
 ) -> Array:
-    """The weights of a ScoreCAM object (N, C); masks are made as they are needed."""
+    """The weights (N, C) of a ScoreCAM object; masks are created batch by batch."""
     size = input_tensor.shape[2:]
     mode = "bilinear" if len(size) == 2 else "trilinear"
     maps = torch.from_numpy(activations)
     if len(targets) < len(maps):
-        raise RuntimeError(f"targets: got {len(targets)}, expected {len(maps)}, one for each image")
+        raise RuntimeError(f"targets: got {len(targets)}, expected {len(maps)}, one per image")
     runs = masked_runs(maps)
     scores = []
     with torch.no_grad(), aside(cam):
@@ -48,7 +48,7 @@ def score_weights(
 
 
 def _copy(cam: Any, one: Tensor) -> Callable[[Tensor], Any]:
-    """The network as it runs masked images, made for one image: folded, or in the fast mode."""
+    """The network for masked images, prepared with one image: folded, or in the fast mode."""
     model = unwrap(cam.model)
     if not settings.fast:
         return folded(model, one)

@@ -1,4 +1,4 @@
-"""SESS: the maps of windows, each weighed by its score, in one map of the image."""
+"""SESS: one map of the image from the maps of windows, weighted by their scores."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fastcam.dropin.pytorch_grad_cam.run import Array
 def map_of_windows(
     sess: Any, owner: type, input_tensor: Tensor, target: Any, eigen_smooth: bool = False
 ) -> Array:
-    """The map (H, W) of an image (1, C, H, W) by a SESS object, before it is normalized.
+    """The map (H, W) of an image (1, C, H, W) by a SESS object, before normalization.
 
-    A window's run gives its map and its score.
+    One run gives both the map and the score of a window.
 
     Args:
-        owner: the class that the object's methods are of, unless it overrides them.
-        target: gives the score; None for the class of the image's highest score.
-        eigen_smooth: passed on to the base method.
+        owner: the class that defines the object's methods, to detect overrides.
+        target: computes the score; None for the class with the highest score.
+        eigen_smooth: passed to the base method.
     """
     height, width = input_tensor.shape[-2:]
     window = min(height, width) if sess.window_size is None else sess.window_size
@@ -58,7 +58,7 @@ def map_of_windows(
             total[counted] += placed[counted]
             counts += counted
     if sess.pool == "mean":
-        np.divide(total, counts, out=total, where=counts > 0)  # where 0 both are
+        np.divide(total, counts, out=total, where=counts > 0)  # elsewhere both are 0
     if sess.smooth:
         cv2.GaussianBlur(total, (11, 11), sigmaX=5.0, dst=total)
     return total

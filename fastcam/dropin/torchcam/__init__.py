@@ -1,8 +1,8 @@
-"""torchcam, taken over in place: maps by fastcam's kernels, graphs no larger than needed.
+"""Takes torchcam over in place: maps by fastcam's kernels, graphs no larger than needed.
 
-The user runs the network himself, with torchcam's hooks on it. So two things are taken over: that
-run, which records from the first target layer up alone (:class:`~.forward.Forward`), and what
-follows it. In between lie torchcam's own objects, with the attributes that they always had.
+With torchcam, users run the network themselves, with its hooks registered. fastcam changes that
+run, which records only from the first target layer up (:class:`~.forward.Forward`), and the
+computation of the maps. torchcam's objects and their attributes stay the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastcam.errors import first_line
 
 
 def take_over(takeover: Takeover) -> None:
-    """Replaces what fastcam has; torchcam.utils and explain wait for their import."""
+    """Replaces the methods that fastcam implements; torchcam.utils and explain once imported."""
     Peer.active = True
     takeover.on_undo(Peer.leave)
     _take_methods(takeover)
@@ -35,8 +35,8 @@ def _take_late(name: str, take: Callable[[Takeover], None], takeover: Takeover) 
     try:
         take(takeover)
         takeover.finish()
-    except Exception as error:  # another release, found in the middle of the user's import
-        warnings.warn(f"fastcam.dropin: {name} stays as it is ({first_line(error)})", stacklevel=2)
+    except Exception as error:  # an unknown release must not break the user's import
+        warnings.warn(f"fastcam.dropin: {name} is unchanged ({first_line(error)})", stacklevel=2)
 
 
 def _take_methods(takeover: Takeover) -> None:
@@ -60,7 +60,7 @@ def _take_methods(takeover: Takeover) -> None:
     else:  # 0.4.1
         takeover.method(gradient.SmoothGradCAMpp, "_get_weights", smooth.smooth_in_one, *run)
         takeover.method(gradient._GradCAM, "_backprop", forward.backward_for_maps, *run)
-    if hasattr(gradient, "LeGrad"):  # these three since 0.5.0
+    if hasattr(gradient, "LeGrad"):  # since 0.5.0, as are RefineCAM and FinerCAM
         takeover.method(gradient.LeGrad, "__init__", forward.begin_recording, *run)
         takeover.function(gradient.LeGrad._prepare_attention, forward.prepare_attention, *run)
         takeover.method(gradient.LeGrad, "compute_cams", maps.compute_legrad)

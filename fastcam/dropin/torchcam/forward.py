@@ -1,4 +1,4 @@
-"""The run of the network, which is the user's: recorded from the first target layer up alone."""
+"""Records the user's run of the network only from the first target layer up."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from fastcam.engine.values import tensors_of
 
 @dataclass
 class _Run:
-    """A forward that began without a graph."""
+    """A forward pass that began without a graph."""
 
     owner: Forward
     frame: FrameType
-    """Which called the hook that began it."""
+    """The caller of the hook that began it."""
 
 
 class _Running(threading.local):
@@ -43,24 +43,24 @@ class _Running(threading.local):
 
 _running = _Running()
 _library_runs: ContextVar[bool] = ContextVar("library_runs", default=False)
-"""Whether torchcam itself runs the network, so that nobody derives the scores by its inputs."""
+"""Whether torchcam itself runs the network, so the gradient of its inputs is not needed."""
 
 
 @dataclass(eq=False)
 class Forward:
-    """Hooks of one extractor on its model: no graph below the first target layer.
+    """Hooks of one extractor on its model that avoid a graph below the first target layer.
 
     The model's pre-hook turns grad mode off, the first target layer turns it on, and the model's
-    hook puts it back. A run that could be for something else is recorded as ever; :attr:`whole`
-    says why. A model's answer that should have a graph and has none (grad modes within the model)
-    is computed again, and the model's graph is whole from then on.
+    hook restores it. A run that may serve another purpose is recorded as usual, and :attr:`whole`
+    gives the reason. If the output has no graph because the model sets grad modes itself, it is
+    computed again, and the model is recorded as usual from then on.
     """
 
     extractor: Any
     whole: str = field(default="before any forward", init=False)
-    """Why the last graph is whole; empty where it is not."""
+    """Why the last graph covers the whole model, or "" if it does not."""
     start: Start | None = field(default=None, init=False)
-    """Where a graph may start; found by the first forward."""
+    """Where a graph may start; determined by the first forward pass."""
 
     def begin(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """The pre-hook."""
@@ -70,7 +70,7 @@ class Forward:
         if run is not None and _on_the_stack(run.frame):
             self.whole = ""
             return
-        if run is not None:  # left by Ctrl-C, which calls no hook
+        if run is not None:  # interrupted by Ctrl-C, after which no hook runs
             run.owner.restore()
         if not self.extractor._hooks_enabled:
             return
@@ -87,7 +87,7 @@ class Forward:
             torch.set_grad_enabled(False)
 
     def end(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
-        """The hook, also after an exception."""
+        """The forward hook; also called after an exception."""
         run = _running.run
         if run is None or run.owner is not self:
             return None
@@ -99,7 +99,7 @@ class Forward:
         return model(*args, **kwargs)
 
     def _find_start(self, model: nn.Module, args: Any, kwargs: Any) -> Start:
-        """By runs on one image, without torchcam's hooks."""
+        """Determines the start by runs on one image, without torchcam's hooks."""
         given, named = first_row((args, kwargs))
 
         recorders: list[Recorder] = []
@@ -116,19 +116,19 @@ class Forward:
         with without_hooks(model):
             try:
                 start = closest_start(attempt, layers)
-            except Exception:  # what is wrong, the user's own run says
+            except Exception:  # the user's run raises it again
                 start = Start("model")
         passed_on = any(each.passing_on or each.held for each in recorders)
         return Start("model") if passed_on else start
 
     def restore(self) -> None:
-        """Grad mode as it was before a run that this began."""
+        """Turns grad mode on again if this object turned it off."""
         if _running.run is not None and _running.run.owner is self:
             _running.run = None
             torch.set_grad_enabled(True)
 
     def remove(self) -> None:
-        """As the last of an extractor's handles."""
+        """Acts as the last of an extractor's hook handles."""
         self.restore()
 
     def _why_whole(self, model: nn.Module, given: Sequence[Tensor]) -> str:
@@ -136,18 +136,18 @@ class Forward:
         if changed is not None:
             return changed
         if self.start is not None and self.start.place == "model":
-            return "the model sets grad modes itself, or a layer returns what it was given"
+            return "the model sets grad modes itself, or a layer returns its input"
         if self.start is not None and self.start.place == "layer":
-            return "what the layer computes on the way to its output is read later"
+            return "an intermediate result of the layer is used later"
         if unwrap(model) is not model:
             return "the model is compiled or parallel"
         may_be_compiled = "torch._dynamo" in sys.modules
         for module in self.extractor.submodule_dict.values():
-            state = vars(module)  # a tenth of the time that attributes of a module take
+            state = vars(module)  # ten times as fast as a module's attributes
             if state.get("training", True):
                 return "the model, or a part of it, is in training mode or TorchScript"
             if "forward" in state:  # it may count its runs
-                return "a module has a forward of its own"
+                return "a module overrides forward"
             if may_be_compiled and is_compiled(module):
                 return "the model is compiled"
             if state["_backward_hooks"] or state["_backward_pre_hooks"]:
@@ -173,7 +173,7 @@ def _on_the_stack(frame: FrameType) -> bool:
 
 
 def is_ours(hook: Any) -> bool:
-    """Whether a hook is fastcam's, or that of one of torchcam's own classes."""
+    """Whether a hook belongs to fastcam or to one of torchcam's own classes."""
     owner = getattr(getattr(hook, "func", hook), "__self__", None)
     if isinstance(owner, Peer.core._CAM):
         return is_own(type(owner))
@@ -191,7 +191,7 @@ def has_other_hooks(model: nn.Module) -> bool:
 
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
-    """torchcam's hooks, and ours, are not there meanwhile."""
+    """Removes torchcam's and fastcam's hooks for the duration of the block."""
     kept = []
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -203,7 +203,7 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for hooks, before in kept:
-            # in their order, without those that the model removed; then those that it added
+            # the old hooks in their order, except those that the model removed; then new ones
             now = {key: hook for key, hook in before.items() if is_ours(hook) or key in hooks}
             now |= hooks
             hooks.clear()
@@ -225,7 +225,7 @@ def begin_recording(present: Replacement) -> Replacement:
 
 
 def hook_a(present: Replacement) -> Replacement:
-    """Lets the graph begin at the layer; what the model goes on with is what torchcam keeps."""
+    """Starts the graph at the layer; torchcam and the model then use the same tensor."""
 
     def hook(self: Any, module: nn.Module, args: Any, output: Any, idx: int = 0) -> Any:
         begun = output
@@ -238,7 +238,7 @@ def hook_a(present: Replacement) -> Replacement:
 
 
 def backward_for_maps(present: Replacement) -> Replacement:
-    """The gradient of maps, for which 0.4.1 calls ``backward()``: no reason for a warning."""
+    """Suppresses the warning for the gradients of maps, for which 0.4.1 calls ``backward()``."""
 
     def backprop(self: Any, *args: Any, **kwargs: Any) -> None:
         _Backwards.of_maps += 1
@@ -252,33 +252,33 @@ def backward_for_maps(present: Replacement) -> Replacement:
 
 class _Backwards:
     of_maps = 0
-    """Those that go on; hooks are called in threads of autograd's own."""
+    """The number in progress; global, because autograd calls hooks in its own threads."""
 
 
 def _warn_of_the_short_graph(gradient: Tensor) -> None:
     if _Backwards.of_maps:
         return
     warnings.warn(
-        "fastcam.dropin: this backward() gives no gradient to parameters at and below the target "
-        "layer, for the graph of the scores begins there; to train, put the model into training "
+        "fastcam.dropin: this backward() computes no gradient for parameters at and below the "
+        "target layer, because the graph begins there; to train, put the model into training "
         "mode, or call the extractor's disable_hooks() before the model",
         stacklevel=2,
     )
 
 
 def _with_graph(output: Any) -> Any:
-    """What a layer returned, at the start of a graph."""
+    """The output of a layer as the start of a graph."""
     if _running.run is None:
         return output
     torch.set_grad_enabled(True)
     if not isinstance(output, Tensor) or output.requires_grad:
         return output
-    # maps ask for the layers' gradients, not for what is passed
+    # maps need the gradients at the layers, not those passed further down
     return started(output, same=True, passed=_warn_of_the_short_graph)
 
 
 def prepare_attention(present: Replacement) -> Replacement:
-    """LeGrad's graph begins at the first block's attention."""
+    """Starts LeGrad's graph at the first block's attention."""
 
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self._hooks_enabled and _running.run is not None:
@@ -289,7 +289,7 @@ def prepare_attention(present: Replacement) -> Replacement:
 
 
 def recorded(extractor: Any) -> str:
-    """From where the last forward was recorded, for the report."""
+    """Where the graph of the last forward pass begins, for the report."""
     forward = getattr(extractor, "_forward_by_fastcam", None)
     if forward is None:
         return ""
@@ -308,7 +308,7 @@ def library_run() -> Iterator[None]:
 
 
 def as_own_forward(present: Replacement) -> Replacement:
-    """A metric's update: its forward is its own, and it counts as one call."""
+    """A metric's update, which runs the network itself and counts as one call."""
 
     def update(self: Any, *args: Any, **kwargs: Any) -> Any:
         with counted(f"torchcam.{type(self).__name__}") as call, library_run():

@@ -1,4 +1,4 @@
-"""Maps of several layers as one, enlarged by the kernels."""
+"""Fuses the maps of several layers, enlarged by the kernels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fastcam.dropin.torchcam.peer import EPS, EXACT
 
 
 def fuse_cams(present: Replacement) -> Replacement:
-    """The largest value of the enlarged maps at every position."""
+    """The maximum of the enlarged maps at every position."""
 
     def fuse(cams: list[Tensor], target_shape: Any) -> Tensor:
         with counted("torchcam.fuse_cams") as call:
             if not _can_enlarge(cams, target_shape, (2, 3)):
-                call.leave_to("torchcam", "maps of a graph, of another type or of other extents")
+                call.leave_to("torchcam", "maps with a graph, or of an unsupported type or size")
                 return present(cams, target_shape)
             call.why = call.why or "enlarged by the kernels"
             fused = _enlarged(cams[0], target_shape)
@@ -45,7 +45,7 @@ def refine(present: Replacement) -> Replacement:
                 isinstance(c, Tensor) and c.dtype in EXACT for c in cams
             )
             if not exact or not _can_enlarge(cams, shape, (2, 3)):
-                call.leave_to("torchcam", "maps of another type or of other extents")
+                call.leave_to("torchcam", "maps of an unsupported type or size")
                 return present(cams, target_shape, normalized)
             call.why = call.why or "enlarged by the kernels"
             dims = len(shape)
@@ -58,8 +58,8 @@ def refine(present: Replacement) -> Replacement:
 
 
 def _can_enlarge(cams: Sequence[Tensor], shape: Any, dims: tuple[int, ...]) -> bool:
-    """Whether linear interpolation is what torchcam does, and all that it does."""
-    dims = (1, *dims) if settings.fix else dims  # of one dimension torchcam's own call fails
+    """Whether torchcam does linear interpolation and nothing else."""
+    dims = (1, *dims) if settings.fix else dims  # torchcam fails on one dimension
     return (
         len(cams) > 0
         and isinstance(shape, (tuple, torch.Size))

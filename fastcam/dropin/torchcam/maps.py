@@ -1,4 +1,4 @@
-"""Maps of what torchcam's hooks have kept: weights, the sum over channels, the range."""
+"""Maps from the tensors of torchcam's hooks: weights, the sum over channels, normalization."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastcam.dropin.torchcam.peer import EPS, EXACT
 
 
 def as_one_call(present: Replacement) -> Replacement:
-    """A method on top of another: the base's calls are part of it."""
+    """Counts a method that calls a base method as one call."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         with counted(f"torchcam.{type(self).__name__}"):
@@ -27,17 +27,17 @@ def as_one_call(present: Replacement) -> Replacement:
 
 
 class Formula(NamedTuple):
-    """How a method makes maps of activations and gradients (N, C, *S)."""
+    """The maps and weights of a method, from activations and gradients (N, C, *S)."""
 
     map: Callable[[Tensor, Tensor, float | None], Tensor]
-    """(N, *S), through ReLU."""
+    """(N, *S), after ReLU."""
     weights: Callable[[Tensor, Tensor, float | None], Tensor]
-    """(N, C) or (N, C, *S): for maps that leave products that are NaN out."""
+    """(N, C) or (N, C, *S), for maps that skip NaN products."""
     takes_eps: bool = False
 
 
 FORMULAS: dict[Any, Formula] = {}
-"""By torchcam's _get_weights, which a user's subclass may have replaced."""
+"""By torchcam's ``_get_weights``, which a user's subclass may override."""
 
 
 def _grad_cam(activations: Tensor, gradients: Tensor, eps: float | None) -> Tensor:
@@ -139,7 +139,7 @@ def _of_gradients(
     activations: Tensor, gradients: Tensor, formula: Formula, eps: float | None
 ) -> Tensor:
     if activations.shape != gradients.shape:
-        # 0.4.1, of a layer that runs again: the last run's activations, the first one's gradient
+        # 0.4.1, if a layer runs twice: the last run's activations, the first run's gradient
         return _weighted(activations, formula.weights(activations, gradients, eps), True)
     maps = formula.map(activations, gradients, eps).to(activations.dtype)
     if maps.isnan().any():
@@ -148,7 +148,7 @@ def _of_gradients(
 
 
 def _weighted(activations: Tensor, weights: Tensor, relu: bool) -> Tensor:
-    """The channel sum of (N, C, *S) by weights (N, C), (1, C) or (N, C, *S)."""
+    """The channel sum of (N, C, *S) with weights (N, C), (1, C) or (N, C, *S)."""
     if weights.dim() != 2 or weights.shape[1] != activations.shape[1]:
         maps = _without_nan(activations, weights)
         return maps.relu_() if relu else maps
@@ -162,7 +162,7 @@ def _weighted(activations: Tensor, weights: Tensor, relu: bool) -> Tensor:
 
 
 def _without_nan(activations: Tensor, weights: Tensor) -> Tensor:
-    """The channel sum of the products that are not NaN, as torchcam takes it."""
+    """The channel sum without NaN products, as in torchcam."""
     weights = weights.reshape(*weights.shape, *(1,) * (activations.dim() - weights.dim()))
     return torch.nansum(weights * activations, 1)
 

@@ -1,4 +1,4 @@
-"""A map over a picture."""
+"""Overlays a map on a picture."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from fastcam.dropin.takeover import Replacement
 
 
 class Blend(NamedTuple):
-    """How a release of torchcam lays colors over a picture."""
+    """How a release of torchcam blends colors and a picture."""
 
     modes: tuple[str, ...]
-    """Of pictures."""
+    """The supported picture modes."""
     colors: Callable[[Any, Any], Any]
-    """Of a colormap and numbers of levels (L,): uint8 (L, 4)."""
+    """From a colormap and level numbers (L,) to colors (L, 4), uint8."""
     blend: Callable[[Any, Any, float], Any]
-    """Of colors (H, W, 3), a picture and alpha."""
+    """From colors (H, W, 3), a picture and alpha to the result."""
 
 
 def overlay_mask(present: Replacement, how: Blend) -> Replacement:
-    """The color of mask^2 under the image."""
+    """The image blended with the color of mask^2."""
     pillow: Any = importlib.import_module("PIL.Image")
     colormaps: Any = importlib.import_module("matplotlib").colormaps
 
@@ -42,7 +42,7 @@ def overlay_mask(present: Replacement, how: Blend) -> Replacement:
                 mask = pillow.fromarray(np.asarray(mask, np.float32) / 255)
             colors = _colors(colormaps.get_cmap(colormap), how) if mask.mode == "F" else None
             if colors is None:
-                call.leave_to("torchcam", "the mask or the colormap is not a usual one")
+                call.leave_to("torchcam", "the mask's mode or the colormap is not supported")
                 return present(img, mask, colormap, alpha)
             heat = np.asarray(mask.resize(img.size, resample=pillow.Resampling.BICUBIC))
             levels = heat * heat
@@ -58,7 +58,7 @@ def overlay_mask(present: Replacement, how: Blend) -> Replacement:
 
 
 def _colors(colormap: Any, how: Blend) -> Any:
-    """(levels, 3) uint8; None if there are too many, or too large a value has its own color."""
+    """(levels, 3) uint8; None for over 256 levels, or if values above 1 have a separate color."""
     if colormap.N > 256:
         return None
     colors = how.colors(colormap, np.arange(colormap.N + 1))[:, :3]
@@ -79,4 +79,4 @@ def _in_float64(colors: Any, image: Any, alpha: float) -> Any:
 BY_PILLOW = Blend(("L", "RGB"), lambda colormap, n: colormap(n, bytes=True), _by_pillow)
 """Since 0.5.0."""
 IN_FLOAT64 = Blend(("RGB",), lambda colormap, n: (255 * colormap(n)).astype(np.uint8), _in_float64)
-"""Of 0.4.1."""
+"""0.4.1."""

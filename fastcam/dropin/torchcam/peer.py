@@ -1,4 +1,4 @@
-"""torchcam's own classes, and what all modules need of them."""
+"""torchcam's modules and constants, shared by the modules of this package."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from fastcam.dropin.known import Guard
 
 EPS = 1e-8
-"""torchcam's, in denominators and ranges."""
+"""torchcam's eps, in denominators and ranges."""
 EXACT = (torch.float32, torch.float64)
 
 
 class Peer:
-    """torchcam's modules, once they are taken over."""
+    """torchcam's modules, after the takeover."""
 
     active = False
     core: Any
     activation: Any
     gradient: Any
     run: Guard | None = None
-    """Watches what a recorded run stands for."""
+    """Watches the modules whose code a recorded run replaces."""
 
     @classmethod
     def leave(cls) -> None:

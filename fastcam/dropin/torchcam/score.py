@@ -1,4 +1,4 @@
-"""The Score-CAM family: the score of masked images, as few of them as will do."""
+"""The Score-CAM family: scores of masked images, in as few runs as possible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastcam.engine.running import unwrap
 from fastcam.methods.masked_runs import masked_runs
 
 MANY_RUNS = 64
-"""Of masked images: from here on a copy of the network, made for them, pays."""
+"""The number of masked images from which a folded copy of the network pays off."""
 _RUNS = (
     "_init_score_weights",
     "_masked_input_chunk",
@@ -29,7 +29,7 @@ _RUNS = (
     "_select_scores",
     "_upsample",
 )
-"""By what 0.5.0 makes, runs and scores masked images; 0.4.1 has no methods for that."""
+"""The methods by which 0.5.0 makes, runs and scores masked images; 0.4.1 has none."""
 _Variations = Callable[[Tensor, int], Iterator[Tensor]]
 
 _fast_copies = FastCopies()
@@ -47,13 +47,14 @@ def growing(images: Tensor, samples: int) -> Iterator[Tensor]:
 
 
 def score_weights(present: Replacement, variations: _Variations | None) -> Replacement:
-    """Score-CAM's weights: softmax over channels of the score of masked images.
+    """Score-CAM's weights: softmax over channels of the scores of masked images.
 
-    The score of the unmasked image, which torchcam subtracts, is left out by softmax. Channels that
-    are constant mask everything: one run will do for those of an image.
+    torchcam subtracts the score of the unmasked image, which has no effect before softmax. Constant
+    channels mask the whole image, so those of one image share a run.
 
     Args:
-        variations: of masked images, whose scores are averaged; None for noise on the masks.
+        variations: yields variants of masked images, whose scores are averaged; None for noise on
+            the masks.
     """
 
     @torch.no_grad()
@@ -64,7 +65,7 @@ def score_weights(present: Replacement, variations: _Variations | None) -> Repla
             reason = _why_not_masked(self, activations)
             if reason:
                 call.leave_to("torchcam", reason)
-                more = () if targets is None else (targets,)  # 0.4.1 takes none
+                more = () if targets is None else (targets,)  # 0.4.1 lacks the argument
                 return present(self, activations, class_idx, *more)
             call.why = "constant channels share a run"
             functions = None
@@ -92,7 +93,7 @@ def score_weights(present: Replacement, variations: _Variations | None) -> Repla
 def _selected(
     outputs: Any, images: Tensor, class_idx: Any, functions: Sequence[Any] | None
 ) -> Tensor:
-    """(R,), the scores of masked images, of which each has its image's target."""
+    """(R,), the scores of masked images, each for the target of its image."""
     if functions is not None:
         return Peer.core._target_scores(outputs, [functions[i] for i in images.tolist()])
     if isinstance(class_idx, int):
@@ -105,9 +106,9 @@ def _why_not_masked(extractor: Any, activations: Sequence[Tensor]) -> str:
     score_cam = Peer.activation.ScoreCAM
     for name in filter(functools.partial(hasattr, score_cam), _RUNS):
         if name in vars(extractor):
-            return f"the object has a {name} of its own"
+            return f"the object overrides {name}"
         if getattr(type(extractor), name) is not getattr(score_cam, name):
-            return f"a subclass has its own {name}"
+            return f"a subclass overrides {name}"
     dims = extractor._input.dim() - 2
     if dims not in ((1, 2, 3) if settings.fix else (2, 3)):
         return "the images are not 2-D or 3-D"
@@ -171,9 +172,9 @@ def _noisy_scores(
 
 
 def _network(extractor: Any, activations: Sequence[Tensor]) -> Callable[[Tensor], Any]:
-    """What gives the scores of masked images: a copy with BatchNorm folded, or the fast one.
+    """The network for masked images: a copy with BatchNorm folded, or in the fast mode.
 
-    The model itself where it is wrapped or has hooks of the user's, or for a few runs.
+    The model itself if it is wrapped, has hooks of the user, or runs only a few times.
     """
     model, images = extractor.model, extractor._input
     runs = sum(a.shape[0] * a.shape[1] for a in activations) * getattr(extractor, "num_samples", 1)

@@ -1,4 +1,4 @@
-"""Smooth Grad-CAM++: its samples run together."""
+"""Smooth Grad-CAM++ with its samples in batches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def smooth(present: Replacement) -> Replacement:
 
 
 def smooth_in_one(present: Replacement) -> Replacement:
-    """As :func:`smooth`, of 0.4.1, where one method has all of it."""
+    """The same as :func:`smooth` for 0.4.1, which has a single method for it."""
 
     def samples(self: Any, class_idx: Any, eps: float, **kwargs: Any) -> list[Tensor]:
         return present(self, class_idx, None, eps, **kwargs)
@@ -54,19 +54,19 @@ def smooth_in_one(present: Replacement) -> Replacement:
 
 
 def _why_not_together(extractor: Any, class_idx: Any) -> str:
-    """Why samples should run one by one, as in torchcam; empty where they need not."""
+    """Why samples must run one by one, as in torchcam, or "" if they can run in batches."""
     if not extractor._hooks_enabled:
         return "its hooks are disabled"
     own = "_backprop" in vars(extractor)
     if own or type(extractor)._backprop is not Peer.gradient._GradCAM._backprop:
-        return "it derives the score itself"
+        return "it overrides _backprop"
     if class_idx is None:
         return "the targets are functions"
     for module in extractor.model.modules():
         if module.training:
             return "the model is in training mode"
         if isinstance(module, _BatchNorm) and module.running_mean is None:
-            return "BatchNorm takes a batch's own statistics"
+            return "BatchNorm uses the statistics of the batch"
     return ""
 
 
@@ -78,7 +78,7 @@ def _smooth_weights(
     clean = list(extractor.hook_a)
     draw = extractor._distrib.sample
     noise = [draw(images.shape).to(device=images.device) for _ in range(samples)]
-    gradients: list[list[Tensor]] = [[] for _ in clean]  # (samples, N, C, *S) a layer and batch
+    gradients: list[list[Tensor]] = [[] for _ in clean]  # (samples, N, C, *S) per layer and batch
     together = max(1, 8 // max(1, count))
     for start in range(0, samples, together):
         some = noise[start : start + together]
@@ -91,7 +91,7 @@ def _smooth_weights(
             gradients[layer].append(gradient.unflatten(0, (len(some), count)))
     weights = []
     for layer, (activations, found) in enumerate(zip(clean, gradients, strict=True)):
-        # what a single run of the last sample would have left
+        # as a separate run of the last sample would have left it
         extractor.hook_a[layer] = extractor.hook_a[layer][-count:].clone()
         extractor.hook_g[layer] = extractor.hook_g[layer][-count:].clone()
         if settings.fix:

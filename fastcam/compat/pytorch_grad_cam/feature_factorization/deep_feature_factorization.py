@@ -1,4 +1,4 @@
-"""Deep feature factorization: the concepts that a layer sees in a batch of images.
+"""Deep feature factorization: the concepts in a layer's activations of a batch of images.
 
 Collins et al. 2018, arXiv 1806.10206.
 """
@@ -28,8 +28,8 @@ class DeepFeatureFactorization:
 
     Args:
         model: the network.
-        target_layer: its layer whose activations are factorized.
-        reshape_transform: brings the layer's output to (N, C, H, W).
+        target_layer: the layer whose activations are factorized.
+        reshape_transform: converts the layer's output to (N, C, H, W).
         computation_on_concepts: a module for concepts (K, C), such as the classifier's head.
     """
 
@@ -49,7 +49,7 @@ class DeepFeatureFactorization:
     def __call__(self, input_tensor: Tensor, n_components: int = 16) -> tuple[Any, ...]:
         """Concepts (C, K) and a list with the maps of each image, (K, H, W) in [0, 1].
 
-        And what ``computation_on_concepts`` gives, where there is one.
+        Also the result of ``computation_on_concepts``, if given.
         """
         return factorized(self, input_tensor, n_components)
 
@@ -68,15 +68,15 @@ def run_dff_on_image(
     n_components: int = 5,
     top_k: int = 2,
 ) -> NDArray[np.uint8]:
-    """An image beside its concepts and a legend with what the classifier calls them.
+    """An image beside its concepts and a legend with the classes of each concept.
 
     Args:
-        model: with its classes' names in ``model.config.id2label``.
+        model: the network, with class names in ``model.config.id2label``.
         target_layer, reshape_transform, n_components: as for :class:`DeepFeatureFactorization`.
         classifier: the head, for concepts (K, C).
         img_pil: the picture.
-        img_tensor: (C, H, W), the picture as the model takes it.
-        top_k: how many classes are named.
+        img_tensor: (C, H, W), the preprocessed picture.
+        top_k: the number of classes per concept.
     """
     picture = np.array(img_pil)
     factorization = DeepFeatureFactorization(

@@ -1,1 +1,1 @@
-"""How good a map is."""
+"""Metrics of the quality of maps."""

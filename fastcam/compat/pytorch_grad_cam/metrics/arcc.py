@@ -22,7 +22,7 @@ _EPS = 1e-8
 
 
 def batch_pearson_coherency(A: Array, B: Array) -> Array:
-    """(N,): the Pearson correlation of A[n] and B[n], 0 where one is constant."""
+    """(N,): the Pearson correlation of A[n] and B[n]; 0 if one is constant."""
     first, second = (m.reshape(len(m), -1) for m in (A, B))
     first, second = (m - m.mean(axis=1, keepdims=True) for m in (first, second))
     count = first.shape[1] - 1
@@ -32,7 +32,7 @@ def batch_pearson_coherency(A: Array, B: Array) -> Array:
 
 
 class Complexity:
-    """The mean magnitude of each map: how much of the image it takes. Low is good."""
+    """The mean magnitude of each map: how much of the image it covers. Low is good."""
 
     def __call__(self, grayscale_cams: Array) -> Array:
         """(N,), for maps (N, H, W)."""
@@ -41,7 +41,7 @@ class Complexity:
 
 
 class Coherency:
-    """(1 + r) / 2, r the correlation of a map and of that of the image times it. High is good."""
+    """(1 + r) / 2, r the correlation of a map with the map of the masked image. High is good."""
 
     def __call__(
         self,
@@ -55,10 +55,11 @@ class Coherency:
 
         Args:
             input_tensor: (N, C, H, W).
-            grayscale_cams: (N, H, W), their maps by ``base_method``.
-            targets: as ``base_method`` takes them.
-            model: not used: the method has it.
-            base_method: called with ``input_tensor`` and ``targets`` for the maps of masked images.
+            grayscale_cams: (N, H, W), the images' maps by ``base_method``.
+            targets: passed to ``base_method``.
+            model: not used, because ``base_method`` has it.
+            base_method: called with ``input_tensor`` and ``targets``; returns the maps of the
+                masked images.
         """
         masks = torch.from_numpy(grayscale_cams).unsqueeze(1).to(input_tensor.device)
         masked = base_method(input_tensor=input_tensor * masks, targets=targets)

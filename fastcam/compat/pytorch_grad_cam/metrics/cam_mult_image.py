@@ -1,4 +1,4 @@
-"""What is left of the score of an image times its map."""
+"""The change of the score when the image is multiplied by its map."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def multiply_tensor_with_cam(input_tensor: Tensor, cam: Tensor) -> Tensor:
 
 
 class CamMultImageConfidenceChange(PerturbationConfidenceMetric):
-    """The score of the image times its map, less that of the image."""
+    """The score of the image times its map, minus the score of the image."""
 
     def __init__(self) -> None:
         super().__init__(multiply_tensor_with_cam)
 
 
 class DropInConfidence(CamMultImageConfidenceChange):
-    """ReLU(before - after), absolute, not as the share of before that papers call average drop."""
+    """ReLU(before - after); unlike the average drop of papers, not divided by before."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Scores:
         """(N,), arguments as for :class:`PerturbationConfidenceMetric`."""
@@ -36,7 +36,7 @@ class DropInConfidence(CamMultImageConfidenceChange):
 
 
 class IncreaseInConfidence(CamMultImageConfidenceChange):
-    """1 where the score rose, else 0."""
+    """1 if the score rises, else 0."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Scores:
         """(N,), arguments as for :class:`PerturbationConfidenceMetric`."""

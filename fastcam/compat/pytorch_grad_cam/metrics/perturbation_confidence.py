@@ -1,4 +1,4 @@
-"""What a change of the image, by its map, does to the score of its target."""
+"""The change of a target's score when the image is perturbed according to its map."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastcam.dropin.pytorch_grad_cam.metrics import (
 
 
 class PerturbationConfidenceMetric:
-    """The change of the score when ``perturbation(image, map)`` stands for each image."""
+    """The change of the score when ``perturbation(image, map)`` replaces each image."""
 
     def __init__(self, perturbation: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.perturbation = perturbation
@@ -33,15 +33,15 @@ class PerturbationConfidenceMetric:
         return_visualization: bool = False,
         return_diff: bool = True,
     ) -> Any:
-        """(N,): after - before, or with ``return_diff=False`` after alone.
+        """(N,): after - before, or only after with ``return_diff=False``.
 
         Args:
             input_tensor: (N, C, H, W).
             cams: (N, H, W) in [0, 1].
-            targets: one an image, called with its row of the model's output.
-            model: in evaluation mode.
-            return_visualization: whether the changed images, (N, C, H, W), are returned too.
-            return_diff: whether the score before is subtracted.
+            targets: one per image, called with its row of the model's output.
+            model: the network, in evaluation mode.
+            return_visualization: whether to return the changed images, (N, C, H, W), too.
+            return_diff: whether to subtract the score before.
         """
         return confidence_change(
             self, input_tensor, cams, targets, model, return_visualization, return_diff
@@ -49,7 +49,7 @@ class PerturbationConfidenceMetric:
 
 
 class RemoveMostRelevantFirst:
-    """Pixels at or above a percentile of the map, or Otsu's threshold ("auto"), are imputed."""
+    """Imputes pixels at or above a percentile of the map, or Otsu's threshold ("auto")."""
 
     def __init__(
         self, percentile: float | str, imputer: Callable[[Tensor, Tensor], Tensor]
@@ -63,7 +63,7 @@ class RemoveMostRelevantFirst:
 
 
 class RemoveLeastRelevantFirst(RemoveMostRelevantFirst):
-    """The same of 1 - map."""
+    """The same for 1 - map."""
 
     def __call__(self, input_tensor: Tensor, mask: Tensor) -> Tensor:
         """(C, H, W), for an image (C, H, W) and its map (H, W)."""

@@ -1,4 +1,4 @@
-"""Remove and debias: pixels are removed by their relevance and imputed from their neighbours.
+"""ROAD, remove and debias: removes pixels by relevance and imputes them from their neighbours.
 
 Rong et al. 2022, arXiv 2202.00449.
 """
@@ -31,11 +31,11 @@ PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 
 class NoisyLinearImputer:
-    """Each missing pixel becomes the weighted mean of its neighbours, and noise.
+    """Each missing pixel becomes the weighted mean of its neighbours, plus noise.
 
     Args:
-        noise: the standard deviation of what is added.
-        weighting: without effect, as in pytorch-grad-cam: always ``neighbors_weights``.
+        noise: the standard deviation of the noise.
+        weighting: ignored, as in pytorch-grad-cam; always ``neighbors_weights``.
     """
 
     def __init__(self, noise: float = 0.01, weighting: Weighting = neighbors_weights) -> None:
@@ -46,7 +46,7 @@ class NoisyLinearImputer:
     def add_offset_to_indices(
         indices: Array, offset: tuple[int, int], mask_shape: tuple[int, int]
     ) -> tuple[Array, Array]:
-        """Which pixels have that neighbour in the image, and the neighbours' flat indices."""
+        """Whether each pixel's neighbour is inside the image, and its flat index."""
         height, width = mask_shape
         rows, columns = indices // width + offset[0], indices % width + offset[1]
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -56,7 +56,7 @@ class NoisyLinearImputer:
     def setup_sparse_system(
         mask: Array, img: Array, neighbors_weights: Weighting
     ) -> tuple[Any, Array]:
-        """The equations A x = b of the missing pixels, in the order of their flat indices.
+        """The equations A x = b for the missing pixels, in the order of their flat indices.
 
         Args:
             mask: (H, W), 0 where a pixel is missing.
@@ -92,20 +92,20 @@ class NoisyLinearImputer:
     def __call__(self, img: Tensor, mask: Tensor) -> Tensor:
         """(C, H, W), for an image (C, H, W) and a mask (H, W), 0 where a pixel is missing.
 
-        The noise is drawn as pytorch-grad-cam draws it. Where no pixel is known, 0 and the noise.
+        The noise is drawn as in pytorch-grad-cam. If no pixel is known, the result is 0 plus noise.
         """
         return impute(self, img, mask)
 
 
 class ROADMostRelevantFirst(PerturbationConfidenceMetric):
-    """The change of the score as what lies at or above the percentile is removed. Low is good."""
+    """The change of the score when pixels at or above the percentile are removed. Low is good."""
 
     def __init__(self, percentile: float | str = 80) -> None:
         super().__init__(RemoveMostRelevantFirst(percentile, NoisyLinearImputer()))
 
 
 class ROADLeastRelevantFirst(PerturbationConfidenceMetric):
-    """The same of 1 - map. High is good."""
+    """The same for 1 - map. High is good."""
 
     def __init__(self, percentile: float | str = 20) -> None:
         super().__init__(RemoveLeastRelevantFirst(percentile, NoisyLinearImputer()))
@@ -126,7 +126,7 @@ class ROADLeastRelevantFirstAverage(AveragerAcrossThresholds):
 
 
 class ROADCombined:
-    """Half of least less most relevant first. High is good."""
+    """(least - most relevant first) / 2, each averaged over percentiles. High is good."""
 
     def __init__(self, percentiles: Sequence[float] = PERCENTILES) -> None:
         self.percentiles = percentiles

@@ -1,4 +1,4 @@
-"""Layers of a model, found and replaced."""
+"""Finds and replaces layers of a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def replace_layer_recursive(model: nn.Module, old_layer: nn.Module, new_layer: nn.Module) -> bool:
-    """Puts a layer in the place of another, where it is first found; whether it was."""
+    """Replaces the first occurrence of a layer; returns whether there was one."""
     for name, layer in model._modules.items():
         if layer is old_layer:
             model._modules[name] = new_layer
@@ -21,7 +21,7 @@ def replace_layer_recursive(model: nn.Module, old_layer: nn.Module, new_layer: n
 def replace_all_layer_type_recursive(
     model: nn.Module, old_layer_type: type | tuple[type, ...], new_layer: nn.Module
 ) -> None:
-    """Puts one layer in the place of all of a type."""
+    """Replaces all layers of a type by one layer."""
     for name, layer in model._modules.items():
         if isinstance(layer, old_layer_type):
             model._modules[name] = new_layer
@@ -37,7 +37,7 @@ def find_layer_types_recursive(model: nn.Module, layer_types: Container[type]) -
 def find_layer_predicate_recursive(
     model: nn.Module, predicate: Callable[[nn.Module], bool]
 ) -> list[nn.Module]:
-    """All layers below the model that the predicate holds for, each before those in it."""
+    """All submodules of the model that satisfy the predicate, parents before children."""
     found = []
     for layer in model._modules.values():
         if layer is None:

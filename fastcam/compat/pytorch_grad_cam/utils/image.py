@@ -1,4 +1,4 @@
-"""Images to tensors and back, and maps over images; results are those of pytorch-grad-cam."""
+"""Converts images and overlays maps, with the results of pytorch-grad-cam."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Array = NDArray[Any]
 def preprocess_image(
     img: Any, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> Tensor:
-    """(H, W, C), uint8 or of any other dtype, to a normalized (1, C, H, W); uint8 is over 255."""
+    """(H, W, C), uint8 or floating point, to a normalized (1, C, H, W); divides uint8 by 255."""
     values: Array = np.array(img, copy=True)
     values = values[:, :, None] if values.ndim == 2 else values
     pixels = torch.from_numpy(values).permute(2, 0, 1).contiguous()
@@ -44,14 +44,14 @@ def preprocess_image(
         raise TypeError(f"img: got dtype {values.dtype}, expected uint8 or floating point")
     center, scale = (torch.as_tensor(x, dtype=pixels.dtype).view(-1, 1, 1) for x in (mean, std))
     if (scale == 0).any():
-        raise ValueError(f"std: got {tuple(std)}, expected none of them 0 in {pixels.dtype}")
+        raise ValueError(f"std: got {tuple(std)}, expected nonzero values in {pixels.dtype}")
     return pixels.sub_(center).div_(scale).unsqueeze(0)
 
 
 def create_labels_legend(
     concept_scores: Array, labels: Mapping[int, str], top_k: int = 2
 ) -> list[str]:
-    """A text a concept: its ``top_k`` classes, by three synonyms at most, and their scores."""
+    """One label per concept: its ``top_k`` classes, up to three synonyms each, and scores."""
     best = np.argsort(concept_scores, axis=1)[:, ::-1][:, :top_k]
     return [
         "\n".join(f"{','.join(labels[c].split(',')[:3])}:{scores[c]:.2f}" for c in categories)

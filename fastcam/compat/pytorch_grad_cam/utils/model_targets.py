@@ -1,4 +1,4 @@
-"""What to explain: a target takes a row of the model's output, or all of it, and gives a score."""
+"""Targets: functions from one row of the model's output, or all of it, to a score."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ClassifierOutputSoftmaxTarget:
 
 
 class ClassifierOutputReST:
-    """The class's logit less its cross-entropy, for Shapley-CAM (arXiv 2501.06261)."""
+    """The class's logit minus its cross-entropy, for Shapley-CAM (arXiv 2501.06261)."""
 
     def __init__(self, category: int) -> None:
         self.category = category
@@ -44,7 +44,7 @@ class ClassifierOutputReST:
 
 
 class BinaryClassifierOutputTarget:
-    """The output for category 1, less the output for category 0."""
+    """The output for category 1, its negative for category 0."""
 
     def __init__(self, category: int) -> None:
         self.category = category
@@ -64,7 +64,7 @@ class SoftmaxOutputTarget:
 
 
 class RawScoresOutputTarget:
-    """The output as it is."""
+    """The unchanged output."""
 
     def __init__(self) -> None:
         pass
@@ -85,9 +85,9 @@ class SemanticSegmentationTarget:
 
 
 class FasterRCNNBoxScoreTarget:
-    """How well boxes are found again: the sum of IoU and score of their nearest detections.
+    """The sum over boxes of the IoU and score of the detection that overlaps most.
 
-    A detection counts if it overlaps by more than ``iou_threshold`` and has the box's label.
+    A detection counts if its IoU exceeds ``iou_threshold`` and it has the box's label.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class FasterRCNNBoxScoreTarget:
 
 
 class FinerWeightedTarget:
-    """The main category's logit less alpha times others', the mean by these others' probability."""
+    """The main category's logit minus alpha times each other's, averaged by probability."""
 
     def __init__(
         self, main_category: int, comparison_categories: Sequence[int], alpha: float

@@ -1,4 +1,4 @@
-"""A layer's output as activations (N, C, H, W)."""
+"""Converts a layer's output to activations (N, C, H, W)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def fasterrcnn_reshape_transform(x: Mapping[str, Tensor]) -> Tensor:
-    """The magnitudes of a feature pyramid's levels at the extents of "pool", one behind another."""
+    """The magnitudes of a feature pyramid's levels, resized to "pool", concatenated."""
     size = x["pool"].shape[-2:]
     return torch.cat([F.interpolate(level.abs(), size, mode="bilinear") for level in x.values()], 1)
 

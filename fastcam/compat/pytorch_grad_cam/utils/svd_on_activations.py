@@ -1,4 +1,4 @@
-"""Activations on their first principal component."""
+"""Projects activations on their first principal component."""
 
 from fastcam.dropin.pytorch_grad_cam.projection import (
     get_2d_projection,
