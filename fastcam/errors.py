@@ -18,6 +18,20 @@ class UsageError(FastcamError):
     exit_code = 2
 
 
+class ArgumentError(ValueError):
+    """An argument that does not fit the model, the images or the other arguments."""
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(argument, problem)
+        self.argument = argument
+        """Its name, or several names separated by ", "."""
+        self.problem = problem
+        """What came, what was expected and what to do."""
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.problem}"
+
+
 def near(name: str, names: Iterable[str]) -> str:
     """The closest names to ``name`` as a message suffix, "; near names: a, b", or ""."""
     wanted = name.casefold()

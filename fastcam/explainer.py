@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastcam.engine.fast.options import preferred_dtype
 from fastcam.engine.outputs import logits_of
 from fastcam.engine.running import CopiedResults
-from fastcam.errors import FastcamError, UsageError, first_line, near
+from fastcam.errors import ArgumentError, FastcamError, UsageError, first_line, near
 from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM
 from fastcam.methods.maps import MapMethod
 from fastcam.models import LoadedModel
@@ -184,9 +184,15 @@ class Explainer:
 
 
 def _as_usage_error(call: Callable[[], Any]) -> Any:
-    """The call's result; converts ValueError to UsageError."""
+    """The call's result; converts ValueError to UsageError.
+
+    On the command line, layers and targets are not called ``target_layers`` and ``targets``.
+    """
     try:
         return call()
-    except ValueError as error:
-        message = str(error).removeprefix("target_layers: ").removeprefix("targets: ")
+    except ArgumentError as error:
+        unnamed = error.argument in ("target_layers", "targets")
+        message = error.problem if unnamed else str(error)
         raise UsageError(" ".join(message.split())) from error
+    except ValueError as error:
+        raise UsageError(" ".join(str(error).split())) from error

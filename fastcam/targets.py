@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcam.errors import ArgumentError
+
 
 class ClassChoice(ABC):
     """Targets that are chosen from the logits of the forward pass being explained."""
@@ -35,14 +37,16 @@ class TopClasses(ClassChoice):
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError(f"targets: got a count of {self.count}, expected at least 1")
+            raise ArgumentError("targets", f"got a count of {self.count}, expected at least 1")
 
     def ids(self, logits: Tensor) -> Tensor:
         """(N, K), for logits (N, classes)."""
         classes = logits.shape[1]
         if self.first is not None:
             if not 0 <= self.first < classes:
-                raise ValueError(f"targets: got class {self.first}, expected 0 to {classes - 1}")
+                raise ArgumentError(
+                    "targets", f"got class {self.first}, expected 0 to {classes - 1}"
+                )
             front = torch.full((1,), self.first, device=logits.device)
             logits = logits.index_fill(1, front, torch.inf)
         return logits.topk(min(self.count, classes)).indices
@@ -120,9 +124,10 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
         if functions is not None:
             return Selection(_apply(functions, logits), None, functions)
         if logits.dim() > 2:
-            raise ValueError(
-                "targets: a class is not a single score in an output of shape "
-                f"{tuple(logits.shape)}; pass a function from one image's output to a scalar"
+            raise ArgumentError(
+                "targets",
+                "a class is not a single score in an output of shape "
+                f"{tuple(logits.shape)}; pass a function from one image's output to a scalar",
             )
         rows = logits if logits.dim() == 2 else logits.unsqueeze(1)
         if targets is None:
@@ -157,8 +162,8 @@ def _functions(targets: Any, images: int) -> list[Target] | None:
     if not isinstance(targets, (list, tuple)) or not any(map(callable, targets)):
         return None
     if len(targets) != images or not all(map(callable, targets)):
-        raise ValueError(
-            f"targets: got a list of {len(targets)}, expected {images} functions, one per image"
+        raise ArgumentError(
+            "targets", f"got a list of {len(targets)}, expected {images} functions, one per image"
         )
     return list(targets)
 
@@ -171,7 +176,9 @@ def _apply(functions: list[Target], logits: Tensor) -> Tensor:
         score = function(row)
         if not isinstance(score, Tensor) or score.numel() != 1:
             came = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(f"targets: a function returned {came}, expected one value in a tensor")
+            raise ArgumentError(
+                "targets", f"a function returned {came}, expected one value in a tensor"
+            )
         scores.append(score.reshape(()))
     return torch.stack(scores)
 
@@ -196,18 +203,20 @@ def class_ids(targets: Any, images: int, classes: int, device: torch.device) -> 
         raise TypeError(f"targets: got values of type {ids.dtype}, expected class ids (integers)")
     ids = ids.expand(images) if ids.dim() == 0 else ids
     if ids.dim() > 2 or ids.shape[0] != images or ids.shape[1:].numel() == 0:
-        raise ValueError(
-            f"targets: got shape {tuple(ids.shape)}, expected ({images},), one class per image, "
-            f"or ({images}, K) for K classes per image"
+        raise ArgumentError(
+            "targets",
+            f"got shape {tuple(ids.shape)}, expected ({images},), one class per image, "
+            f"or ({images}, K) for K classes per image",
         )
     if ids.dim() == 2 and ids.shape[1] == classes > 2 and _are_one_hot(ids):
-        raise ValueError(
-            f"targets: got one-hot rows of shape {tuple(ids.shape)}, expected class ids; pass "
-            "targets.argmax(1)"
+        raise ArgumentError(
+            "targets",
+            f"got one-hot rows of shape {tuple(ids.shape)}, expected class ids; pass "
+            "targets.argmax(1)",
         )
     if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < classes:
         outside = ids[(ids < 0) | (ids >= classes)][0]
-        raise ValueError(f"targets: got class {outside}, expected 0 to {classes - 1}")
+        raise ArgumentError("targets", f"got class {outside}, expected 0 to {classes - 1}")
     ids = ids.clone() if ids.is_inference() else ids
     return ids.to(device, torch.int64)
 

@@ -36,6 +36,7 @@ from fastcam.engine.shapes import Reshape
 from fastcam.engine.start import find_start
 from fastcam.engine.trials import State
 from fastcam.engine.values import rebuild
+from fastcam.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -156,10 +157,11 @@ class Capture:
         for name, points in zip(self.layers, self.points, strict=True):
             each = [next(found) for _ in points]
             if all(gradient is None for gradient in each):
-                raise ValueError(
-                    f"target_layers: the score does not depend on what '{name}' returned: it is a "
+                raise ArgumentError(
+                    "target_layers",
+                    f"the score does not depend on what '{name}' returned: it is a "
                     "branch that is not used, or the model cuts the graph there, by detach(), "
-                    "torch.no_grad() or torch.inference_mode()"
+                    "torch.no_grad() or torch.inference_mode()",
                 )
             gradients.append(
                 [
@@ -178,7 +180,7 @@ class Capture:
                 scores, self.images, torch.ones_like(scores), retain, allow_unused=True
             )
         if gradient is None:
-            raise ValueError("model: the score does not depend on the images")
+            raise ArgumentError("model", "the score does not depend on the images")
         return gradient
 
     def over_images(self, masks: Tensor) -> Tensor:
@@ -200,9 +202,10 @@ class Capture:
             ValueError: if every run counts.
         """
         if self.readings[layer].axis is not None:
-            raise ValueError(
-                f"target_layers: '{self.layers[layer]}' runs once for each picture of a clip, but "
-                "this method needs one run; name a layer after the loop, or choose a run by run="
+            raise ArgumentError(
+                "target_layers",
+                f"'{self.layers[layer]}' runs once for each picture of a clip, but "
+                "this method needs one run; name a layer after the loop, or choose a run by run=",
             )
         return self.readings[layer].of_run
 
@@ -224,9 +227,10 @@ class Capture:
         """
         count = self.logits.shape[0]
         if self.images is not None and self.images.shape[0] != count:
-            raise ValueError(
-                f"images: got {tuple(self.images.shape)} for {count} rows of the model's output, "
-                "but this method runs images one by one: it expects as many rows as images"
+            raise ArgumentError(
+                "images",
+                f"got {tuple(self.images.shape)} for {count} rows of the model's output, "
+                "but this method runs images one by one: it expects as many rows as images",
             )
         with self.autocast():
             if len(rows) > 1:
@@ -255,9 +259,9 @@ class Capture:
             outputs = run(self._model, self.inputs(rows, images), hooks, before=before)
             logits = logits_of(outputs, self._output, len(rows)).detach()
         if logits.shape[0] != len(rows):
-            raise ValueError(
-                f"output: got shape {tuple(logits.shape)} for {len(rows)} images, expected a row "
-                "for each"
+            raise ArgumentError(
+                "output",
+                f"got shape {tuple(logits.shape)} for {len(rows)} images, expected a row for each",
             )
         return logits
 
@@ -363,10 +367,11 @@ def capture(
     if images is not None and images.dim() == 5 and repeats.chosen is None:
         for name, shapes in several.items():
             if len(shapes) in layouts.loops and name not in stepwise:
-                raise ValueError(
-                    f"target_layers: '{name}' ran {len(shapes)} times, as often as the clip has "
+                raise ArgumentError(
+                    "target_layers",
+                    f"'{name}' ran {len(shapes)} times, as often as the clip has "
                     "pictures, but not once for each in their order; choose one by run=, or name "
-                    "a layer after the loop"
+                    "a layer after the loop",
                 )
     if repeats.needs_check(several):
         one = per_image.first(model, recorded.inputs, output)
@@ -374,9 +379,10 @@ def capture(
     with torch.set_grad_enabled(graph is not None):
         logits = logits_of(recorded.outputs, output, rows_of(recorded.inputs))
     if layouts.rows:
-        raise ValueError(
-            f"output: got shape {tuple(logits.shape)} with the images along axis {layouts.rows}, "
-            f"expected (N, classes); give output= with .movedim({layouts.rows}, 0)"
+        raise ArgumentError(
+            "output",
+            f"got shape {tuple(logits.shape)} with the images along axis {layouts.rows}, "
+            f"expected (N, classes); give output= with .movedim({layouts.rows}, 0)",
         )
 
     # the axes of pictures that the model stacks itself are not followed: extents decide
@@ -409,16 +415,18 @@ def capture(
         extents = None if images is None else tuple(images.shape[axis] for axis in usual)
     for name, layer in zip(layers, activations, strict=True):
         if layer.dim() > 5:
-            raise ValueError(
-                f"target_layers: '{name}' gives {tuple(layer.shape)}, with {layer.dim() - 2} axes "
-                "of positions, expected one to three, (N, C, *S); give reshape= to join them"
+            raise ArgumentError(
+                "target_layers",
+                f"'{name}' gives {tuple(layer.shape)}, with {layer.dim() - 2} axes "
+                "of positions, expected one to three, (N, C, *S); give reshape= to join them",
             )
         if layer.dim() < 3 or layer.shape[0] != logits.shape[0]:
-            raise ValueError(
-                f"target_layers: '{name}' gives {tuple(layer.shape)}, expected (N, C, *S) with the "
+            raise ArgumentError(
+                "target_layers",
+                f"'{name}' gives {tuple(layer.shape)}, expected (N, C, *S) with the "
                 f"N = {logits.shape[0]} rows of the output {tuple(logits.shape)}; if these are not "
                 "the images, pick the right ones by output=, otherwise another layer or reshape= "
-                "may help"
+                "may help",
             )
     return Capture(
         outputs=rebuild(recorded.outputs, Tensor.detach),

@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fastcam.engine.capture import Capture
 from fastcam.engine.recorder import Given
 from fastcam.engine.values import close, rebuild, replace_first, storage, tensors_of, version
+from fastcam.errors import ArgumentError
 
 Change = Callable[[Tensor], None]
 """Writes to a layer's activations (R, C, *S)."""
@@ -95,9 +96,10 @@ class Continuation:
         output = self._output.within(memory)
         activations = self._read(output)
         if activations.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr():
-            raise ValueError(
-                "reshape: got a function that copies, expected one that returns a view, because "
-                "the layer's output is changed through it"
+            raise ArgumentError(
+                "reshape",
+                "got a function that copies, expected one that returns a view, because "
+                "the layer's output is changed through it",
             )
         change(activations)
 

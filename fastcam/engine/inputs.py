@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcam.engine.values import rebuild, tensors_of
+from fastcam.errors import ArgumentError
 
 Inputs = Any
 """A tensor, a tuple (positional arguments), a list (one argument) or a mapping (by keyword)."""
@@ -151,8 +152,9 @@ def _with_arguments(inputs: Inputs, values: dict[Argument, Any]) -> Inputs:
 def _stacked(pictures: list[Tensor]) -> Tensor:
     sizes = list(dict.fromkeys(tuple(picture.shape) for picture in pictures))
     if len(sizes) > 1:
-        raise ValueError(
-            f"images: got a list of pictures of different sizes, {sizes[0]} and {sizes[1]}; "
-            "explain them one at a time, each in a separate list"
+        raise ArgumentError(
+            "images",
+            f"got a list of pictures of different sizes, {sizes[0]} and {sizes[1]}; "
+            "explain them one at a time, each in a separate list",
         )
     return torch.stack(pictures)

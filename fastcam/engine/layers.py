@@ -15,7 +15,7 @@ from fastcam.engine.per_image import PerImage
 from fastcam.engine.shapes import Reshape
 from fastcam.engine.survey import Returned, Survey, survey
 from fastcam.engine.values import rebuild
-from fastcam.errors import near
+from fastcam.errors import ArgumentError, near
 
 Layers = nn.Module | str | Sequence[nn.Module | str]
 
@@ -42,11 +42,11 @@ def layer_names(model: nn.Module, target_layers: Layers) -> tuple[str, ...]:
     known = {name: module for name, module in model.named_modules() if name}
     names = tuple(_name(layer, known) for layer in target_layers)
     if not names:
-        raise ValueError("target_layers: got an empty list, expected at least one layer")
+        raise ArgumentError("target_layers", "got an empty list, expected at least one layer")
     for name in names:
         reason = why_hidden(model, name)
         if reason is not None:
-            raise ValueError(f"target_layers: '{name}' cannot be explained: {reason}")
+            raise ArgumentError("target_layers", f"'{name}' cannot be explained: {reason}")
     return names
 
 
@@ -56,13 +56,15 @@ def _name(layer: nn.Module | str, known: dict[str, nn.Module]) -> str:
         bare = layer.removeprefix("_orig_mod.").removeprefix("module.")
         if layer in known or bare in known:
             return layer if layer in known else bare
-        raise ValueError(f"target_layers: the model has no '{layer}'{near(layer, known)}")
+        raise ArgumentError("target_layers", f"the model has no '{layer}'{near(layer, known)}")
     if isinstance(layer, nn.Module):
         inner = layer._modules.get("_orig_mod", layer)
         for name, module in known.items():
             if module is inner:
                 return name
-        raise ValueError(f"target_layers: this {type(layer).__name__} is not a layer of the model")
+        raise ArgumentError(
+            "target_layers", f"this {type(layer).__name__} is not a layer of the model"
+        )
     raise TypeError(f"target_layers: got {type(layer).__name__}, expected modules or dotted names")
 
 
@@ -174,9 +176,9 @@ def _find_layer(
     if best is not None:
         return best
     if read_at_class_token and any(_is_norm(each, seen) for each in ran):
-        raise ValueError(
-            "target_layers: found no norm whose patch tokens bear on the output; name a layer "
-            "yourself"
+        raise ArgumentError(
+            "target_layers",
+            "found no norm whose patch tokens bear on the output; name a layer yourself",
         )
     if ran:
         blank = [
@@ -185,9 +187,10 @@ def _find_layer(
             if isinstance(module, nn.Linear) and not module.weight.any()
         ]
         if blank:
-            raise ValueError(
-                "target_layers: the top score depends on no layer with more than one position: the "
-                f"weights of '{blank[-1]}' are all 0, as before training; load trained ones"
+            raise ArgumentError(
+                "target_layers",
+                "the top score depends on no layer with more than one position: the "
+                f"weights of '{blank[-1]}' are all 0, as before training; load trained ones",
             )
     reason = why_nothing_is_seen(model)
     for layer in [] if reason else [layer for group in seen.groups for layer in group]:
@@ -197,17 +200,19 @@ def _find_layer(
         if why_not is not None:
             raise ValueError(why_not)
     if ran:
-        raise ValueError(
-            "target_layers: the top score depends on no layer with more than one position, or only "
-            "on maps of scores; name a layer, or pick other scores by output="
+        raise ArgumentError(
+            "target_layers",
+            "the top score depends on no layer with more than one position, or only "
+            "on maps of scores; name a layer, or pick other scores by output=",
         )
     if seen.groups and not reason:
         last = seen.groups[0][-1]
-        raise ValueError(
-            "target_layers: found no layer with more than one position for each of the output's "
+        raise ArgumentError(
+            "target_layers",
+            "found no layer with more than one position for each of the output's "
             f"rows; '{last.name}' returned {tuple(last.tensor.shape)} for an output of "
             f"{tuple(seen.logits.shape)}: name a layer, and give reshape= to turn what it returns "
-            "into (N, C, *S)"
+            "into (N, C, *S)",
         )
     raise ValueError(
         "target_layers: no layer of the model has more than one position"

@@ -45,6 +45,7 @@ from fastcam.engine.propagation import channels, disordered, gathered, propagate
 from fastcam.engine.shapes import Reshape, is_ambiguous, reading, token_grid
 from fastcam.engine.trials import raise_out_of_memory, trial
 from fastcam.engine.values import rebuild, replace_first, tensors_of
+from fastcam.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,10 @@ def find_layouts(
     pictures = {name: seen[name] for name in names if name in seen}
     if len(set(pictures.values())) > 1:
         told = " and ".join(f"'{name}' picture {number}" for name, number in pictures.items())
-        raise ValueError(
-            f"target_layers: {told} of the inputs, counted from 0, so that their maps cannot be "
-            "joined; explain them one by one"
+        raise ArgumentError(
+            "target_layers",
+            f"{told} of the inputs, counted from 0, so that their maps cannot be "
+            "joined; explain them one by one",
         )
     picture = next(iter(pictures.values()), 0)
     if picture:

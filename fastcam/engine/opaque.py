@@ -11,6 +11,7 @@ from torch.jit._script import RecursiveScriptModule
 
 from fastcam.engine.running import Hooks, modules_of
 from fastcam.engine.values import tensors_of
+from fastcam.errors import ArgumentError
 
 _RELUS = ("aten::relu", "aten::relu_", "aten::relu6", "aten::relu6_")  # in TorchScript
 _LIMITS = ("aten::hardtanh", "aten::clamp", "aten::clip", "aten::threshold")  # and in place
@@ -77,7 +78,7 @@ def refusals(model: nn.Module, modules: Iterable[nn.Module]) -> Hooks:
     def refuse(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, returned: Any) -> None:
             if torch.is_grad_enabled() and any(t.requires_grad for t in tensors_of(args)):
-                raise ValueError(f"model: '{name}' is quantized: {QUANTIZED}")
+                raise ArgumentError("model", f"'{name}' is quantized: {QUANTIZED}")
 
         return hook
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastcam.errors import ArgumentError
+
 Output = Callable[[Any], Tensor]
 
 _NAMES = ("logits", "out")  # of transformers and most others, of torchvision's segmentation
@@ -37,26 +39,30 @@ def logits_of(outputs: Any, output: Output | None = None, count: int | None = No
         again = f"give output=lambda o: o{place}{{}}"
     if not isinstance(logits, Tensor) or (logits.dim() == 0 and count != 1):
         came = type(outputs if output is None else logits).__name__
-        raise ValueError(
-            f"output: found no logits (N, classes) in {came}; give output= to pick them out of "
-            "what the model returns"
+        raise ArgumentError(
+            "output",
+            f"found no logits (N, classes) in {came}; give output= to pick them out of "
+            "what the model returns",
         )
     if logits.is_complex():
-        raise ValueError(
-            f"output: got complex logits, {tuple(logits.shape)} of {logits.dtype}, expected real "
-            f"ones; {again.format('.abs()')}, or another real part of them"
+        raise ArgumentError(
+            "output",
+            f"got complex logits, {tuple(logits.shape)} of {logits.dtype}, expected real "
+            f"ones; {again.format('.abs()')}, or another real part of them",
         )
     if count == 1 and logits.shape[:1] != (1,):
         if 1 in logits.shape:
             axis = logits.shape.index(1)
-            raise ValueError(
-                f"output: got shape {tuple(logits.shape)} for one image, expected (1, classes); if "
-                f"axis {axis} is that of the images, {again.format(f'.movedim({axis}, 0)')}"
+            raise ArgumentError(
+                "output",
+                f"got shape {tuple(logits.shape)} for one image, expected (1, classes); if "
+                f"axis {axis} is that of the images, {again.format(f'.movedim({axis}, 0)')}",
             )
         reshaped = f".reshape({', '.join(map(str, (-1, *logits.shape)))})"
-        raise ValueError(
-            f"output: got shape {tuple(logits.shape)} for one image, expected (1, classes); if the "
-            f"model squeezes the axis of a batch of one away, {again.format(reshaped)}"
+        raise ArgumentError(
+            "output",
+            f"got shape {tuple(logits.shape)} for one image, expected (1, classes); if the "
+            f"model squeezes the axis of a batch of one away, {again.format(reshaped)}",
         )
     return logits
 

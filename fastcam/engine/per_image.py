@@ -22,6 +22,7 @@ from fastcam.engine.inputs import (
 from fastcam.engine.outputs import Output, logits_of
 from fastcam.engine.trials import raise_out_of_memory, trial
 from fastcam.engine.values import agree, rebuild
+from fastcam.errors import ArgumentError
 
 _MOST_SUBSETS_OF = 4  # arguments: at most 16 runs of one image
 
@@ -70,8 +71,8 @@ class PerImage:
         values = arguments(inputs)
         if self._named is not None and not self._named <= values.keys():
             missing = ", ".join(map(repr, self._named - values.keys()))
-            raise ValueError(
-                f"per_image: got {missing}, but the inputs are {', '.join(map(repr, values))}"
+            raise ArgumentError(
+                "per_image", f"got {missing}, but the inputs are {', '.join(map(repr, values))}"
             )
         if count is None or image is None:
             return frozenset()
@@ -129,10 +130,11 @@ class PerImage:
                 beside = logits_of(trial(model, other), output, 2).detach()
                 self._independent = agree(beside[:1], beside_itself[:1], None)
         if not self._independent:
-            raise ValueError(
-                "images: the model's output for an image depends on the others in its batch (as "
+            raise ArgumentError(
+                "images",
+                "the model's output for an image depends on the others in its batch (as "
                 "with BatchNorm without running statistics), but this method runs many changed "
-                "images; explain one image at a time, with batch_size=1"
+                "images; explain one image at a time, with batch_size=1",
             )
 
     def pair(self, model: nn.Module, inputs: Inputs, output: Output | None = None) -> Inputs:
@@ -190,11 +192,12 @@ class PerImage:
                         break
                 else:
                     return chosen
-        raise ValueError(
-            f"per_image: of the inputs {', '.join(map(repr, others))}, which have as many rows as "
+        raise ArgumentError(
+            "per_image",
+            f"of the inputs {', '.join(map(repr, others))}, which have as many rows as "
             f"there are images ({count}), it is unclear which have a row for each image, because "
             "no choice of them gives a single image its row of the output; name those that do, "
-            "or give per_image=[] if none does"
+            "or give per_image=[] if none does",
         )
 
 

@@ -18,6 +18,7 @@ from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, modules_of, run
 from fastcam.engine.start import start_at_inputs
 from fastcam.engine.values import rebuild
+from fastcam.errors import ArgumentError
 
 Graph = Literal["layers", "images"]
 """Where the recorded graph starts: at the target layers or at the images."""
@@ -86,9 +87,10 @@ def record(
     given = inputs
     if graph == "images":
         if images is None or not images.is_floating_point():
-            raise ValueError(
-                "images: got no floating-point tensor (N, C, *S), but this method needs the "
-                "gradient with respect to them"
+            raise ArgumentError(
+                "images",
+                "got no floating-point tensor (N, C, *S), but this method needs the "
+                "gradient with respect to them",
             )
         images = images.detach().requires_grad_()
         with torch.enable_grad():
@@ -125,9 +127,10 @@ def record(
         )
     except RuntimeError as error:
         if any(parameter.is_inference() for parameter in model.parameters()):
-            raise ValueError(
-                "model: its parameters cannot be recorded; create or load it outside of "
-                "torch.inference_mode()"
+            raise ArgumentError(
+                "model",
+                "its parameters cannot be recorded; create or load it outside of "
+                "torch.inference_mode()",
             ) from error
         raise
     recorder.check()

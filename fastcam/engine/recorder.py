@@ -18,6 +18,7 @@ from fastcam.engine.values import (
     tensors_of,
     version,
 )
+from fastcam.errors import ArgumentError
 
 
 class Recorder:
@@ -108,9 +109,10 @@ class Recorder:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
             arguments = given = args, kwargs
             if any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors_of(given))):
-                raise ValueError(
-                    f"target_layers: '{name}' runs within torch.func (vmap or grad), whose tensors "
-                    "have no place in a graph; name a layer outside of it"
+                raise ArgumentError(
+                    "target_layers",
+                    f"'{name}' runs within torch.func (vmap or grad), whose tensors "
+                    "have no place in a graph; name a layer outside of it",
                 )
             if self._start is not None and name in self._start.copying:
                 given = rebuild(given, copied_tensor)

@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from fastcam.engine.inputs import Inputs, images_of, with_images
 from fastcam.engine.trials import trial
 from fastcam.engine.values import rebuild, replace_first
+from fastcam.errors import ArgumentError
 
 
 class Repeats:
@@ -40,8 +41,8 @@ class Repeats:
         chosen, count = -1 if self.chosen is None else self.chosen, len(shapes)
         if not -count <= chosen < count:
             times = "once" if count == 1 else f"{count} times"
-            raise ValueError(
-                f"run: got {chosen}, but '{name}' ran {times}, expected {-count} to {count - 1}"
+            raise ArgumentError(
+                "run", f"got {chosen}, but '{name}' ran {times}, expected {-count} to {count - 1}"
             )
         return chosen % count
 
@@ -75,10 +76,11 @@ class Repeats:
         unknown = [name for name in repeated if name not in self._checked]
         for name, edges in whole_graph(model, inputs, unknown).items():
             if len(edges) != len(repeated[name]) and name not in stepwise:
-                raise ValueError(
-                    f"target_layers: '{name}' ran {len(repeated[name])} times for these images, "
+                raise ArgumentError(
+                    "target_layers",
+                    f"'{name}' ran {len(repeated[name])} times for these images, "
                     f"but {len(edges)} for one of them alone: it goes through its images one "
-                    "by one; give one image at a time"
+                    "by one; give one image at a time",
                 )
             if name in stepwise:
                 times = stepwise[name]
@@ -90,10 +92,11 @@ class Repeats:
                 depends = bool(edges) and is_ancestor_of_last(edges)
             if not depends:
                 runs = ", ".join(f"{i}: {tuple(s)}" for i, s in enumerate(repeated[name]))
-                raise ValueError(
-                    f"target_layers: '{name}' runs {len(repeated[name])} times and the last run "
+                raise ArgumentError(
+                    "target_layers",
+                    f"'{name}' runs {len(repeated[name])} times and the last run "
                     "does not depend on all the others; choose one by run=, of those that "
-                    f"returned {runs}"
+                    f"returned {runs}",
                 )
             self._checked.add(name)
 

@@ -17,6 +17,7 @@ from fastcam.engine.outputs import Output, logits_of
 from fastcam.engine.shapes import has_positions
 from fastcam.engine.trials import trial
 from fastcam.engine.values import rebuild, storage, tensors_of, version
+from fastcam.errors import ArgumentError
 
 _AT_ONCE = 16  # gradients per backward; the layer is usually one of the last
 
@@ -71,9 +72,10 @@ class Survey:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                raise ValueError(
-                    "target_layers: none given, and the search for one failed in the gradient of "
-                    f"the model's top score ({error}); name a layer"
+                raise ArgumentError(
+                    "target_layers",
+                    "none given, and the search for one failed in the gradient of "
+                    f"the model's top score ({error}); name a layer",
                 ) from error
             yield from zip(some, found, strict=True)
 
@@ -160,9 +162,10 @@ def _top(logits: Tensor) -> tuple[Tensor, int]:
     For dense scores (N, K, *S), the class that is on top at the most positions, summed over these.
     """
     if logits.numel() == 0:
-        raise ValueError(
-            f"output: got {tuple(logits.shape)}, which is no score, for the first image; name a "
-            "layer as target_layers, or give an image that the model has an answer to"
+        raise ArgumentError(
+            "output",
+            f"got {tuple(logits.shape)}, which is no score, for the first image; name a "
+            "layer as target_layers, or give an image that the model has an answer to",
         )
     if logits.dim() > 2:
         winners = logits.detach().argmax(1)

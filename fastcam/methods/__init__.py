@@ -16,6 +16,7 @@ from fastcam.engine.outputs import (
     Output,
 )
 from fastcam.engine.shapes import Reshape
+from fastcam.errors import ArgumentError
 from fastcam.methods.activation import FEM, RandomCAM
 from fastcam.methods.base import Method
 from fastcam.methods.composed import SESS, FinerCAM, RefineCAM
@@ -131,7 +132,7 @@ def explain(
         ValueError, TypeError: as from the method; also for an unknown name.
     """
     if method not in METHODS:
-        raise ValueError(f"method: got '{method}', expected one of {', '.join(METHODS)}")
+        raise ArgumentError("method", f"got '{method}', expected one of {', '.join(METHODS)}")
     cam: Any = METHODS[method](
         model, target_layers, reshape=reshape, output=output, per_image=per_image, run=run
     )

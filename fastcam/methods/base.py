@@ -35,6 +35,7 @@ from fastcam.engine.running import Hooks, unwrap
 from fastcam.engine.shapes import Reshape
 from fastcam.engine.start import find_start
 from fastcam.engine.values import tensors_of
+from fastcam.errors import ArgumentError
 from fastcam.methods.explanation import Explanation
 from fastcam.targets import (
     Selection,
@@ -101,7 +102,7 @@ class Method:
                 method takes no layers.
         """
         if not self.takes_layers and (target_layers is not None or reshape is not None):
-            raise ValueError(f"target_layers: '{self.name}' has none, it ends at the images")
+            raise ArgumentError("target_layers", f"'{self.name}' has none, it ends at the images")
         for argument, given in (("reshape", reshape), ("output", output)):
             if given is not None and not callable(given):
                 raise TypeError(f"{argument}: got {type(given).__name__}, expected a function")

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from fastcam import ops
 from fastcam.engine.capture import Capture
 from fastcam.engine.layers import Layers
+from fastcam.errors import ArgumentError
 from fastcam.methods.base import Reading
 from fastcam.methods.gradient import GradCAM, GradCAMPlusPlus
 from fastcam.methods.maps import MapMethod, Wanted
@@ -32,9 +33,10 @@ class _Composed(MapMethod):
     ) -> None:
         super().__init__(model, target_layers, **reading)
         if not issubclass(base, MapMethod) or base.captures:
-            raise ValueError(
-                f"base: got '{base.name}', expected a method whose map comes from one run of the "
-                "network, such as GradCAM"
+            raise ArgumentError(
+                "base",
+                f"got '{base.name}', expected a method whose map comes from one run of the "
+                "network, such as GradCAM",
             )
         self._base = base(model)
         self.graph, self.twice = self._base.graph, self._base.twice
@@ -72,13 +74,13 @@ class FinerCAM(_Composed):
         """
         super().__init__(model, target_layers, base, reading)
         if base.graph != "layers" or base.reruns:
-            raise ValueError(
-                f"base: got '{base.name}', expected a method of gradients, such as GradCAM"
+            raise ArgumentError(
+                "base", f"got '{base.name}', expected a method of gradients, such as GradCAM"
             )
         if references < 1 or weights not in ("equal", "softmax"):
-            raise ValueError(
-                f"references, weights: got {references} and {weights!r}, expected at least 1, and "
-                '"equal" or "softmax"'
+            raise ArgumentError(
+                "references, weights",
+                f'got {references} and {weights!r}, expected at least 1, and "equal" or "softmax"',
             )
         self.gamma, self.references, self.weights = gamma, references, weights
 
@@ -95,13 +97,14 @@ class FinerCAM(_Composed):
         """The scores to explain instead."""
         ids = selection.class_ids
         if ids is None:
-            raise ValueError(
-                "targets: Finer-CAM needs class ids, because it compares a class with others"
+            raise ArgumentError(
+                "targets", "Finer-CAM needs class ids, because it compares a class with others"
             )
         if logits.dim() != 2 or logits.shape[1] < 2:
-            raise ValueError(
-                f"output: got {tuple(logits.shape)}, but Finer-CAM compares classes: it expects "
-                "logits (N, classes) of at least 2 classes"
+            raise ArgumentError(
+                "output",
+                f"got {tuple(logits.shape)}, but Finer-CAM compares classes: it expects "
+                "logits (N, classes) of at least 2 classes",
             )
         columns = ids if ids.dim() == 2 else ids.unsqueeze(1)
         with torch.enable_grad():
@@ -231,7 +234,7 @@ class SESS(_Composed):
             if not 0 <= share < 1:
                 raise ValueError(f"{argument}: got {share}, expected it in [0, 1)")
         if pool not in ("mean", "max"):
-            raise ValueError(f'pool: got {pool!r}, expected "mean" or "max"')
+            raise ArgumentError("pool", f'got {pool!r}, expected "mean" or "max"')
         self.relu = self._base.relu
         self.scales = scales if isinstance(scales, int) else sizes
         self.window, self.step, self.batch_size = window, step, batch_size
@@ -254,9 +257,10 @@ class SESS(_Composed):
             or not images.is_floating_point()
         ):
             came = "none" if images is None else f"{images.dtype} {tuple(images.shape)}"
-            raise ValueError(
-                f"images: got {came}, but SESS cuts windows out of images: it expects "
-                "floating-point images (N, C, H, W)"
+            raise ArgumentError(
+                "images",
+                f"got {came}, but SESS cuts windows out of images: it expects "
+                "floating-point images (N, C, H, W)",
             )
         images = images.movedim(record.places, (2, 3))
         height, width = images.shape[2:]
@@ -301,9 +305,10 @@ class SESS(_Composed):
         for size in sizes:
             enlarged = _with_shorter_side(extents, size)
             if enlarged[0] < window[0] or enlarged[1] < window[1]:
-                raise ValueError(
-                    f"scales: got {size}, which makes the images {enlarged}, expected at least the "
-                    f"windows' {window}"
+                raise ArgumentError(
+                    "scales",
+                    f"got {size}, which makes the images {enlarged}, expected at least the "
+                    f"windows' {window}",
                 )
             steps = window if self.step is None else (self.step, self.step)
             down, across = map(_starts, enlarged, window, steps)

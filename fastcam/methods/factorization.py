@@ -25,6 +25,7 @@ from fastcam.engine.running import (
     unwrap,
 )
 from fastcam.engine.shapes import Reshape
+from fastcam.errors import ArgumentError
 from fastcam.methods.maps import Size, extents_of
 
 
@@ -78,7 +79,7 @@ def deep_feature_factorization(
             activations are NaN or infinite.
     """
     if components < 1:
-        raise ValueError(f"components: got {components}, expected at least 1")
+        raise ArgumentError("components", f"got {components}, expected at least 1")
     with torch.inference_mode(False), torch.no_grad():
         model = unwrap(model)
         reading: dict[str, Any] = {
@@ -93,14 +94,16 @@ def deep_feature_factorization(
         else:
             layers = layer_names(model, target_layers)
         if len(layers) != 1:
-            raise ValueError(f"target_layers: got {len(layers)}, expected one layer to factorize")
+            raise ArgumentError(
+                "target_layers", f"got {len(layers)}, expected one layer to factorize"
+            )
         record = capture(model, images, layers, graph=None, **reading)
         (activations,) = record.activations
         with torch.autocast(record.logits.device.type, enabled=False):
             a = activations if activations.dtype == torch.float64 else activations.float()
             a = a.movedim(1, 0).flatten(1)  # (C, N Z)
             if not a.isfinite().all():
-                raise ValueError("images: NaN or infinite activations cannot be factorized")
+                raise ArgumentError("images", "NaN or infinite activations cannot be factorized")
             low = a.amin(1, keepdim=True)
             w, h = _factors(a - low, components, iterations, seed)
             shape = (components, activations.shape[0], *activations.shape[2:])

@@ -15,6 +15,7 @@ from fastcam import ops
 from fastcam.engine.inputs import (
     Inputs,
 )
+from fastcam.errors import ArgumentError
 from fastcam.methods.base import Method
 from fastcam.methods.explanation import Explanation
 from fastcam.methods.maps import Size, extents_of
@@ -60,9 +61,10 @@ class FullGrad(Method):
             assert record.images is not None
             extents = record.images.shape[2:]
             if record.places != tuple(range(2, record.images.dim())):
-                raise ValueError(
-                    f"images: got {tuple(record.images.shape)} with positions along the axes "
-                    f"{record.places}, but '{self.name}' takes (N, C, *S)"
+                raise ArgumentError(
+                    "images",
+                    f"got {tuple(record.images.shape)} with positions along the axes "
+                    f"{record.places}, but '{self.name}' takes (N, C, *S)",
                 )
             found = biases.found(len(record.images), len(extents))
             places: list[GradientEdge] = [get_gradient_edge(record.images)]

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastcam import ops
 from fastcam.engine.capture import Capture
 from fastcam.engine.pooled_head import PooledHead, find_pooled_head
+from fastcam.errors import ArgumentError
 from fastcam.methods.maps import MapMethod, Wanted, extents_of
 from fastcam.targets import Selection
 
@@ -28,15 +29,16 @@ class CAM(MapMethod):
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         if selection.class_ids is None:
-            raise ValueError("targets: CAM needs class ids, because it uses a class's weights")
+            raise ArgumentError("targets", "CAM needs class ids, because it uses a class's weights")
         maps = []
         for layer, name in enumerate(record.layers):
             head = find_pooled_head(record, layer, selection)
             if head is None:
-                raise ValueError(
-                    f"target_layers: CAM needs global average pooling and one linear layer right "
+                raise ArgumentError(
+                    "target_layers",
+                    f"CAM needs global average pooling and one linear layer right "
                     f"after '{name}', but the network has another head there, or every image gave "
-                    'NaN; use Grad-CAM ("gradcam")'
+                    'NaN; use Grad-CAM ("gradcam")',
                 )
             maps.append(ops.weighted_sum(head.pooled, head.weight[selection.class_ids], relu))
         return maps

@@ -15,6 +15,7 @@ from fastcam.engine.inputs import (
     Inputs,
 )
 from fastcam.engine.opaque import scripted_relus
+from fastcam.errors import ArgumentError
 from fastcam.methods.base import Method
 from fastcam.methods.explanation import Explanation
 from fastcam.methods.gradient import gradient_maps
@@ -104,9 +105,10 @@ def _refuse_scripted_relus(model: nn.Module) -> None:
     name = scripted_relus(model)
     if name is not None:
         where = f"'{name}'" if name else "this one"
-        raise ValueError(
-            "model: guided backpropagation does not see the ReLUs of a TorchScript module, such as "
-            f"{where}; explain the network from before torch.jit"
+        raise ArgumentError(
+            "model",
+            "guided backpropagation does not see the ReLUs of a TorchScript module, such as "
+            f"{where}; explain the network from before torch.jit",
         )
 
 

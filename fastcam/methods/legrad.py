@@ -21,6 +21,7 @@ from fastcam.engine.layers import Layers
 from fastcam.engine.shapes import Reshape
 from fastcam.engine.trials import trial
 from fastcam.engine.values import first_with_positions
+from fastcam.errors import ArgumentError
 from fastcam.methods.base import Method, Reading
 from fastcam.methods.explanation import Explanation
 from fastcam.methods.maps import Size, extents_of
@@ -100,12 +101,13 @@ class LeGrad(Method):
                 read = record.reading_of_one_run(i)
                 tokens = returned[name]
                 if name not in last:
-                    raise ValueError(f"target_layers: '{name}' has no attention")
+                    raise ArgumentError("target_layers", f"'{name}' has no attention")
                 edge, shape = last[name]
                 if tokens.dim() != 3 or shape[-1] != tokens.shape[1]:
-                    raise ValueError(
-                        f"target_layers: '{name}' attends {shape[-1]} keys, but returns "
-                        f"{tuple(tokens.shape)}; LeGrad needs blocks that attend all tokens"
+                    raise ArgumentError(
+                        "target_layers",
+                        f"'{name}' attends {shape[-1]} keys, but returns "
+                        f"{tuple(tokens.shape)}; LeGrad needs blocks that attend all tokens",
                     )
                 with torch.enable_grad(), record.autocast():
                     scores = selection.of(self._head(tokens.mean(1)), rows)
@@ -175,9 +177,10 @@ def _head_of(model: nn.Module) -> Head:
         return lambda tokens: model.get_submodule("head")(
             second(model.get_submodule("norm")(tokens))
         )
-    raise ValueError(
-        f"head: unknown for {type(model).__name__}; give a function from mean tokens (N, C) to "
-        "logits, or use another method if this is not a vision transformer"
+    raise ArgumentError(
+        "head",
+        f"unknown for {type(model).__name__}; give a function from mean tokens (N, C) to "
+        "logits, or use another method if this is not a vision transformer",
     )
 
 
@@ -204,7 +207,9 @@ def _blocks(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
     with _Attention(attended):
         trial(model, inputs, leave, before=[(module, enter(name)) for name, module in named])
     if not found:
-        raise ValueError("target_layers: found no attention in a list of blocks; name the blocks")
+        raise ArgumentError(
+            "target_layers", "found no attention in a list of blocks; name the blocks"
+        )
     return tuple(dict.fromkeys(found))
 
 

@@ -18,6 +18,7 @@ from fastcam.engine.fast.options import Options, is_emulated
 from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import run
 from fastcam.engine.values import tensors_of
+from fastcam.errors import ArgumentError
 from fastcam.methods.base import Method
 from fastcam.methods.explanation import Explanation
 from fastcam.methods.fast_mode import FastMode
@@ -281,8 +282,9 @@ def extents_of(record: Capture, size: Size | str) -> tuple[int, ...]:
         dims = activations.dim() - 2
         if extents is None or isinstance(extents, str) or len(extents) != dims or min(extents) < 1:
             source = "the inputs have positions" if size is None else "got"
-            raise ValueError(
-                f"size: {source} {extents!r}, but '{name}' has {dims} dimensions of "
-                f'positions; give {dims} positive integers or "layer"'
+            raise ArgumentError(
+                "size",
+                f"{source} {extents!r}, but '{name}' has {dims} dimensions of "
+                f'positions; give {dims} positive integers or "layer"',
             )
     return tuple(int(extent) for extent in extents or ())

@@ -15,6 +15,7 @@ from fastcam.engine.continuation import Continuation
 from fastcam.engine.fast.model import folded
 from fastcam.engine.layers import Layers
 from fastcam.engine.pooled_head import find_pooled_head
+from fastcam.errors import ArgumentError
 from fastcam.methods.base import Reading
 from fastcam.methods.maps import MapMethod, extents_of
 from fastcam.methods.masked_runs import masked_runs
@@ -49,13 +50,13 @@ class ScoreCAM(MapMethod):
         """
         super().__init__(model, target_layers, **reading)
         if batch_size < 1:
-            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+            raise ArgumentError("batch_size", f"got {batch_size}, expected at least 1")
         self.batch_size = batch_size
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         if record.images is None or not record.images.is_floating_point():
-            raise ValueError(
-                "images: got no floating-point tensor (N, C, *S), but this method masks them"
+            raise ArgumentError(
+                "images", "got no floating-point tensor (N, C, *S), but this method masks them"
             )
         maps = []
         for activations in record.activations:
@@ -128,7 +129,7 @@ class SSCAM(ScoreCAM):
         """
         super().__init__(model, target_layers, batch_size=batch_size, **reading)
         if samples < 1:
-            raise ValueError(f"samples: got {samples}, expected at least 1")
+            raise ArgumentError("samples", f"got {samples}, expected at least 1")
         self.samples, self.std, self.seed = samples, std, seed
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
@@ -169,7 +170,7 @@ class ISCAM(ScoreCAM):
         """
         super().__init__(model, target_layers, batch_size=batch_size, **reading)
         if samples < 1:
-            raise ValueError(f"samples: got {samples}, expected at least 1")
+            raise ArgumentError("samples", f"got {samples}, expected at least 1")
         self.samples = samples
 
     def _variations(self, masks: Tensor) -> Iterator[Tensor]:
@@ -210,7 +211,7 @@ class AblationCAM(MapMethod):
         """
         super().__init__(model, target_layers, **reading)
         if batch_size < 1:
-            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+            raise ArgumentError("batch_size", f"got {batch_size}, expected at least 1")
         self.batch_size = batch_size
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:

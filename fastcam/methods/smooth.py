@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 from fastcam import ops
 from fastcam.engine.capture import Capture, capture
 from fastcam.engine.layers import Layers
+from fastcam.errors import ArgumentError
 from fastcam.methods.base import Reading
 from fastcam.methods.maps import MapMethod
 from fastcam.targets import Selection
@@ -45,14 +46,14 @@ class SmoothGradCAMPlusPlus(MapMethod):
         """
         super().__init__(model, target_layers, **reading)
         if samples < 1:
-            raise ValueError(f"samples: got {samples}, expected at least 1")
+            raise ArgumentError("samples", f"got {samples}, expected at least 1")
         self.samples, self.std, self.seed = samples, std, seed
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         images = record.images
         if images is None or not images.is_floating_point():
-            raise ValueError(
-                "images: got no floating-point tensor (N, C, *S), but this method adds noise"
+            raise ArgumentError(
+                "images", "got no floating-point tensor (N, C, *S), but this method adds noise"
             )
         count = len(images)
         rows = torch.arange(count, device=images.device).repeat(self.samples)

@@ -27,6 +27,7 @@ from fastcam.engine.per_image import PerImage
 from fastcam.engine.running import (
     unwrap,
 )
+from fastcam.errors import ArgumentError
 from fastcam.metrics.imputation import impute
 from fastcam.targets import Selection, Targets, probabilities, select
 
@@ -132,7 +133,9 @@ class ClassificationMetric:
             ValueError: if :meth:`update` has not been called.
         """
         if not self._drops:
-            raise ValueError("images: got none, expected at least one batch; call update() first")
+            raise ArgumentError(
+                "images", "got none, expected at least one batch; call update() first"
+            )
         drops, increases = torch.cat(self._drops), torch.cat(self._increases)
         return {
             "average_drop": drops.double().mean().item(),
@@ -189,8 +192,8 @@ def road(
         scorer.check(maps)
         pixels = scorer.images
         if pixels.dim() != 4:
-            raise ValueError(
-                f"images: got shape {tuple(pixels.shape)}, expected 2-D images (N, C, H, W)"
+            raise ArgumentError(
+                "images", f"got shape {tuple(pixels.shape)}, expected 2-D images (N, C, H, W)"
             )
         ranks = torch.tensor(percentiles, dtype=torch.float64, device=maps.device) / 100
         orders = torch.stack([maps, 1 - maps], 1)  # (N, 2, H, W)
@@ -359,14 +362,15 @@ class _Scorer:
                 unwrap(model), images, (), output=output, graph=None, per_image=per_image
             )
             if self.record.images is None or not self.record.images.is_floating_point():
-                raise ValueError(
-                    "images: got none to mask, expected a floating-point tensor (N, C, *S)"
+                raise ArgumentError(
+                    "images", "got none to mask, expected a floating-point tensor (N, C, *S)"
                 )
             self.images: Tensor = self.record.images
             self._selection: Selection = select(self.record.logits, targets)
             if self._selection.scores.dim() != 1:
-                raise ValueError(
-                    f"targets: got {self._selection.scores.shape[1]} classes per image, expected 1"
+                raise ArgumentError(
+                    "targets",
+                    f"got {self._selection.scores.shape[1]} classes per image, expected 1",
                 )
             rows = torch.arange(len(self.record.logits), device=self.images.device)
             self.before = self._confidence(self.record.logits, rows)
@@ -387,9 +391,10 @@ class _Scorer:
     def check(self, maps: Tensor) -> None:
         expected = (len(self.images), *self.images.shape[2:])
         if tuple(maps.shape) != expected:
-            raise ValueError(
-                f"maps: got shape {tuple(maps.shape)}, expected {expected}, one map per image and "
-                "of its size"
+            raise ArgumentError(
+                "maps",
+                f"got shape {tuple(maps.shape)}, expected {expected}, one map per image and "
+                "of its size",
             )
 
     def masked(self, maps: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastcam import ops
+from fastcam.errors import ArgumentError
 
 
 def impute(images: Tensor, known: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -24,9 +25,10 @@ def impute(images: Tensor, known: Tensor, noise: Tensor | None = None) -> Tensor
         ValueError: if the shapes do not fit.
     """
     if images.dim() != 4 or known.shape != (len(images), *images.shape[2:]):
-        raise ValueError(
-            f"images, known: got shapes {tuple(images.shape)} and {tuple(known.shape)}, expected "
-            "(N, C, H, W) and (N, H, W)"
+        raise ArgumentError(
+            "images, known",
+            f"got shapes {tuple(images.shape)} and {tuple(known.shape)}, expected "
+            "(N, C, H, W) and (N, H, W)",
         )
     filled = ops.impute(images, known)
     if noise is None:

@@ -12,16 +12,17 @@ from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import FLAGS, hooks_of, run
 from fastcam.engine.trials import trial
 from fastcam.engine.values import agree, rebuild, tensors_of
-from fastcam.errors import first_line
+from fastcam.errors import ArgumentError, first_line
 
 
 def copied(model: nn.Module) -> nn.Module:
     try:
         made = running.copied(model)
     except Exception as error:  # whatever a user's class raises
-        raise ValueError(
-            f"model: the fast mode works on a copy, and this one cannot be copied "
-            f"({first_line(error)}); explain it without compile()"
+        raise ArgumentError(
+            "model",
+            f"the fast mode works on a copy, and this one cannot be copied "
+            f"({first_line(error)}); explain it without compile()",
         ) from error
     return made.eval().requires_grad_(False)
 

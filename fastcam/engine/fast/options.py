@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fastcam.errors import ArgumentError
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,7 +28,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.dtype not in (None, *DTYPES):
             expected = ", ".join(map(str, DTYPES))
-            raise ValueError(f"dtype: got {self.dtype!r}, expected None or one of {expected}")
+            raise ArgumentError("dtype", f"got {self.dtype!r}, expected None or one of {expected}")
 
 
 def is_emulated(dtype: torch.dtype | None, device: torch.device) -> bool:
