@@ -5,7 +5,7 @@
 #include <string>
 
 #include "kernels/methods.h"
-#include "operands.h"
+#include "operands/checks.h"
 
 namespace fastcam {
 

@@ -4,7 +4,8 @@
 
 #include "cpu/channels.h"
 #include "methods_by_name.h"
-#include "operands.h"
+#include "operands/features.h"
+#include "operands/tensors.h"
 
 namespace fastcam::cpu {
 

@@ -1,5 +1,6 @@
 #include "cpu/channels.h"
-#include "operands.h"
+#include "operands/features.h"
+#include "operands/tensors.h"
 
 namespace fastcam::cpu {
 

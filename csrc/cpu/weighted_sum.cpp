@@ -1,6 +1,7 @@
 #include "class_product.h"
 #include "cpu/channels.h"
-#include "operands.h"
+#include "operands/features.h"
+#include "operands/tensors.h"
 
 namespace fastcam::cpu {
 
