@@ -101,6 +101,18 @@ struct GradCAMElementWise {
   FASTCAM_HOST_DEVICE F pixel(F a, F g) const { return relu(g * a); }
 };
 
+// f(name, method) for every method
+template <class F, class Function>
+void for_methods(F eps, const Function& f) {
+  f("gradcam", GradCAM<F>{});
+  f("gradcam++", GradCAMPlusPlus<F>{eps});
+  f("gradcam++-signed", GradCAMPlusPlus<F>{eps, -std::numeric_limits<F>::infinity()});
+  f("xgradcam", XGradCAM<F>{eps});
+  f("hirescam", HiResCAM<F>{});
+  f("layercam", LayerCAM<F>{});
+  f("gradcam-elementwise", GradCAMElementWise<F>{});
+}
+
 // Whether a method has quick terms, and may take them for channels of this total
 template <class Method>
 inline constexpr bool has_quick_terms = false;
