@@ -679,7 +679,7 @@ WRONG = {
     ),
     "normalize": ((torch.rand(2, 2), 4), "spatial_dims: got 4, expected 1, 2 or 3"),
     "upsample": ((torch.rand(2, 3, 3), [0, 4]), "size: got (0, 4), expected spatial extents"),
-    "guided_relu": ((torch.ones(3, dtype=torch.int32),), "input: got dtype Int, expected float32"),
+    "guided_relu": ((torch.ones(3, dtype=torch.int32),), "input: got dtype int32, expected"),
     "guided_relu_backward": (
         (torch.rand(3), torch.rand(4)),
         "grad_output: got shape (3), expected that of the input, (4)",
@@ -690,7 +690,7 @@ WRONG = {
     ),
     "impute": (
         (torch.rand(1, 3, 4, 4), torch.ones(1, 4, 5).bool()),
-        "known: got shape (1, 4, 5) of Bool, expected (N, H, W) as in the images, (1, 3, 4, 4)",
+        "known: got shape (1, 4, 5) of bool, expected (N, H, W) as in the images, (1, 3, 4, 4)",
     ),
     "overlay": (
         (torch.rand(1, 4, 4, 3), torch.rand(1, 2, 2), torch.zeros(256, 3).byte(), 1.5),
@@ -706,6 +706,19 @@ def test_errors_name_the_argument(operator, device):
     with pytest.raises(RuntimeError) as error:
         getattr(ops, operator)(*on_device)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+        *(torch.complex32, torch.complex64, torch.complex128, torch.float8_e4m3fn),
+    ],
+)
+def test_errors_name_the_dtype_as_python_does(dtype, device):
+    with pytest.raises(RuntimeError) as error:
+        ops.guided_relu(torch.empty(3, dtype=dtype, device=device))
+    assert str(error.value).startswith(f"input: got {str(dtype).replace('torch.', 'dtype ')}, ")
 
 
 def test_kernels_and_documentation_name_the_methods_of_the_reference(device):
