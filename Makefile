@@ -67,11 +67,12 @@ peer-suites: build  ## the tests of a library, from its checkout SRC, under the 
 fuzz: build  ## N random networks from SEED on, explained and compared with whole-graph autograd
 	$(BIN)/python -m tests.fuzz --cases $(N) --seed $(SEED)
 
-lint: build  ## ruff, clang-format and mypy
+lint: build  ## ruff, clang-format, mypy and the rules for imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 kernels: build emulate  ## every kernel on the CPU, and what nvcc makes of it for ARCHITECTURES
 	@if command -v nvcc > /dev/null; then \

@@ -28,7 +28,7 @@ from benchmarks import harness, implementations
 from benchmarks.harness import Result
 from benchmarks.implementations import Network
 from fastcam import demo, dropin, pictures
-from fastcam.engine.fast import is_emulated
+from fastcam.engine.fast.options import is_emulated
 
 Call = Callable[[], Any]
 Script = Callable[[Network], Call]

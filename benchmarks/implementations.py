@@ -16,10 +16,8 @@ import fastcam
 from benchmarks import harness
 from benchmarks.harness import Result
 from fastcam import reference
-from fastcam.engine.capture import (
-    capture,
-)
-from fastcam.engine.fast import is_emulated
+from fastcam.engine.capture import capture
+from fastcam.engine.fast.options import is_emulated
 from fastcam.targets import select
 
 Call = Callable[[], Tensor]

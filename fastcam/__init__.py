@@ -1,4 +1,4 @@
-"""Class activation maps for PyTorch at the price of inference."""
+"""Fast class activation maps for PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OTHERS = {
     "deep_feature_factorization": "fastcam.methods.factorization",
     "overlay": "fastcam.pictures.render",
 }
-"""The public names that are no methods, and their modules."""
+"""The module of each public name that is not a method."""
 _MODULES = {
     **{
         name: f"fastcam.{name}"
@@ -33,7 +33,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used: `fastcam --help` need not wait for torch."""
+    """Imports a public name on first use, so that ``fastcam --help`` does not import torch."""
     if name in _MODULES:
         value: Any = importlib.import_module(_MODULES[name])
     elif name in _OTHERS:

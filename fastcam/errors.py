@@ -1,4 +1,4 @@
-"""Failures that a person can do something about; the message says what, in one line."""
+"""Errors that the user can fix; each message is one line that says how."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 
 class FastcamError(Exception):
-    """A file, a clip or weights that cannot be used."""
+    """A file, clip, model or device that cannot be used."""
 
     exit_code = 1
 
 
 class UsageError(FastcamError):
-    """A name or a number that nothing answers to."""
+    """An unknown name or an invalid argument."""
 
     exit_code = 2
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """The names most like ``name`` as the end of a message: "; near names: a, b", or nothing."""
+    """The closest names to ``name`` as a message suffix, "; near names: a, b", or ""."""
     wanted = name.casefold()
     known = {each.casefold(): each for each in names}
     alike = sorted((each for each in known if wanted in each), key=len)
@@ -29,5 +29,5 @@ def near(name: str, names: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library said, as far as it fits into one line."""
+    """The first line of another library's error message."""
     return str(error).strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Pictures in, raw maps with their classes and probabilities out: for single ones and clips."""
+"""Computes raw maps, classes and probabilities of pictures or clips with one model and method."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcam.engine.fast import preferred_dtype
+from fastcam.engine.fast.options import preferred_dtype
 from fastcam.engine.outputs import logits_of
 from fastcam.engine.running import CopiedResults
 from fastcam.errors import FastcamError, UsageError, first_line, near
 from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM
-from fastcam.methods.base import MapMethod
+from fastcam.methods.maps import MapMethod
 from fastcam.models import LoadedModel
 from fastcam.targets import ClassChoice, TopClasses
 
@@ -29,7 +29,7 @@ class Explained:
     """K classes of N pictures, on the CPU."""
 
     maps: Tensor
-    """(N, K, *S) at the layer's resolution before normalizing; guided methods (N, K, 3, *S)."""
+    """(N, K, *S) at the layer's resolution, not normalized; (N, K, 3, *S) for guided methods."""
     class_ids: Tensor
     """(N, K)."""
     scores: Tensor
@@ -37,28 +37,28 @@ class Explained:
     probabilities: Tensor
     """(N, K)."""
     top_probabilities: Tensor
-    """(N,), of each picture's top class."""
+    """(N,), those of each picture's top class."""
     signed: bool
-    """Whether the maps are gradients of the three channels."""
+    """Whether the maps are signed gradients of the three channels."""
 
     def heat(self, k: int) -> Tensor:
-        """The map of the k-th class to draw, (N, *S): the magnitude of a signed gradient."""
+        """The heatmap of the k-th class, (N, *S); the largest magnitude of a signed gradient."""
         maps = self.maps[:, k]
         return maps.abs().amax(1) if self.signed else maps
 
 
 class Explainer:
-    """One model, method and layer, for any number of pictures.
+    """Explains pictures with one model, method and layer.
 
     Args:
-        model: as :func:`fastcam.models.load` gives it.
-        method: a name of :data:`fastcam.METHODS`.
+        model: from :func:`fastcam.models.load`.
+        method: a key of :data:`fastcam.METHODS`.
         layer: a dotted name, or "auto".
-        fast: whether to take the fast mode, in bfloat16 where the device has that; see
+        fast: whether to use the fast mode, in bfloat16 if the device supports it; see
             :meth:`fastcam.GradCAM.compile`.
 
     Raises:
-        UsageError: an unknown method or layer, or a method that has no fast mode.
+        UsageError: if the method or layer is unknown, or the method does not support ``fast``.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Explainer:
         fast: bool = False,
     ) -> None:
         if method not in METHODS:
-            hint = near(method, METHODS) or f"; there are: {', '.join(METHODS)}"
+            hint = near(method, METHODS) or f"; choose from {', '.join(METHODS)}"
             raise UsageError(f"unknown method {method}{hint}")
         self.model = model
         options: dict[str, Any] = {} if layer == "auto" else {"target_layers": layer}
@@ -77,30 +77,30 @@ class Explainer:
         self._signed = isinstance(self._method, (GuidedBackprop, GuidedGradCAM))
         if fast:
             if not isinstance(self._method, MapMethod):
-                raise UsageError(f"fast: {method} has no fast mode, only methods that give maps")
+                raise UsageError(f"fast: not supported for {method}, which does not return maps")
             self._method.compile(dtype=preferred_dtype(self.device))
         self._raw: dict[str, Any] = {} if self._signed else {"size": "layer", "normalize": False}
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The network's device."""
         found = (each.device for each in self.model.module.parameters())
         return next(found, torch.device("cpu"))
 
     @property
     def is_ready(self) -> bool:
-        """Whether a call has found the layer and made what the fast mode needs."""
+        """Whether a call has resolved the layer and prepared the fast mode."""
         return bool(self._method.is_ready)
 
     @property
     def networks(self) -> list[nn.Module]:
-        """What runs: the model's module, and the fast mode's in its place."""
+        """The modules that run: the model's, and its replacement in fast mode."""
         return list(self._method.networks)
 
     def twin(self) -> Explainer:
-        """One for another thread: with networks and hooks of its own, but the same weights.
+        """A copy for another thread, with separate networks and hooks but shared weights.
 
-        What the fast mode has compiled is shared too. A network that cannot be copied raises.
+        Compiled parts of the fast mode are shared too. Raises if the network cannot be copied.
         """
         weights = (
             tensor
@@ -112,33 +112,37 @@ class Explainer:
 
     @property
     def layer(self) -> str | None:
-        """The target layer's name; None before an automatic choice, and where there is none."""
+        """The target layer's name; None before an automatic choice, or if there is no layer."""
         return self._method.layers[0] if self._method.layers else None
 
     @property
     def compiled(self) -> dict[str, str]:
-        """What the fast mode did, by part of the network; empty before it, and without it."""
+        """What the fast mode did, by part of the network; empty before the first fast call."""
         return self._method.compiled if isinstance(self._method, MapMethod) else {}
 
     def targets(self, name: str = TOP_CLASS, top_k: int = 1) -> TopClasses:
-        """What to explain: "top1", a class id or name, and behind it the most probable ones.
+        """The classes to explain: "top1", a class id or name, then the most probable others.
+
+        Args:
+            name: the first class.
+            top_k: the number of classes.
 
         Raises:
-            UsageError: there is no such class.
+            UsageError: if the class is unknown.
         """
         return TopClasses(top_k, None if name == TOP_CLASS else self.model.class_id(name))
 
     def __call__(self, images: Tensor, targets: ClassChoice = _TOP) -> Explained:
-        """Explains K classes of each image in one forward.
+        """Explains K classes of each image in one forward pass.
 
         Args:
-            images: what the network takes, (N, 3, h, w), or (N, 3, T, h, w) for one that takes
-                clips; see :attr:`fastcam.models.LoadedModel.preprocessing`.
-            targets: chooses the K classes.
+            images: network inputs, (N, 3, h, w), or (N, 3, T, h, w) for clips; see
+                :attr:`fastcam.models.LoadedModel.preprocessing`.
+            targets: selects the K classes.
 
         Raises:
-            UsageError: the layer, the class or the method does not fit the model.
-            FastcamError: the model fails on images of this size.
+            UsageError: if the layer, class or method does not fit the model.
+            FastcamError: if the model fails on inputs of this size.
         """
         images = images.to(self.device)
         with self._failures(images):
@@ -155,7 +159,7 @@ class Explainer:
         )
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """(N, classes) on the CPU, of images as for a call, without an explanation."""
+        """The probabilities (N, classes) of network inputs, on the CPU."""
         images = images.to(self.device)
         with self._failures(images), torch.no_grad():
             return self._probabilities(self.model.module(images), len(images)).cpu()
@@ -165,7 +169,9 @@ class Explainer:
         logits = found.reshape(images, -1).float()
         names, classes = len(self.model.classes), logits.shape[1]
         if names not in (0, classes):
-            raise UsageError(f"there are {names} class names for the model's {classes} classes")
+            raise UsageError(
+                f"classes: got {names} names, expected one for each of {classes} classes"
+            )
         return self.model.probabilities(logits)
 
     @contextmanager
@@ -180,7 +186,7 @@ class Explainer:
 
 
 def _as_usage_error(call: Callable[[], Any]) -> Any:
-    """The call's result; what a method says about a name or a shape becomes a usage error."""
+    """The call's result; converts ValueError to UsageError."""
     try:
         return call()
     except ValueError as error:

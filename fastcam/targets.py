@@ -72,10 +72,19 @@ class Selection:
     functions: list[Target] | None = None
     """One an image; None where the targets were class ids."""
 
-    def columns(self) -> list[Tensor]:
-        """One class an image at a time: scores (N,) with their graph, K of them."""
+    def by_class(self, results_of: Callable[[Tensor, bool], list[Tensor]]) -> list[Tensor]:
+        """Tensors (N, ...) computed class by class, stacked to (N, K, ...) for scores (N, K).
+
+        Args:
+            results_of: gives tensors (N, ...) from the scores (N,) of one class per image, which
+                have their graph, and from whether that graph is needed again.
+        """
         with torch.enable_grad():
-            return [self.scores] if self.scores.dim() == 1 else list(self.scores.unbind(1))
+            columns = [self.scores] if self.scores.dim() == 1 else list(self.scores.unbind(1))
+        found = [results_of(scores, k < len(columns)) for k, scores in enumerate(columns, start=1)]
+        if self.scores.dim() == 1:
+            return found[0]
+        return [torch.stack(each, 1) for each in zip(*found, strict=True)]
 
     def of(self, logits: Tensor, images: Tensor) -> Tensor:
         """The same scores of other logits, (R,) or (R, K).

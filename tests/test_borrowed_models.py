@@ -18,7 +18,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import fastcam
-from fastcam.engine.recording import OUTPUT
+from fastcam.engine.graph import OUTPUT
 
 
 class Net(nn.Module):

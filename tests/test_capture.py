@@ -16,9 +16,7 @@ from networks import Small, Wrapped, small, small_images
 from torch import Tensor, nn
 
 import fastcam
-from fastcam.engine.capture import (
-    capture,
-)
+from fastcam.engine.capture import capture
 
 CLASSES = torch.tensor([1, 4, 2])
 EVERY_METHOD = sorted(fastcam.METHODS.keys() - {"legrad"})  # that one needs a transformer

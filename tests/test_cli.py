@@ -132,10 +132,10 @@ def test_a_broken_picture_does_not_stop_the_others(picture: Path, tmp_path: Path
         (("--target", "3"), "class 3 is out of range: the ids are 0 to 2"),
         (("--model", "tiny_models:module", "--target", "3"), "got class 3, expected 0 to 2"),
         (("--method", "gradcam+++"), "unknown method gradcam.*near names: .*gradcam"),
-        (("--colormap", "turbine"), "unknown colormap turbine; there are: .*turbo"),
+        (("--colormap", "turbine"), "unknown colormap turbine; choose from .*turbo"),
         (("--device", "gpu"), "device gpu cannot be used"),
         (("--model", "tiny_models:module", "--method", "cam"), "global average pooling"),
-        (("--weights", "none"), "has the weights that it gives"),
+        (("--weights", "none"), "weights none is not supported for a function"),
     ],
 )
 @pytest.mark.parametrize("command", ["image", "video"])
@@ -163,7 +163,7 @@ def test_names_of_other_classes_are_refused(picture: Path, tmp_path: Path) -> No
     (tmp_path / "names.txt").write_text("red\n")
     result = run("image", picture, *COLORS, "--classes", tmp_path / "names.txt")
     assert result.exit_code == 2
-    assert result.stderr == "fastcam: there are 1 class names for the model's 3 classes\n"
+    assert result.stderr == "fastcam: classes: got 1 names, expected 3, one per class\n"
 
 
 def no_number(name: str) -> None:
@@ -260,7 +260,7 @@ def test_the_fast_mode(
     assert shown == [f"  {part}: {state}" for part, state in report["compiled"].items()]
     refused = run(*options, "--method", "guided-backprop")
     assert refused.exit_code == 2
-    assert "fast: guided-backprop has no fast mode" in refused.stderr
+    assert "fast: not supported for guided-backprop" in refused.stderr
 
 
 def test_a_clip_cut_short_ends_with_a_word(clips: ModuleType, clip: Path, tmp_path: Path) -> None:
@@ -321,9 +321,9 @@ def test_the_options_of_video(clips: ModuleType, clip: Path, tmp_path: Path) -> 
     [
         (("--norm", "best"), "norm best: expected frame, running, clip"),
         (("--smooth", "ema:2"), "smooth ema:2: expected none"),
-        (("--layout", "none"), "unknown layout none; there are: overlay"),
+        (("--layout", "none"), "unknown layout none; choose from overlay"),
         (("--codec", "h265"), "unknown codec h265"),
-        (("--raw", "1x1"), "only for frames on standard input"),
+        (("--raw", "1x1"), "only supported for standard input"),
     ],
 )
 def test_options_of_video_that_are_refused(

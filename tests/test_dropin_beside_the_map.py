@@ -400,6 +400,7 @@ def test_masked_runs_in_the_fast_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def __init__(self, model: Any, inputs: Tensor, layers: Any, *others: Any) -> None:
             assert not any(m._forward_hooks for m in model.modules())
+            self.source = model
             self.model = copy.deepcopy(model)
             ran.append(0)
 
@@ -407,12 +408,11 @@ def test_masked_runs_in_the_fast_mode(monkeypatch: pytest.MonkeyPatch) -> None:
             ran.append(len(inputs))
             return inputs
 
-    score = importlib.import_module("fastcam.dropin.pytorch_grad_cam.score")
     run = importlib.import_module("fastcam.dropin.pytorch_grad_cam.run")
     model, given = made(), images()
     with pgc.ScoreCAM(model, [model.c]) as cam:
         expected = cam(given, None)
-        monkeypatch.setattr(score, "FastModel", Copy)
+        monkeypatch.setattr("fastcam.engine.fast.model.FastModel", Copy)
         monkeypatch.setattr(run, "_network", lambda cam, images, names, start: (model, images))
         with dropin.install("pytorch_grad_cam", fast=True):
             for _ in range(2):

@@ -449,8 +449,6 @@ def test_fix_meets_relus_that_are_functions() -> None:
 
 
 def test_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fastcam.dropin.captum as ours
-
     made_of = []
 
     class Copy:
@@ -460,13 +458,14 @@ def test_fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def __init__(self, model: nn.Module, inputs: Any, layers: Any, *_: Any) -> None:
             made_of.append((len(inputs), layers))
+            self.source = model
             self.model = copy.deepcopy(model)
             self.model.register_forward_hook(lambda *_: ran.append(1))
 
         def prepared(self, inputs: Any) -> Any:
             return inputs
 
-    monkeypatch.setattr(ours, "FastModel", Copy)
+    monkeypatch.setattr("fastcam.engine.fast.model.FastModel", Copy)
     model, x = made(Net), images()
     cam = attr.LayerGradCam(model, model.features)
     expected = cam.attribute(x, 1, (2.0,))

@@ -978,8 +978,6 @@ def test_fixed_smooth_grad_cam() -> None:
 
 
 def test_fast_score_cam(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fastcam.dropin.torchcam.score as ours
-
     ran = []
 
     class Copy:
@@ -987,15 +985,16 @@ def test_fast_score_cam(monkeypatch: pytest.MonkeyPatch) -> None:
 
         is_stale = False
 
-        def __init__(self, model: nn.Module, inputs: Tensor, layers: Any, options: Any) -> None:
+        def __init__(self, model: nn.Module, inputs: Tensor, *others: Any) -> None:
             assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+            self.source = model
             self.model = copy.deepcopy(model)
 
         def prepared(self, inputs: Tensor) -> Tensor:
             ran.append(len(inputs))
             return inputs
 
-    monkeypatch.setattr(ours, "FastModel", Copy)
+    monkeypatch.setattr("fastcam.engine.fast.model.FastModel", Copy)
     model, x = net(), images()
     with methods.ScoreCAM(model, "features") as cam, methods.GradCAM(model, "block") as other:
         model(x)

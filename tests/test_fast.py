@@ -17,10 +17,12 @@ from torch.nn.utils import prune
 
 import fastcam
 from fastcam import demo
-from fastcam.engine import cuda_graphs
-from fastcam.engine.cuda_graphs import CudaGraphs
-from fastcam.engine.fast import BatchSizes, FastModel, Options, is_emulated, preferred_dtype
-from fastcam.methods.base import MapMethod
+from fastcam.engine.fast import cuda_graphs
+from fastcam.engine.fast.batch_sizes import BatchSizes
+from fastcam.engine.fast.cuda_graphs import CudaGraphs
+from fastcam.engine.fast.model import FastModel
+from fastcam.engine.fast.options import Options, is_emulated, preferred_dtype
+from fastcam.methods.maps import MapMethod
 
 pytestmark = pytest.mark.filterwarnings("ignore:dtype. this processor has no instructions")
 METHODS = ["gradcam", "gradcam++", "layercam"]

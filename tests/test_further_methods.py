@@ -14,9 +14,7 @@ from networks import network, small, small_images
 from torch import Tensor, nn
 
 import fastcam
-from fastcam.engine.capture import (
-    capture,
-)
+from fastcam.engine.capture import capture
 from fastcam.engine.continuation import Continuation
 from fastcam.methods.eigen import kernel_component, principal_component
 from fastcam.methods.masked_runs import masked_runs

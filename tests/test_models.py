@@ -146,14 +146,14 @@ def write_no_tensor(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "name", "message"),
     [
-        (write_pickle, "x.pth", "not tensors alone"),
-        (write_text, "x.pth", "not tensors alone"),
-        (write_text, "x.safetensors", "not a file of weights"),
-        (write_list, "x.pth", "a list, not a state dict"),
-        (write_numbers, "x.pth", "its keys are no names"),
-        (write_wrapped, "x.pth", "a Tensor, not a state dict"),
+        (write_pickle, "x.pth", "objects other than tensors"),
+        (write_text, "x.pth", "objects other than tensors"),
+        (write_text, "x.safetensors", "not a weights file"),
+        (write_list, "x.pth", "expected a state dict, got list"),
+        (write_numbers, "x.pth", "its keys are not strings"),
+        (write_wrapped, "x.pth", "expected a state dict, got Tensor"),
         (write_no_tensor, "x.pth", "does not fit resnet18"),
-        (write_other, "x.pth", "does not fit resnet18: it lacks .* more"),
+        (write_other, "x.pth", "does not fit resnet18: missing keys .* more"),
         (write_sizes, "x.pth", "does not fit resnet18: size mismatch for conv1.weight"),
         (lambda path: None, "x.pth", "no such file"),
     ],
@@ -172,7 +172,7 @@ def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(FastcamError, match=r"cannot be fetched.*no network.*--weights FILE"):
+    with pytest.raises(FastcamError, match=r"cannot be downloaded.*no network.*--weights FILE"):
         models.load("resnet18")
 
 
@@ -183,11 +183,11 @@ def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.Monk
         ("timm:resnet19", "near names: .*resnet18"),
         ("nowhere:model", "No module named 'nowhere'"),
         ("tiny_models:color", "has no color; near names: .*colors"),
-        ("tiny_models:number", "gave a int, not a torch.nn.Module"),
+        ("tiny_models:number", "returned int, expected a torch.nn.Module"),
         (":x", "package.module:function"),
         ("os:", "package.module:function"),
         (".x:y", "TypeError"),
-        ("os:sep", "a str, not a function"),
+        ("os:sep", "expected a function, got str"),
     ],
 )
 def test_unknown_models(name: str, message: str) -> None:
@@ -219,7 +219,7 @@ def test_random_weights_and_those_of_a_file(tmp_path: Path) -> None:
 
     torch.save({"scale": torch.tensor(7.0)}, tmp_path / "scale.pth")
     assert models.load("tiny_models:colors", str(tmp_path / "scale.pth")).module.scale == 7
-    with pytest.raises(UsageError, match="has the weights that it gives"):
+    with pytest.raises(UsageError, match="weights none is not supported"):
         models.load("tiny_models:colors", "none")
 
 

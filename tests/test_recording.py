@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastcam
 from fastcam.engine.capture import capture
-from fastcam.engine.recording import find_start
+from fastcam.engine.start import find_start
 
 
 def stem(into: int = 3) -> nn.Sequential:

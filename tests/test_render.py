@@ -28,7 +28,7 @@ def test_colour_tables_are_rgb() -> None:
 
 
 def test_an_unknown_colour_table_is_named_beside_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"turb; there are: .*turbo"):
+    with pytest.raises(UsageError, match=r"turb; choose from .*turbo"):
         render.color_table("turb", CPU)
 
 

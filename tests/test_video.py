@@ -130,7 +130,7 @@ def test_layouts() -> None:
     heat = drawn("heat")
     assert (heat[48, 8] == 255).all(), "the top of the colour table, without the picture"
     assert (heat[80, 80] == 0).all()
-    with pytest.raises(UsageError, match="unknown layout sideways; there are: overlay"):
+    with pytest.raises(UsageError, match="unknown layout sideways; choose from overlay"):
         drawn("sideways")
 
 
@@ -279,7 +279,7 @@ def test_folders_and_globs_are_read_in_order(tmp_path: Path) -> None:
     with pytest.raises(FastcamError, match="matches no file"):
         video.open_source(str(tmp_path / "*.jpg"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FastcamError, match="no picture in this folder"):
+    with pytest.raises(FastcamError, match="the folder contains no pictures"):
         video.open_source(tmp_path / "empty")
 
 
@@ -317,7 +317,7 @@ def test_y4m_and_raw_frames_on_standard_input(
     for raw in ("48", "48x32@0", "0x3", "axb"):
         with pytest.raises(UsageError, match="expected WIDTHxHEIGHT"):
             video.open_source("-", raw=raw)
-    with pytest.raises(UsageError, match="only for frames on standard input"):
+    with pytest.raises(UsageError, match="only supported for standard input"):
         video.open_source("in.mp4", raw="48x32")
 
 
@@ -378,7 +378,7 @@ def test_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     with video.open_source("0") as camera:
         frames = []
-        with pytest.raises(FastcamError, match="camera 0: gives no more frames after"):
+        with pytest.raises(FastcamError, match="camera 0: stopped after"):
             for frame in camera:
                 frames.append(frame)
     assert len(frames) == 3
@@ -391,7 +391,9 @@ def test_without_pyav_sound_and_times_are_lost(
 ) -> None:
     source = write_clip(tmp_path / "in.mp4", [0, 40, 80, 200])
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.warns(UserWarning, match=r"sound and times are lost: pip install fastcam\[video\]"):
+    with pytest.warns(
+        UserWarning, match=r"sound and timestamps are lost: pip install fastcam\[video\]"
+    ):
         opened = video.open_source(source)
     with pytest.warns(UserWarning, match="MPEG-4 without sound"):
         report = video.explain(opened, tmp_path / "out.mp4", colors(), norm="clip", target="red")
@@ -499,7 +501,7 @@ def test_pictures_of_jpegs_in_a_clip(tmp_path: Path) -> None:
     assert result.times == [Fraction(time, 1000) for time in (0, 40, 100)]
     assert result.sound
     assert np.abs(result.pictures[0][70, 30].astype(int) - quarters()[70, 30]).max() < 12
-    with pytest.raises(UsageError, match="unknown codec vp9; there are: auto, h264, mjpeg"):
+    with pytest.raises(UsageError, match="unknown codec vp9; choose from auto, h264, mjpeg"):
         video.explain(source, tmp_path / "out.mp4", colors(), codec="vp9")
 
 
@@ -511,7 +513,10 @@ def broken(frames: list[Frame], error: BaseException) -> Iterator[Frame]:
     raise error
 
 
-@pytest.mark.parametrize("sink", ["out.mp4", "out.mkv", "out.gif", "out", "out.safetensors"])
+SINKS = ("out.mp4", "out.mkv", "out.gif", "out", "out.safetensors")
+
+
+@pytest.mark.parametrize("sink", SINKS)
 @pytest.mark.parametrize("stride", [1, 4])
 def test_a_broken_source_keeps_every_frame_before(tmp_path: Path, sink: str, stride: int) -> None:
     with pytest.raises(FastcamError, match="broken"):
@@ -543,14 +548,17 @@ def test_a_clip_cut_in_the_middle(tmp_path: Path, option: dict[str, str]) -> Non
 def test_a_change_of_resolution(tmp_path: Path) -> None:
     frames = [Frame(quarters(), i, Fraction(1, 25)) for i in range(5)]
     frames += [Frame(quarters(64, 96), i, Fraction(1, 25)) for i in range(5, 8)]
-    said = r"the iterator: 96x64 pixels after the frame at 0\.16 s, but 160x96 up to there"
+    said = (
+        r"the iterator: the frame size changes from 160x96 to 96x64 pixels "
+        r"after the frame at 0\.16 s"
+    )
     with pytest.raises(FastcamError, match=said):
         video.explain(iter(frames), tmp_path / "out.mp4", colors(), target="red")
     assert len(contents(tmp_path / "out.mp4").times) == 5
 
     for index, size in enumerate(((32, 48), (32, 48), (48, 32))):
         pictures.write(tmp_path / f"{index}.png", np.zeros((*size, 3), np.uint8))
-    with pytest.raises(FastcamError, match=r"2\.png: 32x48 pixels after"):
+    with pytest.raises(FastcamError, match=r"2\.png: .* to 32x48 pixels after"):
         video.explain(str(tmp_path / "*.png"), tmp_path / "out", colors(), target="red")
     assert len(list((tmp_path / "out").iterdir())) == 2
 
@@ -562,7 +570,7 @@ def test_a_stream_that_changes_its_resolution(tmp_path: Path) -> None:
             shown = quarters(*size)
             write_clip(part, [0, 40, 80, 120], sound=None, picture=lambda _, shown=shown: shown)
             whole.write(part.read_bytes())
-    with pytest.raises(FastcamError, match=r"in\.ts: 96x64 pixels after the frame at"):
+    with pytest.raises(FastcamError, match=r"in\.ts: .* to 96x64 pixels after the frame at"):
         video.explain(tmp_path / "in.ts", tmp_path / "out.mp4", colors(), target="red")
     assert len(contents(tmp_path / "out.mp4").times) == 4
 
@@ -591,7 +599,7 @@ def test_a_frame_that_does_not_decode(tmp_path: Path) -> None:
 
 
 def test_zero_frames(tmp_path: Path) -> None:
-    with pytest.raises(FastcamError, match="the iterator: no frame in it can be decoded"):
+    with pytest.raises(FastcamError, match="the iterator: contains no frame that can be decoded"):
         video.explain(iter([]), tmp_path / "out.mp4", colors())
     assert list(tmp_path.iterdir()) == []
 
@@ -760,8 +768,8 @@ def test_report() -> None:
         ({"smooth": "ema:0"}, r"A in \(0, 1\]"),
         ({"smooth": "gauss"}, "S above 0"),
         ({"smooth": "box:3"}, "expected none"),
-        ({"stride": 0}, "stride 0: expected 1 or more"),
-        ({"batch": 0}, "batch 0: expected 1 or more"),
+        ({"stride": 0}, "stride 0: expected at least 1"),
+        ({"batch": 0}, "batch 0: expected at least 1"),
         ({"target": "purple"}, "unknown class purple"),
     ],
 )

@@ -31,7 +31,7 @@ def decoded(turns: int = 0) -> Decoded:
 def test_a_clip_that_nvdec_cannot_decode(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "in.mp4", [0, 40, 80])
     with (
-        pytest.warns(UserWarning, match=r"in\.mp4: the GPU cannot decode it .*: the CPU does"),
+        pytest.warns(UserWarning, match=r"in\.mp4: decoding on the CPU because the GPU cannot"),
         Clip(source, device="cuda") as clip,
     ):
         assert len(list(clip)) == 3
@@ -116,20 +116,20 @@ def test_which_encoder() -> None:
     assert chosen("auto", _try_nvenc=works) == (writer._NVENC, [])
     encoder, (said,) = chosen("auto", _try_nvenc=fails, _jpeg=works)
     assert encoder is writer._MJPEGOnGPU
-    assert "the GPU has no H.264 encoder (no such GPU): JPEGs instead" in said
+    assert "writing JPEGs because the GPU has no H.264 encoder (no such GPU)" in said
     for codec in ("auto", "h264"):
         encoder, (said,) = chosen(codec, _try_nvenc=fails, _jpeg=fails)
         assert encoder is writer._H264
-        assert "(no such GPU): the CPU encodes" in said
+        assert "encoding on the CPU because the GPU has no H.264 encoder (no such GPU)" in said
     assert chosen("mjpeg", _jpeg=works) == (writer._MJPEGOnGPU, [])
     encoder, (said,) = chosen("mjpeg", _jpeg=fails)
     assert encoder is writer._MJPEG
-    assert said == "the GPU makes no JPEGs (no such GPU): the CPU does"
+    assert said == "encoding on the CPU because the GPU has no JPEG encoder (no such GPU)"
 
 
 def test_a_clip_where_nothing_can_be_had(tmp_path: Path) -> None:
     with (
-        pytest.warns(UserWarning, match="the CPU encodes"),
+        pytest.warns(UserWarning, match="encoding on the CPU because the GPU has no H.264 encoder"),
         Writer(tmp_path / "out.mp4", Fraction(25), device="cuda") as clip,
     ):
         for index in range(3):

@@ -20,8 +20,8 @@ from clips import contents
 from torch import Tensor, nn
 
 from fastcam import models, pictures, video
-from fastcam.engine import fast
 from fastcam.engine.cores import single_threaded, threads_abreast
+from fastcam.engine.fast import units
 from fastcam.errors import FastcamError
 from fastcam.explainer import Explainer
 from fastcam.video import network, pipeline, writer
@@ -190,7 +190,7 @@ def test_a_model_that_cannot_be_copied(cores: Callable[[int], None]) -> None:
     explainer = uneven()
     explainer.model.module.lock = threading.Lock()  # type: ignore[assignment]
     cores(3)
-    with pytest.warns(UserWarning, match=r"cannot be copied \(.*pickle.*\): one thread explains"):
+    with pytest.warns(UserWarning, match=r"cannot be copied \(.*pickle.*\): using a single thread"):
         found = list(video.explain(noisy(9), None, explainer, batch=2))
     same(found, list(video.explain(noisy(9), None, uneven(), batch=2)))
 
@@ -230,8 +230,8 @@ def test_what_is_compiled_is_compiled_once(
         yield
         compiling.release()
 
-    monkeypatch.setattr(fast, "_compiled", fake)
-    monkeypatch.setattr(fast, "_freezing", freezing)
+    monkeypatch.setattr(units, "_compiled", fake)
+    monkeypatch.setattr(units, "_freezing", freezing)
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3),
@@ -245,8 +245,8 @@ def test_what_is_compiled_is_compiled_once(
         options = {"batch": 2, "norm": "frame", "target": "0"}
         found.append(list(video.explain(noisy(25), None, explainer, **options)))
     list(video.explain(noisy(25), None, explainer, batch=5))  # a size that all threads meet anew
-    units = [state for state in explainer.compiled.values() if state == "compiled"]
-    assert len(compiled) == len(units) > 0
+    states = [state for state in explainer.compiled.values() if state == "compiled"]
+    assert len(compiled) == len(states) > 0
     assert {count for _, count in threads} == {1}
     assert len({name for name, _ in threads}) > 2
     for one, other in zip(*found, strict=True):

@@ -1,1 +1,1 @@
-"""The command line: its commands, and what they write."""
+"""The command-line interface: the commands and their output files."""

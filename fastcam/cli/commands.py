@@ -1,4 +1,4 @@
-"""The command line. What a command drives is imported inside it, so that --help is quick."""
+"""The commands of ``fastcam``. Heavy modules are imported inside them to keep --help fast."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 class _Command(TyperCommand):
-    """Turns what a person can do something about into one line on stderr and an exit code.
+    """Prints errors that the user can fix as one line on stderr and sets the exit code.
 
-    With --json there is a line on stdout too.
+    With --json, prints the error on stdout too.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -50,7 +50,7 @@ class _Command(TyperCommand):
                 _print_json({"error": str(error)})
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            _say("interrupted; what was finished is kept")
+            _say("interrupted; finished output is kept")
             raise typer.Exit(130) from None
 
 
@@ -58,46 +58,49 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Class activation maps: what in a picture speaks for a class.",
+    help="Class activation maps: see which parts of a picture support a class.",
 )
 
 ModelName = Annotated[
     str,
     typer.Option(
-        "--model", help="digits (ships), a torchvision name, timm:NAME or package.module:function."
+        "--model",
+        help="digits (included), a torchvision name, timm:NAME or package.module:function.",
     ),
 ]
 Weights = Annotated[
     str,
-    typer.Option(
-        help="DEFAULT, none (random; not for a function), or a .safetensors or .pth file."
-    ),
+    typer.Option(help="DEFAULT, none (random weights) or a .safetensors or .pth file."),
 ]
-Classes = Annotated[Path | None, typer.Option(help="A text file with one class name a line.")]
+Classes = Annotated[Path | None, typer.Option(help="A text file with one class name per line.")]
 Method = Annotated[str, typer.Option(help="cam, gradcam, gradcam++, layercam, scorecam, ...")]
-Layer = Annotated[str, typer.Option(help="A layer's dotted name; auto: the last one that counts.")]
+Layer = Annotated[str, typer.Option(help="The layer's dotted name; auto: the last suitable one.")]
 Target = Annotated[str, typer.Option(help="The class to explain: top1, an id or a name.")]
-Colormap = Annotated[str, typer.Option(help="One of OpenCV's colour tables.")]
-Alpha = Annotated[float, typer.Option(min=0, max=1, help="The share of the heat over the picture.")]
-Size = Annotated[int | None, typer.Option(min=1, help="Side of the network's input, in pixels.")]
+Colormap = Annotated[str, typer.Option(help="The name of an OpenCV colormap.")]
+Alpha = Annotated[float, typer.Option(min=0, max=1, help="The opacity of the heatmap.")]
+Size = Annotated[
+    int | None, typer.Option(min=1, help="The side of the network's input, in pixels.")
+]
 Crop = Annotated[
-    bool, typer.Option("--crop/--no-crop", help="Cut the edges off as in training, or not.")
+    bool,
+    typer.Option("--crop/--no-crop", help="Crop the centre, as the model's preprocessing does."),
 ]
 Mean = Annotated[
-    tuple[float, float, float] | None, typer.Option(help="Of the channels, for values in [0, 1].")
+    tuple[float, float, float] | None, typer.Option(help="Channel means, for values in [0, 1].")
 ]
 Std = Annotated[
-    tuple[float, float, float] | None, typer.Option(help="Of the channels, for values in [0, 1].")
+    tuple[float, float, float] | None,
+    typer.Option(help="Channel standard deviations, for values in [0, 1]."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: what there is.")]
-Json = Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout, nothing else.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if available.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @app.command(cls=_Command)
 def image(
     picture: Annotated[
         list[Path],
-        typer.Argument(metavar="PICTURE...", help="In any format that OpenCV reads."),
+        typer.Argument(metavar="PICTURE...", help="Files in any format that OpenCV reads."),
     ],
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
@@ -105,8 +108,8 @@ def image(
     method: Method = "gradcam++",
     layer: Layer = "auto",
     target: Target = "top1",
-    top_k: Annotated[int, typer.Option(min=1, help="How many classes the grid shows.")] = 3,
-    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("out"),
+    top_k: Annotated[int, typer.Option(min=1, help="The number of classes in the grid.")] = 3,
+    out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out"),
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,
     size: Size = None,
@@ -116,10 +119,10 @@ def image(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Explain pictures: an overlay, a grid of the top classes, the raw maps.
+    """Explain pictures: an overlay, a grid of the top classes and the raw maps.
 
-    Each gives NAME-overlay.png, NAME-grid.png, NAME.npy and NAME.json.
-    Dark is what the network did not see. --json prints a line a picture.
+    Writes NAME-overlay.png, NAME-grid.png, NAME.npy and NAME.json for each picture.
+    Regions outside the network's input are darkened. --json prints one line per picture.
     """
     from fastcam import pictures
     from fastcam.cli import image as images
@@ -165,11 +168,15 @@ def video(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="IN", help="A clip, a folder or glob of pictures, a camera's number, a URL, -."
+            metavar="IN",
+            help="A clip, a folder or glob of pictures, a camera number, a URL, or - for stdin.",
         ),
     ],
     sink: Annotated[
-        Path, typer.Argument(metavar="OUT", help=".mp4, .mov, .mkv, .gif, .safetensors, a folder.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="A .mp4, .mov, .mkv, .gif or .safetensors file, or a folder."
+        ),
     ],
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
@@ -177,28 +184,32 @@ def video(
     method: Method = "gradcam++",
     layer: Layer = "auto",
     target: Annotated[
-        str, typer.Option(help="The class: lock, clip, top1, an id or a name.")
+        str, typer.Option(help="The class to explain: lock, clip, top1, an id or a name.")
     ] = "lock",
     norm: Annotated[
-        str, typer.Option(help="The heat's range: running, clip, frame, fixed:LO,HI.")
+        str, typer.Option(help="How to normalize maps: running, clip, frame or fixed:LOW,HIGH.")
     ] = "running",
-    smooth: Annotated[str, typer.Option(help="Maps over time: none, ema:A or gauss:S.")] = "none",
+    smooth: Annotated[
+        str, typer.Option(help="Smoothing over time: none, ema:A or gauss:S.")
+    ] = "none",
     stride: Annotated[
-        int, typer.Option(min=1, help="Explain every N-th frame; between, interpolate.")
+        int, typer.Option(min=1, help="Explain every N-th frame and interpolate the others.")
     ] = 1,
     layout: Annotated[str, typer.Option(help="overlay, side-by-side or heat.")] = "overlay",
     max_height: Annotated[
-        int | None, typer.Option(min=2, help="Shrink higher frames to this, in pixels.")
+        int | None, typer.Option(min=2, help="Shrink taller frames to this height, in pixels.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Frames together in the network; 4, on a GPU 32.")
+        int | None, typer.Option(min=1, help="Frames per forward pass (default: 4, on a GPU 32).")
     ] = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Compile the network first, for less time a frame.")
+        bool, typer.Option("--fast", help="Compile the network first to save time per frame.")
     ] = False,
-    codec: Annotated[str, typer.Option(help="h264 or mjpeg; auto: what the GPU encodes.")] = "auto",
+    codec: Annotated[
+        str, typer.Option(help="h264 or mjpeg; auto: h264 unless the GPU only encodes mjpeg.")
+    ] = "auto",
     raw: Annotated[
-        str | None, typer.Option(help="WxH or WxH@RATE: IN is -, raw RGB frames.")
+        str | None, typer.Option(help="WxH or WxH@RATE: read raw RGB frames from stdin.")
     ] = None,
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,
@@ -209,10 +220,10 @@ def video(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Explain every frame of a clip: heat over it, the class in its corner.
+    """Explain every frame of a clip with a heatmap and the class name.
 
-    Times, sound and orientation stay those of the clip.
-    The target lock holds the first frame's top class until another leads it for a while.
+    Keeps the timestamps, sound and orientation of the clip.
+    The target lock keeps the first frame's top class until another one leads for a while.
     """
     from fastcam import video as videos
     from fastcam.explainer import Explainer
@@ -240,7 +251,7 @@ def video(
         )
     if done.padded is not None:
         height, width = done.padded
-        _say(f"odd width or height: padded to {width}x{height}")
+        _say(f"the width or height is odd: padded to {width}x{height}")
     report = {
         "source": source,
         "model": model,
@@ -267,10 +278,10 @@ def video(
 
 @app.command(cls=_Command)
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out/demo"),
     as_json: Json = False,
 ) -> None:
-    """Show what it does on the pictures, the clip and the network that ship with it."""
+    """Explain the included picture and clip with the included network."""
     from fastcam.cli import demonstration
 
     for name, make in (
@@ -287,7 +298,7 @@ def demo(
 
 @app.command(cls=_Command)
 def info(as_json: Json = False) -> None:
-    """Show the version, how it was built, the devices, and which kernels serve which device."""
+    """Show the version, the build, the devices and the kernels used on each device."""
     import torch
 
     from fastcam import _kernels
@@ -313,7 +324,7 @@ def info(as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """The program ``fastcam``."""
+    """Runs the command line."""
     warnings.showwarning = lambda message, *_, **__: _say(" ".join(str(message).split()))
     app(prog_name="fastcam")
 
@@ -328,7 +339,7 @@ def _load(
     std: tuple[float, ...] | None,
     device: str,
 ) -> LoadedModel:
-    """The model with what the options change about it."""
+    """Loads the model and applies the preprocessing and class-name options."""
     from fastcam import models
 
     model = models.load(name, weights, _device(device))
@@ -352,7 +363,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise UsageError(f"device {name} cannot be used: {first_line(error)}") from None
     return device
 
@@ -372,7 +383,7 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def _bar(source: Source) -> Iterator[Callable[[], object]]:
-    """What to call after every frame: a bar on stderr where that is a terminal."""
+    """Yields a function to call after each frame; shows a bar if stderr is a terminal."""
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

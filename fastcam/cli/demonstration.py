@@ -1,6 +1,6 @@
-"""What `fastcam demo` shows, made from the network and the pictures that ship with the package.
+"""The outputs of ``fastcam demo``, made with the included network, picture and clip.
 
-They are small, so the heat is drawn over them enlarged; the network gets them at their own size.
+The pictures are small: heat is drawn over an enlarged copy; the network gets the original size.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _ZOOM = 3
 
 
 def scene(path: Path) -> str:
-    """Writes the heat of one digit over the scene; returns what to see in it."""
+    """Writes the heatmap of one digit over the scene and returns a caption."""
     pictures.write(path, _explained_scene().overlay)
-    return f"what speaks for a {_DIGIT}: the {_DIGIT} is hot, the other digits are cold"
+    return f"the evidence for a {_DIGIT}: the {_DIGIT} is hot, the other digits are cold"
 
 
 def grid(path: Path) -> str:
-    """Writes the scene and the heat of each digit in it side by side; returns what to see in it."""
+    """Writes the scene beside the heatmap of each of its digits and returns a caption."""
     explanation = _explained_scene(top_k=len(_about("scene.json")["digits"]))
     pictures.write(path, explanation.grid)
     names = ", ".join(each["name"] for each in explanation.classes)
-    return f"the digits in the scene one by one ({names}): the heat moves to each"
+    return f"each digit in the scene ({names}): the heat moves from one to the next"
 
 
 def clip(path: Path) -> str:
-    """Writes the clip with the heat of one digit over every frame; returns what to see in it."""
+    """Writes the clip with the heatmap of one digit over every frame and returns a caption."""
     with video.open_source(demo.asset("clip.mp4")) as source:
         large = (replace(frame, pixels=_enlarged(frame.picture)) for frame in source)
         video.explain(large, path, _explainer("clip.json"), target=_DIGIT)
@@ -48,7 +48,7 @@ def _explained_scene(top_k: int = 1) -> image.ImageExplanation:
 
 
 def _explainer(about: str) -> Explainer:
-    """For pictures that are enlarged from the size that the description gives."""
+    """An explainer that shrinks enlarged pictures back to the size in the description."""
     size = _about(about)
     model = models.load("digits")
     back = replace(model.preprocessing, resize=(size["height"], size["width"]))

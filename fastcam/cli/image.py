@@ -1,4 +1,4 @@
-"""One picture explained: the overlay, the grid of classes, the raw maps and what they are of."""
+"""Explains one picture: the overlay, the grid of classes, the raw maps and a JSON report."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from fastcam.targets import TopClasses
 
 @dataclass(frozen=True)
 class ImageExplanation:
-    """What a picture's K classes look like."""
+    """The explanation of K classes of one picture."""
 
     overlay: Picture
-    """The heat of the first class over the picture."""
+    """The heatmap of the first class over the picture."""
     grid: Picture
-    """The picture, and the heat of each class with its name and probability."""
+    """The picture beside the heatmap of each class, with its name and probability."""
     explained: Explained
-    """Of one picture: maps (1, K, h, w)."""
+    """A batch of one picture: maps (1, K, h, w)."""
     classes: list[dict[str, Any]]
-    """id, name, score, probability and the raw map's range of each class."""
+    """For each class: id, name, score, probability and the range of the raw map."""
     region: render.Region
-    """The part of the picture that the network saw."""
+    """The part of the picture inside the network's input."""
 
 
 def explain(
@@ -41,17 +41,21 @@ def explain(
     colormap: str = "turbo",
     alpha: float = 0.5,
 ) -> ImageExplanation:
-    """Explains the classes of a picture that ``targets`` chooses.
+    """Explains the classes of a picture.
 
-    ``colormap`` and ``alpha`` are as in :func:`fastcam.pictures.render.overlay`.
+    Args:
+        picture: (H, W, 3), RGB.
+        explainer: the model, method and layer.
+        targets: selects the K classes.
+        colormap, alpha: see :func:`fastcam.pictures.render.overlay`.
 
     Raises:
-        UsageError: the network takes clips, or as :class:`fastcam.explainer.Explainer` does.
+        UsageError: if the network takes clips, or as :class:`fastcam.explainer.Explainer` does.
     """
     model = explainer.model
     if model.clip_length is not None:
         raise UsageError(
-            f"this network takes clips of {model.clip_length} frames, not pictures: "
+            f"the network takes clips of {model.clip_length} frames, not pictures: "
             "use fastcam video"
         )
     batch = torch.from_numpy(picture).unsqueeze(0)
@@ -83,7 +87,7 @@ def save(
     """Writes NAME-overlay.png, NAME-grid.png, NAME.npy (the raw maps) and NAME.json.
 
     Returns:
-        What NAME.json says: ``about``, the classes, the region and the files.
+        The contents of NAME.json: ``about``, the classes, the region and the files.
     """
     maps = explanation.explained.maps[0].numpy()  # (K, h, w) float32
     files = {
@@ -108,11 +112,11 @@ def save(
 
 
 def output_names(paths: Iterable[Path]) -> Iterator[str]:
-    """The stem of each path, numbered where an earlier one has the same."""
+    """The stem of each path, with a number appended if it is already taken."""
     taken: set[str] = set()
     for path in paths:
         name, number = path.stem, 1
-        while name.casefold() in taken:  # some file systems know no case
+        while name.casefold() in taken:  # some file systems ignore case
             number += 1
             name = f"{path.stem}-{number}"
         taken.add(name.casefold())

@@ -1,4 +1,4 @@
-"""JSON as its standard has it."""
+"""Standard-conforming JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """NaN and infinities, which JSON does not know, become null."""
+    """Serializes a value; NaN and infinities, which JSON does not have, become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

@@ -22,18 +22,13 @@ from fastcam import ops
 from fastcam.dropin.calls import counted
 from fastcam.dropin.settings import settings
 from fastcam.dropin.takeover import Replacement, Takeover
-from fastcam.engine.fast import FastModel, Options, preferred_dtype
+from fastcam.engine.fast.model import FastCopies
+from fastcam.engine.graph import Start, gradients_at
 from fastcam.engine.guided import GuidedReLU
 from fastcam.engine.inputs import first_row
-from fastcam.engine.recording import (
-    Recorder,
-    Start,
-    closest_start,
-    gradients_at,
-    has_hooks,
-    start_at_inputs,
-)
+from fastcam.engine.recorder import Recorder
 from fastcam.engine.running import Loan, is_compiled, unwrap
+from fastcam.engine.start import closest_start, has_hooks, start_at_inputs
 from fastcam.engine.trials import untouched
 from fastcam.engine.values import (
     tensors_of,
@@ -208,7 +203,7 @@ def _grad_cam(activations: Tensor, gradients: Tensor, relu: bool, summed: bool) 
     return maps.relu() if relu else maps
 
 
-_fast_models: WeakKeyDictionary[Any, FastModel] = WeakKeyDictionary()
+_fast_copies = FastCopies()
 
 
 def _fast(
@@ -223,11 +218,7 @@ def _fast(
     name = next((name for name, module in names if module is layer), "")
     if not name or _is_training(model):
         return model, layer, inputs
-    fast = _fast_models.get(attribution)
-    if fast is None or fast.is_stale:
-        options = Options(preferred_dtype(inputs[0].device))
-        fast = FastModel(model, (*inputs, *(additional or ())), [name], options, start)
-        _fast_models[attribution] = fast
+    fast = _fast_copies.of(attribution, model, (*inputs, *(additional or ())), [name], start)
     return fast.model, fast.model.get_submodule(name), fast.prepared(inputs)
 
 

@@ -8,57 +8,35 @@ it was found: hooks and modes are put back on every way out; fastcam never write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
 
+from fastcam.engine.graph import Point, Start, gradients_at
 from fastcam.engine.inputs import (
     Inputs,
     are_pictures,
     arguments,
-    images_of,
     rows_of,
     select_rows,
     with_images,
 )
 from fastcam.engine.layouts import Layouts, find_layouts, reading_of, seen_of
-from fastcam.engine.opaque import refusals, why_nothing_is_seen
+from fastcam.engine.opaque import why_nothing_is_seen
 from fastcam.engine.outputs import Output, logits_of
 from fastcam.engine.per_image import PerImage
-from fastcam.engine.recording import (
-    OUTPUT,
-    Point,
-    Recorder,
-    Start,
-    find_start,
-    gradients_at,
-    start_at_inputs,
-)
+from fastcam.engine.recorded_run import Graph, record
 from fastcam.engine.repeats import Repeats
-from fastcam.engine.running import Hooks, modules_of, run
+from fastcam.engine.running import Hooks, run
 from fastcam.engine.shapes import Reshape
+from fastcam.engine.start import find_start
 from fastcam.engine.trials import State
-from fastcam.engine.values import close, rebuild
-from fastcam.targets import Selection
-
-Graph = Literal["layers", "images"]  # where the recorded graph starts
-
-
-@dataclass(frozen=True)
-class PooledHead:
-    """Global average pooling and one linear layer behind a layer: S_c = W[c] mean(pooled) + b."""
-
-    weight: Tensor
-    """(classes, C), float32 or float64."""
-    pooled: Tensor
-    """What is averaged, (N, C, *S): A, or ReLU(A)."""
-    rectified: bool
-    """Whether that is ReLU(A)."""
+from fastcam.engine.values import rebuild
 
 
 @dataclass(frozen=True)
@@ -107,6 +85,8 @@ class Capture:
 
     started: list[ReferenceType[Tensor]]
     """The model's tensors that a graph was started in."""
+    linear: tuple[nn.Linear, Tensor, Tensor] | None
+    """The last linear layer that ran, its input and output."""
     before: State | None
     """What the model kept before the run, if there are to be others like it."""
     exact: bool = field(default=False, kw_only=True)
@@ -118,7 +98,6 @@ class Capture:
     _output: Output | None
     _per_image: PerImage
     _autocast: tuple[str, bool, torch.dtype]  # device type, on or off, precision
-    _linear: tuple[nn.Linear, Tensor, Tensor] | None  # the last one that ran, its input and output
 
     def gradients(self, scores: Tensor, *, retain: bool = True) -> list[Tensor]:
         """dS/dA for each layer, (N, C, *S).
@@ -306,173 +285,6 @@ class Capture:
             prepared = prepare(self._model, one)
             return replace(self, _model=prepared, before=State(prepared))
 
-    def pooled_head(self, layer: int, selection: Selection) -> PooledHead | None:
-        """The layer's global average pooling and linear head, None where the network has another.
-
-        Accepted where the last linear layer gave the logits and took the mean of A or ReLU(A), and
-        the gradient of the scores is W[c] / Z (where A > 0): the values alone would also fit a ReLU
-        behind A >= 0 that blocks gradients, or a block that is near to the identity.
-
-        Args:
-            layer: the index of the layer.
-            selection: the classes to explain; the gradient of the first one is checked.
-        """
-        if self._linear is None or selection.class_ids is None:
-            return None
-        linear, features, answer = self._linear
-        activations = self.activations[layer]
-        if (
-            features.shape != activations.shape[:2]
-            or answer.data_ptr() != self.logits.data_ptr()
-            or answer.numel() != self.logits.numel()
-        ):
-            return None
-        weight = linear.weight.detach()
-        weight = weight if weight.dtype == torch.float64 else weight.float()
-        class_ids = (
-            selection.class_ids if selection.class_ids.dim() == 1 else selection.class_ids[:, 0]
-        )
-        slope = weight[class_ids] / activations.shape[2:].numel()  # (N, C)
-        slope = slope.reshape(slope.shape + (1,) * (activations.dim() - 2))
-        finite = activations.flatten(1).isfinite().all(1)  # NaN says nothing about the head
-        if finite.numel() and not finite.any():
-            return None
-        for rectified in (False, True):
-            pooled = activations.relu() if rectified else activations
-            if not close(features[finite], pooled.flatten(2).mean(-1)[finite]):
-                continue
-            expected = slope * (activations > 0) if rectified else slope.expand_as(activations)
-            try:
-                gradient = self.gradients(selection.columns()[0])[layer]
-            except ValueError:  # the model runs without a graph
-                return None
-            if close(gradient[finite], expected[finite]):
-                return PooledHead(weight, pooled, rectified)
-        return None
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What one run of a network left behind, before anything is read out of it."""
-
-    outputs: Any
-    """What the model returned, with its graph."""
-    points: dict[str, tuple[Point, ...]]
-    """By layer, in the order in which they ran: the first tensor with positions that it returned,
-    and where it stands in the graph, for each run that counts."""
-    returned: dict[str, Any]
-    """By layer, all that its caller received: an operation in place behind it shows here."""
-    shapes: dict[str, list[torch.Size]]
-    """By layer, the shapes that it returned, one a run."""
-    counted: dict[str, int]
-    """By layer that ran, which run that is, from 0."""
-    inputs: Inputs
-    """What went in."""
-    images: Tensor | None
-    """The first input with positions; the graph's leaf where it starts at the images."""
-    linear: tuple[nn.Linear, Tensor, Tensor] | None
-    """The last linear layer that ran, its input and output."""
-    started: list[ReferenceType[Tensor]]
-    """The model's tensors that a graph was started in."""
-
-    @property
-    def runs(self) -> dict[str, int]:
-        """By layer, how often it ran."""
-        return {name: len(shapes) for name, shapes in self.shapes.items()}
-
-
-def record(
-    model: nn.Module,
-    inputs: Inputs,
-    layers: Sequence[str],
-    *,
-    graph: Graph | None = "layers",
-    start: Start | None = None,
-    hooks: Hooks = (),
-    repeats: Repeats | None = None,
-    stepwise: Mapping[str, int] | None = None,
-    picture: int = 0,
-    reruns: bool = False,
-) -> Recording:
-    """Runs the model once in evaluation mode, with a graph from the first of the layers up.
-
-    Args:
-        model, inputs, layers, graph, start, repeats: as for :func:`capture`.
-        hooks: further forward hooks, for this run.
-        stepwise: the layers that run for each step of a loop, and how often: the last of each
-            step counts.
-        picture: which of the tensors with positions are the images.
-        reruns: whether further runs are to begin with the inputs as they are now.
-
-    Raises:
-        ValueError: for images without floating point, where the graph is to start there; for a
-            quantized module above a layer.
-    """
-    repeats = repeats or Repeats()
-    inputs = rebuild(inputs, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
-    images = images_of(inputs, picture)
-    given = inputs
-    if graph == "images":
-        if images is None or not images.is_floating_point():
-            raise ValueError(
-                "images: got no floating-point tensor (N, C, *S), but this method derives the "
-                "score by them"
-            )
-        images = images.detach().requires_grad_()
-        with torch.enable_grad():
-            inputs = with_images(inputs, images.clone(), picture)  # it may write there
-        start = Start("model")
-    elif graph is None:
-        start = None
-    else:
-        start = start or OUTPUT
-        if start.place == "model":
-            inputs = start_at_inputs(inputs)
-        elif start.place == "layer":  # the user's own tensors do not count what happens here
-            inputs = rebuild(inputs, lambda tensor: tensor.data)
-    if reruns:
-        inputs = rebuild(inputs, Tensor.clone)  # the model may write there
-    modules = {name: model.get_submodule(name) for name in layers}
-    recorder = Recorder(modules, start, run=repeats.chosen, stepwise=stepwise)
-    linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
-
-    def remember(module: nn.Linear, args: tuple[Tensor, ...], returned: Tensor) -> None:
-        if args and args[0].dim() == 2:
-            linear[:] = [(module, args[0].detach(), returned.detach())]
-
-    every = modules_of(model)
-    heads = [(module, remember) for module in every if isinstance(module, nn.Linear)]
-    ends = refusals(model, every) if graph is not None else ()
-    try:
-        outputs = run(
-            model,
-            inputs,
-            [*recorder.hooks, *heads, *hooks, *ends],
-            before=recorder.before,
-            from_images=start is not None and start.place == "model",
-        )
-    except RuntimeError as error:
-        if any(parameter.is_inference() for parameter in model.parameters()):
-            raise ValueError(
-                "model: its parameters cannot be recorded; create or load it outside of "
-                "torch.inference_mode()"
-            ) from error
-        raise
-    recorder.check()
-    shapes = {name: recorder.shapes[name] for name in layers}
-    counted = {name: repeats.index(name, shapes[name]) for name in layers if shapes[name]}
-    return Recording(
-        outputs,
-        recorder.points,
-        recorder.returned,
-        shapes,
-        counted,
-        given,
-        images,
-        linear[0] if linear else None,
-        recorder.started,
-    )
-
 
 def capture(
     model: nn.Module,
@@ -503,7 +315,7 @@ def capture(
         output: picks the logits out of what the model returns (see :func:`logits_of`), with a
             graph where one is recorded.
         graph: where it starts, at the first layer or at the images; None records none.
-        start: how close to the layer, as :func:`fastcam.engine.recording.find_start` gives it for
+        start: how close to the layer, as :func:`fastcam.engine.start.find_start` gives it for
             this model and these layers; None to find it by runs on one image.
         hooks: further forward hooks, for this run.
         per_image: which inputs have a row for each image, as far as it is known.
@@ -622,6 +434,7 @@ def capture(
         runs=tuple(recorded.runs[name] for name in layers),
         counted=tuple(recorded.counted[name] for name in layers),
         started=recorded.started,
+        linear=recorded.linear,
         before=before,
         _model=model,
         _inputs=recorded.inputs,
@@ -629,7 +442,6 @@ def capture(
         _output=output,
         _per_image=per_image,
         _autocast=_autocast(logits.device.type),
-        _linear=recorded.linear,
     )
 
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastcam.engine.capture import Capture
-from fastcam.engine.recording import Given
+from fastcam.engine.recorder import Given
 from fastcam.engine.values import close, rebuild, replace_first, storage, tensors_of, version
 
 Change = Callable[[Tensor], None]
@@ -41,7 +41,7 @@ class Continuation:
         self._record, self._layer, self._rows = record, layer, rows
         self._output: _Output | None = None
         self._first: tuple[Tensor, Tensor] | None = None  # changed memory and its logits
-        self._recorded: tuple[_Recording, Tensor] | None = None  # and the memory as it was
+        self._recorded: tuple[_Tape, Tensor] | None = None  # and the memory as it was
 
     def __call__(self, change: Change) -> Tensor:
         """The logits (R, ...) with the activations changed.
@@ -108,8 +108,8 @@ class Continuation:
 
         return self._at_output(put)
 
-    def _record_once(self) -> tuple[_Recording, Tensor]:
-        recording = _Recording()
+    def _record_once(self) -> tuple[_Tape, Tensor]:
+        recording = _Tape()
         kept: list[Tensor] = []
 
         def put(memory: Tensor) -> None:
@@ -276,7 +276,7 @@ class _Call(NamedTuple):
     outputs: list[int | None]  # slots
 
 
-class _Recording(TorchDispatchMode):
+class _Tape(TorchDispatchMode):
     """While entered, keeps every operator that takes what comes from a given tensor."""
 
     def __init__(self) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastcam.engine.inputs import (
     Argument,
@@ -21,6 +20,7 @@ from fastcam.methods.activation import FEM, RandomCAM
 from fastcam.methods.base import Method
 from fastcam.methods.composed import SESS, FinerCAM, RefineCAM
 from fastcam.methods.eigen import KPCACAM, EigenCAM, EigenGradCAM, SegEigenCAM
+from fastcam.methods.explanation import Explanation
 from fastcam.methods.fullgrad import FullGrad
 from fastcam.methods.gradient import (
     CAM,
@@ -104,20 +104,6 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 """Every method by the name that Python, command line and benchmarks use."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What :func:`explain` gives."""
-
-    maps: Any
-    """As the method returns them."""
-    class_ids: Tensor | None
-    """(N,) or (N, K); None where the targets were functions."""
-    scores: Tensor
-    """The explained scores, (N,) or (N, K)."""
-    outputs: Any
-    """What the model returned."""
 
 
 def explain(

@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-)
+from fastcam.engine.capture import Capture
 from fastcam.engine.layers import Layers
-from fastcam.methods.base import MapMethod, Reading, for_every_class
+from fastcam.methods.base import Reading
+from fastcam.methods.maps import MapMethod, for_every_class
 from fastcam.targets import Selection
 
 
@@ -41,7 +40,7 @@ class FEM(MapMethod):
         super().__init__(model, target_layers, **reading)
         self.k = k
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         maps = []
         for activations in record.activations:
             weights = rare_shares(activations, self.k)
@@ -84,7 +83,7 @@ class RandomCAM(MapMethod):
         super().__init__(model, target_layers, **reading)
         self.seed = seed
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         maps = []
         for activations in record.activations:

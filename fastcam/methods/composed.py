@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,12 +12,11 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-)
+from fastcam.engine.capture import Capture
 from fastcam.engine.layers import Layers
-from fastcam.methods.base import MapMethod, Reading, Size
+from fastcam.methods.base import Reading
 from fastcam.methods.gradient import GradCAM, GradCAMPlusPlus
+from fastcam.methods.maps import MapMethod, Wanted
 from fastcam.targets import Selection, probabilities
 
 
@@ -82,17 +82,14 @@ class FinerCAM(_Composed):
             )
         self.gamma, self.references, self.weights = gamma, references, weights
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
-        return self._base._maps(record, self._contrast(record.logits, selection), relu)
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        return self._base.layer_maps(record, self._contrast(record.logits, selection), relu)
 
-    def _finished(
-        self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
-    ) -> Any:
-        finer = self._contrast(record.logits, selection)
-        return self._base._finished(record, finer, relu, size, normalize)
+    def finished(self, record: Capture, selection: Selection, wanted: Wanted) -> Any:
+        return self._base.finished(record, self._contrast(record.logits, selection), wanted)
 
-    def _joined(self, maps: list[Tensor], extents: tuple[int, ...], normalize: bool) -> Any:
-        return self._base._joined(maps, extents, normalize)
+    def joined(self, maps: list[Tensor], extents: tuple[int, ...], normalize: bool) -> Any:
+        return self._base.joined(maps, extents, normalize)
 
     def _contrast(self, logits: Tensor, selection: Selection) -> Selection:
         """The scores to explain instead."""
@@ -146,19 +143,18 @@ class RefineCAM(_Composed):
         """
         super().__init__(model, target_layers, base, reading)
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
-        return self._base._maps(record, selection, relu)
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        return self._base.layer_maps(record, selection, relu)
 
-    def _finished(
-        self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
-    ) -> Any:
+    def finished(self, record: Capture, selection: Selection, wanted: Wanted) -> Any:
         """One map whatever the number of layers; "layer" is the largest extents among them."""
-        if size == "layer":
+        if wanted.size == "layer":
             shapes = [a.shape[2:] for a in record.activations]
-            size = [max(extents) for extents in zip(*shapes, strict=True)]
-        return super()._finished(record, selection, relu, size, normalize)
+            largest = tuple(max(extents) for extents in zip(*shapes, strict=True))
+            wanted = replace(wanted, size=largest)
+        return super().finished(record, selection, wanted)
 
-    def _joined(self, maps: list[Tensor], extents: tuple[int, ...], normalize: bool) -> Any:
+    def joined(self, maps: list[Tensor], extents: tuple[int, ...], normalize: bool) -> Any:
         dims = len(extents)
         product: Tensor | None = None
         for each in maps:
@@ -242,14 +238,13 @@ class SESS(_Composed):
         self.drop, self.theta, self.pool, self.smooth = drop, theta, pool, smooth
         self.probabilities = probabilities
 
-    def _finished(
-        self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
-    ) -> Any:
+    def finished(self, record: Capture, selection: Selection, wanted: Wanted) -> Any:
         """One map whatever the number of layers; "layer" is the images' size."""
-        size = record.extents if size == "layer" else size
-        return super()._finished(record, selection, relu, size, normalize)
+        if wanted.size == "layer":
+            wanted = replace(wanted, size=record.extents)
+        return super().finished(record, selection, wanted)
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         """One, of all layers, at the images' size."""
         images = record.images
         if (
@@ -283,7 +278,7 @@ class SESS(_Composed):
         for n, total in enumerate(fused):
             counts = torch.zeros_like(total)
             for w, (extents, corner) in enumerate(grid):
-                (map_,) = self._base._joined(found[n * len(grid) + w], window, True)
+                (map_,) = self._base.joined(found[n * len(grid) + w], window, True)
                 placed = _placed(map_ * weights[n, w, ..., None, None], extents, corner, total)
                 if self.pool == "max":
                     torch.maximum(total, placed, out=total)
@@ -342,7 +337,7 @@ class SESS(_Composed):
             patches: the windows, (R, ...) as the images are.
         """
         with record.as_before():
-            windows = self._record(record.inputs(rows, patches), exact=record.exact)
+            windows = self.capture(record.inputs(rows, patches), exact=record.exact)
             logits = windows.logits.detach()
             logits = logits if logits.dtype == torch.float64 else logits.float()
             scores = selection.of(probabilities(logits) if self.probabilities else logits, rows)
@@ -350,7 +345,7 @@ class SESS(_Composed):
             with torch.enable_grad():
                 explained = Selection(selection.of(windows.logits, rows), ids)
             with torch.autocast(logits.device.type, enabled=False):
-                return self._base._maps(windows, explained, relu), scores
+                return self._base.layer_maps(windows, explained, relu), scores
 
     def _weights(self, scores: Tensor) -> Tensor:
         """Of each image's windows, for scores (N, W) or (N, W, K)."""

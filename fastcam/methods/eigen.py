@@ -7,11 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastcam.engine.capture import (
-    Capture,
-)
-from fastcam.methods.base import MapMethod, for_every_class
+from fastcam.engine.capture import Capture
 from fastcam.methods.gradient import gradient_maps
+from fastcam.methods.maps import MapMethod, for_every_class
 from fastcam.targets import Selection
 
 Orient = Callable[[Tensor, Tensor], Tensor]
@@ -138,7 +136,7 @@ class EigenCAM(MapMethod):
     name = "eigencam"
     graph = None
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         return [
             for_every_class(_rectified(self._component(a), relu), selection)
             for a in record.activations
@@ -169,7 +167,7 @@ class EigenGradCAM(MapMethod):
 
     name = "eigengradcam"
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         return gradient_maps(
             record, selection, lambda a, g: _rectified(self._component(a, g), relu)
         )

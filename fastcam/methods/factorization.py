@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    capture,
-)
+from fastcam.engine.capture import capture
 from fastcam.engine.inputs import (
     Argument,
     Inputs,
@@ -27,7 +25,7 @@ from fastcam.engine.running import (
     unwrap,
 )
 from fastcam.engine.shapes import Reshape
-from fastcam.methods.base import Size, extents_of
+from fastcam.methods.maps import Size, extents_of
 
 
 @dataclass(frozen=True)

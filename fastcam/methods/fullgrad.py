@@ -15,7 +15,9 @@ from fastcam import ops
 from fastcam.engine.inputs import (
     Inputs,
 )
-from fastcam.methods.base import Method, Size, extents_of
+from fastcam.methods.base import Method
+from fastcam.methods.explanation import Explanation
+from fastcam.methods.maps import Size, extents_of
 from fastcam.targets import Targets
 
 
@@ -51,10 +53,10 @@ class FullGrad(Method):
         Raises:
             ValueError, TypeError: if targets or sizes do not fit the model and the images.
         """
-        with self._calling():
+        with self.calling():
             biases = _Biases()
             with biases:
-                record, selection = self._run(images, targets)
+                record, selection = self.capture_scores(images, targets)
             assert record.images is not None
             extents = record.images.shape[2:]
             if record.places != tuple(range(2, record.images.dim())):
@@ -65,28 +67,28 @@ class FullGrad(Method):
             found = biases.found(len(record.images), len(extents))
             places: list[GradientEdge] = [get_gradient_edge(record.images)]
             places += [edge for edge, _ in found]
-            columns = selection.columns()
-            maps = []
+            factors = [record.images.detach(), *(bias for _, bias in found)]
+
+            def map_of(scores: Tensor, retain: bool) -> list[Tensor]:
+                gradients = torch.autograd.grad(
+                    scores,
+                    places,
+                    torch.ones_like(scores),
+                    retain_graph=retain,
+                    allow_unused=True,
+                )
+                products = (
+                    _wide(gradient) * factor
+                    for gradient, factor in zip(gradients, factors, strict=True)
+                    if gradient is not None
+                )
+                return [summed(products, tuple(extents))]
+
             with torch.autocast(record.logits.device.type, enabled=False):
-                for k, scores in enumerate(columns, start=1):
-                    gradients = torch.autograd.grad(
-                        scores,
-                        places,
-                        torch.ones_like(scores),
-                        retain_graph=k < len(columns),
-                        allow_unused=True,
-                    )
-                    factors = [record.images.detach(), *(bias for _, bias in found)]
-                    products = (
-                        _wide(gradient) * factor
-                        for gradient, factor in zip(gradients, factors, strict=True)
-                        if gradient is not None
-                    )
-                    maps.append(summed(products, tuple(extents)))
-                several = selection.scores.dim() == 2
-                found_maps = torch.stack(maps, 1) if several else maps[0]
+                (maps,) = selection.by_class(map_of)
                 size = None if size == "layer" else size
-                return ops.upsample(found_maps, extents_of(record, size), normalize)
+                maps = ops.upsample(maps, extents_of(record, size), normalize)
+            return self.keep(Explanation.of(maps, record, selection))
 
 
 def summed(products: Iterable[Tensor], extents: tuple[int, ...], eps: float = 0.0) -> Tensor:

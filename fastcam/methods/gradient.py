@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fastcam import ops
-from fastcam.engine.capture import Capture, PooledHead
-from fastcam.methods.base import MapMethod, Size, extents_of
+from fastcam.engine.capture import Capture
+from fastcam.engine.pooled_head import PooledHead, find_pooled_head
+from fastcam.methods.maps import MapMethod, Wanted, extents_of
 from fastcam.targets import Selection
 
 
@@ -25,12 +26,12 @@ class CAM(MapMethod):
     name = "cam"
     relu = False
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         if selection.class_ids is None:
             raise ValueError("targets: CAM needs class ids, for it takes the weights of a class")
         maps = []
         for layer, name in enumerate(record.layers):
-            head = record.pooled_head(layer, selection)
+            head = find_pooled_head(record, layer, selection)
             if head is None:
                 raise ValueError(
                     f"target_layers: CAM needs global average pooling and one linear layer right "
@@ -49,23 +50,22 @@ class GradientMap(MapMethod):
     averages: ClassVar[bool] = False
     """Whether w is the mean of g over the positions."""
 
-    def _finished(
-        self, record: Capture, selection: Selection, relu: bool, size: Size, normalize: bool
-    ) -> Any:
+    def finished(self, record: Capture, selection: Selection, wanted: Wanted) -> Any:
         one_map = len(record.layers) == 1 and selection.scores.dim() == 1
-        if not one_map or size == "layer":
-            return super()._finished(record, selection, relu, size, normalize)
-        extents = extents_of(record, size)
-        return gradient_maps(
-            record,
-            selection,
-            lambda a, g: ops.saliency(a, self._examined(g), self.name, extents, relu, normalize),
-        )[0]
+        if not one_map or wanted.size == "layer":
+            return super().finished(record, selection, wanted)
+        extents = extents_of(record, wanted.size)
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        def map_of(a: Tensor, g: Tensor) -> Tensor:
+            g = self._examined(g)
+            return ops.saliency(a, g, self.name, extents, wanted.relu, wanted.normalize)
+
+        return gradient_maps(record, selection, map_of)[0]
+
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         ids = selection.class_ids
         if self.pooled_shortcut and len(record.layers) == 1 and ids is not None and ids.dim() == 2:
-            head = record.pooled_head(0, selection) if ids.shape[1] > 1 else None
+            head = find_pooled_head(record, 0, selection) if ids.shape[1] > 1 else None
             if head is not None and not head.rectified:
                 return [self._pooled_maps(head, ids, relu)]
         return gradient_maps(
@@ -187,11 +187,9 @@ def gradient_maps(
 
     Class by class, one class's gradients at a time.
     """
-    columns = selection.columns()
-    maps: list[list[Tensor]] = [[] for _ in record.layers]
-    for k, scores in enumerate(columns, start=1):
-        gradients = record.gradients(scores, retain=retain or k < len(columns))
-        for layer, activations in enumerate(record.activations):
-            maps[layer].append(to_map(activations, gradients[layer]))
-    several = selection.scores.dim() == 2
-    return [torch.stack(layer, 1) if several else layer[0] for layer in maps]
+
+    def maps_of(scores: Tensor, again: bool) -> list[Tensor]:
+        gradients = record.gradients(scores, retain=retain or again)
+        return [to_map(a, g) for a, g in zip(record.activations, gradients, strict=True)]
+
+    return selection.by_class(maps_of)

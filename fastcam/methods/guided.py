@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-)
+from fastcam.engine.capture import Capture
 from fastcam.engine.guided import GuidedReLU
 from fastcam.engine.inputs import (
     Inputs,
 )
 from fastcam.engine.opaque import scripted_relus
-from fastcam.methods.base import Method, extents_of, mean_of_layers
+from fastcam.methods.base import Method
+from fastcam.methods.explanation import Explanation
 from fastcam.methods.gradient import gradient_maps
+from fastcam.methods.maps import extents_of, mean_of_layers
 from fastcam.targets import Selection, Targets
 
 
@@ -43,14 +43,15 @@ class GuidedBackprop(Method):
             images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
             targets: see :func:`fastcam.targets.select`; None for the top class.
         """
-        with self._calling():
+        with self.calling():
             _refuse_scripted_relus(self.model)
             relu = GuidedReLU()
             with relu:
-                record, selection = self._run(images, targets)
+                record, selection = self.capture_scores(images, targets)
             _warn_of_missed_relus(relu)
             relu.rule = self.rule
-            return _image_gradients(record, selection)
+            gradients = _image_gradients(record, selection)
+            return self.keep(Explanation.of(gradients, record, selection))
 
 
 class Deconvnet(GuidedBackprop):
@@ -79,12 +80,12 @@ class GuidedGradCAM(Method):
             images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
             targets: see :func:`fastcam.targets.select`; None for the top class.
         """
-        with self._calling():
+        with self.calling():
             _refuse_scripted_relus(self.model)
-            self._find_layers(images)
+            self.find_layers(images)
             relu = GuidedReLU()
             with relu:
-                record, selection = self._run(images, targets)
+                record, selection = self.capture_scores(images, targets)
             _warn_of_missed_relus(relu)
             with torch.autocast(record.logits.device.type, enabled=False):
                 maps = gradient_maps(
@@ -94,7 +95,8 @@ class GuidedGradCAM(Method):
                     maps = [mean_of_layers(maps, extents_of(record, None))]
                 relu.rule = "guided"
                 guided = _image_gradients(record, selection)
-                return ops.guided_product(maps[0], guided, len(extents_of(record, None)))
+                product = ops.guided_product(maps[0], guided, len(extents_of(record, None)))
+            return self.keep(Explanation.of(product, record, selection))
 
 
 def _refuse_scripted_relus(model: nn.Module) -> None:
@@ -117,9 +119,7 @@ def _warn_of_missed_relus(relu: GuidedReLU) -> None:
 
 def _image_gradients(record: Capture, selection: Selection) -> Tensor:
     """dS/dx, (N, C, *S) or (N, K, C, *S); the last use of the graph."""
-    columns = selection.columns()
-    gradients = [
-        record.image_gradients(scores, retain=k < len(columns))
-        for k, scores in enumerate(columns, start=1)
-    ]
-    return torch.stack(gradients, 1) if selection.scores.dim() == 2 else gradients[0]
+    (gradients,) = selection.by_class(
+        lambda scores, retain: [record.image_gradients(scores, retain=retain)]
+    )
+    return gradients

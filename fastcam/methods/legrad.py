@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,13 @@ from fastcam.engine.inputs import (
     Inputs,
 )
 from fastcam.engine.layers import Layers
+from fastcam.engine.shapes import Reshape
 from fastcam.engine.trials import trial
 from fastcam.engine.values import first_with_positions
-from fastcam.methods.base import Method, Reading, Size, extents_of
-from fastcam.targets import Targets
+from fastcam.methods.base import Method, Reading
+from fastcam.methods.explanation import Explanation
+from fastcam.methods.maps import Size, extents_of
+from fastcam.targets import Selection, Targets
 
 Head = Callable[[Tensor], Tensor]
 
@@ -79,8 +82,8 @@ class LeGrad(Method):
         Raises:
             ValueError, TypeError: if there is no attention, or targets or sizes do not fit.
         """
-        with self._calling():
-            self._find_layers(images)
+        with self.calling():
+            self.find_layers(images)
             attention = _Attention()
             last: dict[str, tuple[GradientEdge, torch.Size]] = {}
             returned: dict[str, Tensor] = {}
@@ -89,11 +92,10 @@ class LeGrad(Method):
                 for name in self.layers
             ]
             with attention:
-                record, selection = self._run(images, targets, notes)
+                record, selection = self.capture_scores(images, targets, notes)
             count = len(record.logits)
-            columns = range(1 if selection.scores.dim() == 1 else selection.scores.shape[1])
-            found: list[list[Tensor]] = [[] for _ in columns]
             rows = torch.arange(count, device=record.logits.device)
+            maps = []
             for i, name in enumerate(record.layers):
                 read = record.reading_of_one_run(i)
                 tokens = returned[name]
@@ -107,26 +109,42 @@ class LeGrad(Method):
                     )
                 with torch.enable_grad(), record.autocast():
                     scores = selection.of(self._head(tokens.mean(1)), rows)
-                for k in columns:
-                    with torch.enable_grad():
-                        score = scores if scores.dim() == 1 else scores[:, k]
-                    (gradient,) = torch.autograd.grad(
-                        score, [edge], torch.ones_like(score), retain_graph=True
-                    )
-                    gradient = gradient if gradient.dtype == torch.float64 else gradient.float()
-                    heads = gradient.shape[:-2].numel() // max(count, 1)
-                    gradient = gradient.reshape(count, heads, *shape[-2:]).relu().mean((1, 2))
-                    found[k].append(read(gradient.unsqueeze(2)).squeeze(1))
-            maps = [torch.stack(layers).mean(0) for layers in found]
-            several = torch.stack(maps, 1) if selection.scores.dim() == 2 else maps[0]
+                block = _Block(edge, shape, count, read)
+                maps += Selection(scores, None).by_class(block.maps)
+            mean = torch.stack(maps).mean(0)
             if size == "layer":
-                return ops.normalize(several) if normalize else several
-            return ops.upsample(several, extents_of(record, size), normalize)
+                mean = ops.normalize(mean) if normalize else mean
+            else:
+                mean = ops.upsample(mean, extents_of(record, size), normalize)
+            return self.keep(Explanation.of(mean, record, selection))
 
-    def _find_layers(self, inputs: Inputs) -> None:
+    def find_layers(self, inputs: Inputs) -> None:
         if not self.layers:
-            first = self._per_image.first(self.model, inputs, self._output)
+            first = self.first_image(inputs)
             self.layers = _blocks(self.model, first)
+
+
+class _Block(NamedTuple):
+    """The attention of one block."""
+
+    edge: GradientEdge
+    """Its place in the graph."""
+    shape: torch.Size
+    """(N heads, queries, keys) or (N, heads, queries, keys)."""
+    images: int
+    """N."""
+    read: Reshape
+    """Turns tokens (N, T, C) into (N, C, *S)."""
+
+    def maps(self, scores: Tensor, retain: bool) -> list[Tensor]:
+        """The mean over heads and queries of ReLU(dS / dP), at the keys that are patches."""
+        (gradient,) = torch.autograd.grad(
+            scores, [self.edge], torch.ones_like(scores), retain_graph=True
+        )
+        gradient = gradient if gradient.dtype == torch.float64 else gradient.float()
+        heads = gradient.shape[:-2].numel() // max(self.images, 1)
+        gradient = gradient.reshape(self.images, heads, *self.shape[-2:]).relu().mean((1, 2))
+        return [self.read(gradient.unsqueeze(2)).squeeze(1)]
 
 
 def _note(

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-)
+from fastcam.engine.capture import Capture
 from fastcam.engine.continuation import Continuation
-from fastcam.engine.fast import folded
+from fastcam.engine.fast.model import folded
 from fastcam.engine.layers import Layers
-from fastcam.methods.base import MapMethod, Reading, extents_of
+from fastcam.engine.pooled_head import find_pooled_head
+from fastcam.methods.base import Reading
+from fastcam.methods.maps import MapMethod, extents_of
 from fastcam.methods.masked_runs import masked_runs
 from fastcam.targets import Selection
 
@@ -52,7 +52,7 @@ class ScoreCAM(MapMethod):
             raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
         self.batch_size = batch_size
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         if record.images is None or not record.images.is_floating_point():
             raise ValueError(
                 "images: got no floating-point tensor (N, C, *S), but this method masks them"
@@ -131,10 +131,10 @@ class SSCAM(ScoreCAM):
             raise ValueError(f"samples: got {samples}, expected at least 1")
         self.samples, self.std, self.seed = samples, std, seed
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         device = record.activations[0].device
         self._generator = torch.Generator(device).manual_seed(self.seed)
-        return super()._maps(record, selection, relu)
+        return super().layer_maps(record, selection, relu)
 
     def _variations(self, masks: Tensor) -> Iterator[Tensor]:
         for _ in range(self.samples):
@@ -213,12 +213,12 @@ class AblationCAM(MapMethod):
             raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
         self.batch_size = batch_size
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         scores = selection.scores.detach()
         scores = scores if scores.dtype == torch.float64 else scores.float()
         maps = []
         for layer, activations in enumerate(record.activations):
-            head = record.pooled_head(layer, selection)
+            head = find_pooled_head(record, layer, selection)
             if head is None:
                 drops = self._drops(record, selection, layer, scores)
             else:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-)
-from fastcam.methods.base import MapMethod
+from fastcam.engine.capture import Capture
+from fastcam.methods.maps import MapMethod
 from fastcam.targets import Selection
 
 
@@ -23,13 +20,13 @@ class ShapleyCAM(MapMethod):
     name = "shapleycam"
     twice = True
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
-        columns = selection.columns()
-        maps: list[list[Tensor]] = [[] for _ in record.layers]
-        for k, scores in enumerate(columns, start=1):
-            products = record.hessian_products(scores, retain=k < len(columns))
-            for layer, (gradient, product) in enumerate(products):
-                weights = ops.gap(gradient) - ops.gap(product) / 2
-                maps[layer].append(ops.weighted_sum(record.activations[layer], weights, relu))
-        several = selection.scores.dim() == 2
-        return [torch.stack(layer, 1) if several else layer[0] for layer in maps]
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        def maps_of(scores: Tensor, retain: bool) -> list[Tensor]:
+            products = record.hessian_products(scores, retain=retain)
+            weights = [ops.gap(gradient) - ops.gap(product) / 2 for gradient, product in products]
+            return [
+                ops.weighted_sum(activations, w, relu)
+                for activations, w in zip(record.activations, weights, strict=True)
+            ]
+
+        return selection.by_class(maps_of)

@@ -7,12 +7,10 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.engine.capture import (
-    Capture,
-    capture,
-)
+from fastcam.engine.capture import Capture, capture
 from fastcam.engine.layers import Layers
-from fastcam.methods.base import MapMethod, Reading
+from fastcam.methods.base import Reading
+from fastcam.methods.maps import MapMethod
 from fastcam.targets import Selection
 
 
@@ -50,7 +48,7 @@ class SmoothGradCAMPlusPlus(MapMethod):
             raise ValueError(f"samples: got {samples}, expected at least 1")
         self.samples, self.std, self.seed = samples, std, seed
 
-    def _maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         images = record.images
         if images is None or not images.is_floating_point():
             raise ValueError(
@@ -66,8 +64,8 @@ class SmoothGradCAMPlusPlus(MapMethod):
             device=images.device,
         )
         inputs = record.inputs(rows, images[rows] + noise)
-        layouts = self._find_layouts(inputs)
-        model, inputs = self._network(inputs)
+        layouts = self.find_layouts(inputs)
+        model, inputs = self.network(inputs)
         with record.autocast():
             noisy = capture(
                 model,
@@ -83,18 +81,17 @@ class SmoothGradCAMPlusPlus(MapMethod):
         self._started += noisy.started
         with torch.enable_grad():
             scores = Selection(selection.of(noisy.logits, rows), None)
-        columns = scores.columns()
-        maps: list[list[Tensor]] = [[] for _ in record.layers]
-        for k, column in enumerate(columns, start=1):
-            gradients = noisy.gradients(column, retain=k < len(columns))
-            for layer, gradient in enumerate(gradients):
-                activations = record.activations[layer]
+
+        def maps_of(column: Tensor, retain: bool) -> list[Tensor]:
+            maps = []
+            gradients = noisy.gradients(column, retain=retain)
+            for activations, gradient in zip(record.activations, gradients, strict=True):
                 samples = gradient.unflatten(0, (self.samples, count))
                 total = ops.gap(activations.relu()) * activations.shape[2:].numel()
-                weights = smooth_weights(total, samples)
-                maps[layer].append(ops.weighted_sum(activations, weights, relu))
-        several = selection.scores.dim() == 2
-        return [torch.stack(layer, 1) if several else layer[0] for layer in maps]
+                maps.append(ops.weighted_sum(activations, smooth_weights(total, samples), relu))
+            return maps
+
+        return scores.by_class(maps_of)
 
 
 def smooth_weights(total: Tensor, gradients: Tensor) -> Tensor:

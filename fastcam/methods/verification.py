@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 
 from fastcam.engine.capture import Capture
-from fastcam.engine.inputs import Inputs
-from fastcam.engine.running import run
-from fastcam.engine.values import tensors_of
-from fastcam.targets import Selection, Targets, select
+from fastcam.targets import Selection
 
 if TYPE_CHECKING:
-    from fastcam.methods.base import MapMethod
+    pass
 
 
 @dataclass(frozen=True)
@@ -37,37 +34,12 @@ class Verification:
     :class:`torch.nn.TransformerEncoder`, which leaves its fast path."""
 
 
-def verify(cam: MapMethod, images: Inputs, targets: Targets) -> Verification:
-    """See :meth:`fastcam.methods.base.MapMethod.verify`."""
-    with cam._calling():
-        cam._find_layers(images)
-        whole = cam._record(images, exact=True)
-        selection = select(whole.logits, targets)
-        gradients = None if cam.graph is None else _gradients(whole, selection)
-        with torch.autocast(whole.logits.device.type, enabled=False):
-            wanted = cam._maps(whole, selection, cam.relu)
-        chosen = targets if selection.class_ids is None else selection.class_ids
-        layer = ", ".join(cam.layers)
-        try:
-            record, own = cam._run(images, chosen)
-            plain = tensors_of(run(cam.model, images))
-            given = tensors_of(cam.outputs)
-            equal = len(plain) == len(given) and all(map(torch.equal, plain, given))
-            error = None if gradients is None else _error(_gradients(record, own), gradients)
-            with torch.autocast(record.logits.device.type, enabled=False):
-                return Verification(
-                    layer, error, _error(cam._maps(record, own, cam.relu), wanted), equal
-                )
-        except ValueError:  # where the whole graph has an answer, no answer is a wrong one
-            return Verification(layer, None if gradients is None else math.inf, math.inf, False)
+def gradients_of(record: Capture, selection: Selection) -> list[Tensor]:
+    """dS/dA of every class and layer."""
+    return selection.by_class(lambda scores, _: record.gradients(scores))
 
 
-def _gradients(record: Capture, selection: Selection) -> list[Tensor]:
-    columns = selection.columns()
-    return [gradient for scores in columns for gradient in record.gradients(scores)]
-
-
-def _error(found: list[Tensor], wanted: list[Tensor]) -> float:
+def relative_error(found: list[Tensor], wanted: list[Tensor]) -> float:
     """The largest difference, relative to the largest value; NaN counts where only one has it."""
     largest = 0.0
     for one, other in zip(found, wanted, strict=True):

@@ -15,10 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcam.engine.capture import (
-    Capture,
-    capture,
-)
+from fastcam.engine.capture import Capture, capture
 from fastcam.engine.inputs import (
     Argument,
     Inputs,

@@ -1,4 +1,4 @@
-"""Models by name, with what belongs to them: weights, preprocessing, class names, probabilities."""
+"""Loads models by name with their weights, preprocessing and class names."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from fastcam.pictures.render import Region
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_CLIP_LENGTH = 16  # frames that torchvision's video networks were trained and evaluated on ...
-_CLIP_LENGTHS = {f"swin3d_{size}": 32 for size in "tsb"}  # ... but for these
+_CLIP_LENGTH = 16  # frames per clip in the training of torchvision's video networks ...
+_CLIP_LENGTHS = {f"swin3d_{size}": 32 for size in "tsb"}  # ... except for these
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From pictures to what the network expects: resize, crop the centre, normalize.
+    """Converts pictures to the network's input: resize, centre crop, normalize.
 
     Attributes:
-        resize: (height, width) that the picture is shrunk or enlarged to cover, keeping its shape;
-            None leaves it as it is.
-        crop: (height, width) cut from the centre; None cuts nothing.
-        stretch: whether ``resize`` is met exactly and the shape of the picture given up.
+        resize: (height, width) that the resized picture covers, keeping its aspect ratio; None to
+            keep the size.
+        crop: (height, width) of the centre crop; None for no crop.
+        stretch: whether to resize to exactly ``resize``, ignoring the aspect ratio.
         mean, std: of the three channels, for values in [0, 1].
         interpolation: "bilinear" or "bicubic".
     """
@@ -50,7 +50,7 @@ class Preprocessing:
         return self.normalized(self.fitted(pictures))
 
     def fitted(self, pictures: Tensor) -> Tensor:
-        """Resized and cropped: (N, H, W, 3) -> (N, 3, h, w), uint8."""
+        """Resizes and crops: (N, H, W, 3) -> (N, 3, h, w), uint8."""
         images = pictures.permute(0, 3, 1, 2)
         size = self._resized(*images.shape[2:])
         if size != images.shape[2:]:
@@ -61,14 +61,14 @@ class Preprocessing:
         return images
 
     def normalized(self, images: Tensor) -> Tensor:
-        """(N, 3, h, w) uint8 -> the same, float32, by ``mean`` and ``std``."""
+        """Normalizes by ``mean`` and ``std``: (N, 3, h, w), uint8 -> float32."""
         mean, std = (
             torch.tensor(each, device=images.device).view(3, 1, 1) for each in (self.mean, self.std)
         )
         return (images / 255 - mean) / std
 
     def region(self, height: int, width: int) -> Region:
-        """The part of a picture of this size that reaches the network."""
+        """The part of a picture of this size that is inside the network's input."""
         if self.crop is None:
             return Region(0, 0, height, width)
         resized = self._resized(height, width)
@@ -82,7 +82,7 @@ class Preprocessing:
         )
 
     def sized(self, side: int) -> Preprocessing:
-        """The same for another input size; the share that is cropped away stays."""
+        """The same preprocessing for a square input, with the same crop ratio."""
         if self.crop is None:
             return replace(self, resize=(side, side))
         resize = self.resize and (
@@ -96,7 +96,7 @@ class Preprocessing:
             return height, width
         if self.stretch:
             return self.resize
-        # integers, as torchvision computes the longer side
+        # integer arithmetic, as in torchvision
         if self.resize[0] * width >= self.resize[1] * height:
             return self.resize[0], self.resize[0] * width // height
         return self.resize[1] * height // width, self.resize[1]
@@ -108,15 +108,14 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in evaluation mode and what belongs to it.
+    """A network in evaluation mode with its preprocessing and class names.
 
     Attributes:
         module: (N, 3, h, w) -> logits (N, classes).
-        preprocessing: makes the module's input from pictures.
-        classes: the names by class id; empty where they are not known.
-        multilabel: whether each class is a yes or no of its own (sigmoid) rather than one of all
-            (softmax).
-        clip_length: T of a network that takes clips, (N, 3, T, h, w); None where it takes pictures.
+        preprocessing: converts pictures to the module's input.
+        classes: the names by class id; empty if unknown.
+        multilabel: whether classes are independent (sigmoid) or exclusive (softmax).
+        clip_length: T if the network takes clips, (N, 3, T, h, w); None if it takes pictures.
     """
 
     module: nn.Module
@@ -135,10 +134,10 @@ class LoadedModel:
         return self.classes[class_id] if self.classes else f"class {class_id}"
 
     def class_id(self, text: str) -> int:
-        """The id that a number or a class name stands for.
+        """The class id for a number or a class name.
 
         Raises:
-            UsageError: the number is out of range, the name unknown or that of several classes.
+            UsageError: if the number is out of range, or the name is unknown or ambiguous.
         """
         if text.isdecimal():
             if self.classes and int(text) >= len(self.classes):
@@ -151,35 +150,34 @@ class LoadedModel:
             raise UsageError(f"class {text} is ambiguous: give one of the ids {found}")
         if not found:
             hint = (
-                near(text, self.classes) if names else ": this model has no class names, give an id"
+                near(text, self.classes) if names else ": the model has no class names, give an id"
             )
             raise UsageError(f"unknown class {text}{hint}")
         return found[0]
 
 
 def resized(images: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
-    """(N, C, H, W) uint8 -> (N, C, *size) uint8, without aliasing; "bilinear" or "bicubic"."""
-    if images.is_cuda:  # where torch interpolates floating point alone
+    """Resizes with antialiasing ("bilinear" or "bicubic"): (N, C, H, W) -> (N, C, *size), uint8."""
+    if images.is_cuda:  # where torch does not interpolate uint8
         large = F.interpolate(images.float(), size, mode=interpolation, antialias=True)
         return large.round_().clamp_(0, 255).byte()
     return F.interpolate(images, size, mode=interpolation, antialias=True)
 
 
 def load(name: str, weights: str = "DEFAULT", device: torch.device | str = "cpu") -> LoadedModel:
-    """A model with its weights, on the device, in evaluation mode.
+    """Loads a model with its weights, in evaluation mode.
 
     Args:
-        name: "digits" (the one that ships), a classifier's name in torchvision, "timm:NAME", or
+        name: "digits" (included), the name of a torchvision classifier, "timm:NAME", or
             "package.module:function" for a function that returns a module or a LoadedModel.
-        weights: "DEFAULT" for those that belong to the name, "none" for random ones (not for a
-            function, which has the ones that it gives), or a file, a state dict in .safetensors or
-            in what torch.save writes. A file with another number of classes gives the model that
-            many.
-        device: where the model goes.
+        weights: "DEFAULT" for the pretrained weights, "none" for random ones (not supported for a
+            function, which sets its own), or a file with a state dict, .safetensors or written by
+            torch.save. The file determines the number of classes.
+        device: the device to put the model on.
 
     Raises:
-        UsageError: nothing has that name, or it takes no random weights.
-        FastcamError: the weights cannot be had or do not fit.
+        UsageError: if the name is unknown, or "none" is given for a function.
+        FastcamError: if the weights cannot be read or downloaded, or do not fit the model.
     """
     state = None if weights in ("DEFAULT", "none") else _read_state(Path(weights))
     if name == "digits":
@@ -197,27 +195,27 @@ def load(name: str, weights: str = "DEFAULT", device: torch.device | str = "cpu"
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """The class names in a text file, one a line."""
+    """Reads class names from a text file, one per line."""
     try:
         return tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise FastcamError(f"{path}: class names cannot be read: {error}") from None
+        raise FastcamError(f"{path}: cannot read the class names: {error}") from None
 
 
 def _digits(weights: str) -> LoadedModel:
     from fastcam import demo
 
-    as_it_is = Preprocessing(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1))
+    unchanged = Preprocessing(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1))
     names = demo.DIGITS_CLASSES
     module = demo.digits() if weights == "DEFAULT" else demo.DigitsNet(len(names))
-    return LoadedModel(module, as_it_is, names, multilabel=True)
+    return LoadedModel(module, unchanged, names, multilabel=True)
 
 
 def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedModel:
     try:
         from torchvision import models
     except ImportError:
-        raise FastcamError(f"model {name} needs torchvision: pip install torchvision") from None
+        raise FastcamError(f"model {name} requires torchvision: pip install torchvision") from None
 
     pictures = models.list_models(module=models)
     known = [*pictures, *models.list_models(module=models.video)]
@@ -232,7 +230,7 @@ def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> Lo
         usual=len(default.meta["categories"]),
     )
     transform = default.transforms()
-    resize, crop = transform.resize_size, transform.crop_size  # one number: of the shorter side
+    resize, crop = transform.resize_size, transform.crop_size  # one number: the shorter side
     preprocessing = Preprocessing(
         resize=(resize[0], resize[-1]),
         crop=(crop[0], crop[-1]),
@@ -250,7 +248,7 @@ def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedMod
     try:
         import timm
     except ImportError:
-        raise FastcamError(f"model timm:{name} needs timm: pip install timm") from None
+        raise FastcamError(f"model timm:{name} requires timm: pip install timm") from None
 
     if not timm.is_model(name):
         raise UsageError(f"unknown model timm:{name}{near(name, timm.list_models())}")
@@ -269,7 +267,7 @@ def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedMod
         std=tuple(config["std"]),
         interpolation=config["interpolation"],
     )
-    subset = data.infer_imagenet_subset(module)  # None where the classes are others
+    subset = data.infer_imagenet_subset(module)  # None if not an ImageNet model
     names = data.ImageNetInfo(subset).label_descriptions() if subset and usual else ()
     first_synonyms = tuple(name.partition(",")[0] for name in names)
     return LoadedModel(module, preprocessing, first_synonyms)
@@ -278,29 +276,33 @@ def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedMod
 def _function(name: str, weights: str) -> LoadedModel:
     path, _, attribute = name.partition(":")
     if not path or not attribute:
-        raise UsageError(f"model {name}: a function is given as package.module:function")
+        raise UsageError(f"model {name}: expected package.module:function")
     if weights == "none":
-        raise UsageError(f"model {name}: a function has the weights that it gives, not none")
+        raise UsageError(
+            f"model {name}: weights none is not supported for a function, which sets its own"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(path)
-    except Exception as error:  # it is someone's own code
+    except Exception as error:  # user code may raise anything
         raise UsageError(f"model {name}: {_of_kind(error)}") from error
     function: Any = getattr(module, attribute, None)
     if function is None:
         raise UsageError(f"model {name}: {path} has no {attribute}{near(attribute, dir(module))}")
     if not callable(function):
-        raise UsageError(f"model {name}: a {type(function).__name__}, not a function")
+        raise UsageError(f"model {name}: expected a function, got {type(function).__name__}")
     try:
         made = function()
-    except Exception as error:  # as above
+    except Exception as error:
         raise FastcamError(f"model {name}: {_of_kind(error)}") from error
     if isinstance(made, LoadedModel):
         return made
     if isinstance(made, nn.Module):
         return LoadedModel(made)
-    raise UsageError(f"model {name}: gave a {type(made).__name__}, not a torch.nn.Module")
+    raise UsageError(
+        f"model {name}: the function returned {type(made).__name__}, expected a torch.nn.Module"
+    )
 
 
 def _of_kind(error: Exception) -> str:
@@ -313,13 +315,17 @@ def _build(
     state: dict[str, Tensor] | None,
     usual: int = 1000,
 ) -> tuple[nn.Module, bool]:
-    """The module, and whether it has the usual classes or a number of its own, as ``state`` has."""
+    """Creates the module with as many classes as ``state`` has.
+
+    Returns:
+        The module, and whether it has the ``usual`` number of classes.
+    """
     try:
         module = create()
-    except (OSError, RuntimeError) as error:  # from urllib, the hub's client, a checksum
+    except (OSError, RuntimeError) as error:  # download or checksum errors
         raise FastcamError(
-            f"the weights of {name} cannot be fetched ({first_line(error)}): "
-            "give a file with --weights FILE, or --weights none"
+            f"the weights of {name} cannot be downloaded ({first_line(error)}): "
+            "use --weights FILE or --weights none"
         ) from None
     for key, value in module.state_dict().items():
         given = state.get(key) if state is not None else None
@@ -331,9 +337,9 @@ def _build(
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file; wrappers of training scripts around it are taken off."""
+    """Reads the state dict from a file and unwraps it from a training checkpoint."""
     if not path.is_file():
-        raise FastcamError(f"{path}: no such file of weights (or DEFAULT, or none)")
+        raise FastcamError(f"weights: no such file: {path}; expected a file, DEFAULT or none")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -342,26 +348,27 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise FastcamError(
-            f"{path}: not tensors alone, so it is not loaded: save it from model.state_dict()"
+            f"{path}: not loaded because it contains objects other than tensors: "
+            "save model.state_dict() instead"
         ) from None
-    except Exception as error:  # safetensors and torch raise many kinds for a broken file
-        raise FastcamError(f"{path}: not a file of weights ({first_line(error)})") from None
+    except Exception as error:  # safetensors and torch raise many types for a broken file
+        raise FastcamError(f"{path}: not a weights file ({first_line(error)})") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict):
             state = state.get(wrapper, state)
     if not isinstance(state, dict):
-        raise FastcamError(f"{path}: a {type(state).__name__}, not a state dict")
+        raise FastcamError(f"{path}: expected a state dict, got {type(state).__name__}")
     if not all(isinstance(key, str) for key in state):
-        raise FastcamError(f"{path}: not a state dict, for its keys are no names")
+        raise FastcamError(f"{path}: not a state dict: its keys are not strings")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # a size; the first line only announces the others
+    except RuntimeError as error:  # wrong shapes; the first line is only a heading
         raise FastcamError(f"{complaint}: {str(error).splitlines()[-1].strip()}") from None
-    for keys, what in ((missing, "lacks"), (unexpected, "has unknown")):
+    for keys, kind in ((missing, "missing"), (unexpected, "unexpected")):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise FastcamError(f"{complaint}: it {what} {', '.join(keys[:3])}{more}")
+            raise FastcamError(f"{complaint}: {kind} keys {', '.join(keys[:3])}{more}")

@@ -1,4 +1,4 @@
-"""Pictures on disk: read whole or not at all, written under a temporary name and renamed."""
+"""Reads and writes picture files; writing is atomic, through a temporary file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 
 
 def read(path: Path) -> Picture:
-    """The picture (H, W, 3), RGB, upright as its EXIF entry says.
+    """Reads a picture, (H, W, 3), RGB, rotated upright by its EXIF orientation.
 
     Raises:
-        FastcamError: there is no such file, or it is not a whole picture.
+        FastcamError: if the file does not exist or is not a complete picture.
     """
     import cv2
 
@@ -27,7 +27,7 @@ def read(path: Path) -> Picture:
     except FileNotFoundError:
         raise FastcamError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise FastcamError(f"{path}: a folder; name the pictures in it") from None
+        raise FastcamError(f"{path}: expected a picture, got a folder") from None
     except OSError as error:
         raise FastcamError(f"{path}: {error.strerror}") from None
     if not data:
@@ -37,12 +37,12 @@ def read(path: Path) -> Picture:
     except cv2.error:  # larger than OpenCV's limit of 2^30 pixels
         picture = None
     if picture is None:
-        raise FastcamError(f"{path}: not a picture that OpenCV can read, or cut short")
+        raise FastcamError(f"{path}: not a picture that OpenCV can read, or truncated")
     return picture  # type: ignore[return-value]  # uint8 by the flag
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Writes (H, W, 3), RGB, in the format of the path's suffix."""
+    """Writes (H, W, 3), RGB, in the format given by the path's suffix."""
     import cv2
 
     with replacing(path) as temporary:
@@ -51,7 +51,7 @@ def write(path: Path, picture: Picture) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of ``path`` when the block ends without an error."""
+    """Yields a temporary path and renames it to ``path`` if the block succeeds."""
     temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,16 +60,16 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        with suppress(OSError):  # it has been renamed, or could not be made
+        with suppress(OSError):  # already renamed, or never created
             temporary.unlink()
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside ``path``, with its suffix."""
+    """A hidden path in the same folder, with the same suffix."""
     return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
 def cannot_write(path: Path, error: Exception, where: str = "") -> FastcamError:
-    """The failure to raise where ``error`` came up while ``path`` was written."""
+    """The error to raise if writing ``path`` failed with ``error``."""
     reason = getattr(error, "strerror", None) or error
     return FastcamError(f"{path}: cannot be written{where}: {reason}")

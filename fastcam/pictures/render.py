@@ -1,4 +1,4 @@
-"""Maps made visible: heat over pictures, captions, pictures side by side."""
+"""Renders heatmaps over pictures, captions and grids."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 
 _PANEL = 360  # longer side of a picture in a grid, in pixels
 _COLUMNS = 5
-_STRIP = 30  # height of a title above a panel
+_STRIP = 30  # height of the title above a panel
 _GAP = 12
 
 
 class Region(NamedTuple):
-    """A rectangle of a picture in pixels; ``bottom`` and ``right`` lie outside."""
+    """A rectangle of a picture in pixels; ``bottom`` and ``right`` are exclusive."""
 
     top: int
     left: int
@@ -32,14 +32,14 @@ class Region(NamedTuple):
 
 
 class Title(NamedTuple):
-    """What is written over a picture: "name: note"; where room is short, it is the name's."""
+    """A caption "name: note"; the name is shortened if it does not fit."""
 
     name: str
     note: str = ""
 
 
 def colormaps() -> list[str]:
-    """The names of OpenCV's colour tables."""
+    """The names of OpenCV's colormaps."""
     import cv2
 
     prefix = "COLORMAP_"
@@ -47,17 +47,17 @@ def colormaps() -> list[str]:
 
 
 def check_colormap(name: str) -> None:
-    """Raises UsageError where OpenCV has no colour table of that name."""
+    """Raises UsageError if OpenCV has no colormap of this name."""
     if name not in colormaps():
-        raise UsageError(f"unknown colormap {name}; there are: {', '.join(colormaps())}")
+        raise UsageError(f"unknown colormap {name}; choose from {', '.join(colormaps())}")
 
 
 @cache
 def color_table(name: str, device: torch.device) -> Tensor:
-    """OpenCV's colour table of that name: (256, 3) uint8, RGB, cold to hot.
+    """An OpenCV colormap as (256, 3) uint8, RGB, from cold to hot.
 
     Raises:
-        UsageError: there is no such table.
+        UsageError: if OpenCV has no colormap of this name.
     """
     import cv2
 
@@ -68,20 +68,20 @@ def color_table(name: str, device: torch.device) -> Tensor:
 
 
 def overlay(images: Tensor, maps: Tensor, colormap: str = "turbo", alpha: float = 0.5) -> Tensor:
-    """Maps as heat over images.
+    """Overlays heatmaps on images.
 
     Args:
-        images: (N, 3, H, W) or (N, H, W, 3), RGB; uint8, or floating point in [0, 1]. Those of
-            shape (N, 3, H, 3) are read as (N, H, W, 3).
-        maps: (N, h, w) in [0, 1], enlarged linearly; NaN counts as 0.
-        colormap: the name of one of OpenCV's colour tables.
-        alpha: the share of the heat, in [0, 1].
+        images: (N, 3, H, W) or (N, H, W, 3), RGB; uint8, or floating point in [0, 1]. The ambiguous
+            shape (N, 3, H, 3) is read as (N, H, W, 3).
+        maps: (N, h, w) in [0, 1], upsampled linearly; NaN counts as 0.
+        colormap: the name of an OpenCV colormap.
+        alpha: the opacity of the heatmap, in [0, 1].
 
     Returns:
-        uint8 in the shape of ``images``.
+        uint8, in the shape of ``images``.
 
     Raises:
-        UsageError: there is no colour table of that name.
+        UsageError: if OpenCV has no colormap of this name.
     """
     return ops.overlay(images, maps, color_table(colormap, images.device), alpha)
 
@@ -89,14 +89,14 @@ def overlay(images: Tensor, maps: Tensor, colormap: str = "turbo", alpha: float 
 def heat(
     pictures: Tensor, maps: Tensor, region: Region, colormap: str = "turbo", alpha: float = 0.5
 ) -> Tensor:
-    """Maps over the part of the pictures that the network saw; the rest is half as bright.
+    """Overlays heatmaps on a region of the pictures and halves the brightness outside.
 
     Args:
         pictures: (N, H, W, 3) uint8, RGB.
-        maps: (N, h, w) in [0, 1], enlarged linearly to the region; NaN counts as 0.
-        region: what the network saw.
-        colormap: the name of one of OpenCV's colour tables.
-        alpha: the share of the heat, in [0, 1].
+        maps: (N, h, w) in [0, 1], upsampled linearly to the region; NaN counts as 0.
+        region: the part inside the network's input.
+        colormap: the name of an OpenCV colormap.
+        alpha: the opacity of the heatmap, in [0, 1].
 
     Returns:
         (N, H, W, 3) uint8.
@@ -109,7 +109,7 @@ def heat(
 
 
 def caption(picture: Picture, title: Title) -> None:
-    """Writes the title into the upper left corner, white on black, in place."""
+    """Writes the title into the top left corner, white on black, in place."""
     height, width = picture.shape[:2]
     line, scale = _fit(title, width - 12, height=max(height / 24, 14))
     (across, up), down = _extent(line, scale)
@@ -118,7 +118,7 @@ def caption(picture: Picture, title: Title) -> None:
 
 
 def grid(panels: Sequence[tuple[Title, Picture]]) -> Picture:
-    """Pictures of one size side by side, at most five in a row, each under its title."""
+    """Arranges pictures of one size in rows of at most five, each below its title."""
     import cv2
 
     height, width = panels[0][1].shape[:2]
@@ -139,8 +139,8 @@ def grid(panels: Sequence[tuple[Title, Picture]]) -> Picture:
 
 
 def _fit(title: Title, width: int, height: float) -> tuple[str, float]:
-    """The title in one line of ``width`` pixels at most, its name shortened, and the font scale."""
-    scale = height / 26  # a font scale of 1 is 26 pixels from the top of an f to the foot of a g
+    """The title in one line of at most ``width`` pixels, and the font scale."""
+    scale = height / 26  # at a font scale of 1, a line is 26 pixels tall
     name, note = title.name, f": {title.note}" if title.note else ""
     line = name + note
     while _extent(line, scale)[0][0] > width and name:
@@ -150,7 +150,7 @@ def _fit(title: Title, width: int, height: float) -> tuple[str, float]:
 
 
 def _extent(line: str, scale: float) -> tuple[tuple[int, int], int]:
-    """((width, height above the base line), height below it), in pixels."""
+    """((width, height above the baseline), height below it), in pixels."""
     import cv2
 
     (width, up), down = cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)

@@ -1,4 +1,4 @@
-"""Clips in and out: every frame explained, with its own time, upright, and the sound beside it.
+"""Explains every frame of a clip and keeps timestamps, orientation and sound.
 
     from fastcam import models, video
     from fastcam.explainer import Explainer
@@ -6,8 +6,9 @@
     explainer = Explainer(models.load("resnet50"), "gradcam++")
     video.explain("in.mp4", "out.mp4", explainer)
 
-frame, sources, drawing and sinks say what goes in and out, network makes raw maps, temporal acts on
-them over time, and pipeline puts all that into threads.
+``sources`` reads frames, ``network`` computes raw maps, ``temporal`` smooths and normalizes them
+over time, ``drawing`` draws them, ``sinks`` writes the result, and ``pipeline`` runs these stages
+in threads.
 """
 
 from fastcam.video.drawing import ExplainedFrame

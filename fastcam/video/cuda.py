@@ -1,6 +1,6 @@
-"""What runs on an NVIDIA GPU alone: decoding, and frames on their way there.
+"""Decoding on an NVIDIA GPU, and uploading frames to it.
 
-No GPU has run this yet; the tests put fakes in the place of the GPU.
+Not yet run on a GPU; the tests use fakes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch.utils.dlpack
 from torch import Tensor
 
 from fastcam.video.frame import Decoded, Frame, Planes
-from fastcam.video.sources import av_library
+from fastcam.video.pyav import av_library
 
 
 def decoding(name: str) -> dict[str, Any]:
-    """Options of ``av.open`` that let NVDEC decode this file; none where it cannot.
+    """Options of ``av.open`` that decode this file with NVDEC; empty if it cannot be.
 
     Warns:
-        UserWarning: it cannot, and why.
+        UserWarning: if NVDEC cannot decode the file.
     """
     av = av_library()
     try:
@@ -35,14 +35,16 @@ def decoding(name: str) -> dict[str, Any]:
             raise ValueError(f"{frame.format.name} frames")
     except (av.FFmpegError, ImportError, RuntimeError, ValueError, StopIteration) as error:
         why = str(error).partition("\n")[0] or type(error).__name__
-        warnings.warn(f"{name}: the GPU cannot decode it ({why}): the CPU does", stacklevel=4)
+        warnings.warn(
+            f"{name}: decoding on the CPU because the GPU cannot decode it ({why})", stacklevel=4
+        )
         return {}
     return options
 
 
 def planes(frame: Any, turns: int) -> Planes:
-    """A frame that NVDEC holds, NV12, as planes of our own: its buffers are few."""
-    described = Decoded(frame, turns)  # for the matrix and the range alone
+    """Copies an NV12 frame out of NVDEC's buffers, which are few."""
+    described = Decoded(frame, turns)  # only for the matrix and the range
     luma, chroma = (torch.utils.dlpack.from_dlpack(plane) for plane in frame.planes)
     chroma = chroma.reshape(frame.height // 2, frame.width // 2, 2)
     y, u, v = (
@@ -53,7 +55,7 @@ def planes(frame: Any, turns: int) -> Planes:
 
 
 def uploaded(frames: Iterable[Frame], device: torch.device, depth: int) -> Iterator[Frame]:
-    """The frames with their pixels on the GPU: planes where the decoder gives them, else RGB."""
+    """Frames with their pixels on the GPU: planes if the decoder provides them, else RGB."""
     ring = _Ring(device, depth)
     for frame in frames:
         pixels = frame.pixels
@@ -87,7 +89,7 @@ class _Picture:
 
 
 class _Ring:
-    """Pinned buffers that copies to the GPU start from, each used again when its copy is done."""
+    """A ring of pinned staging buffers for copies to the GPU."""
 
     def __init__(self, device: torch.device, depth: int) -> None:
         self._device = device
@@ -96,7 +98,7 @@ class _Ring:
         self._next = 0
 
     def upload(self, data: Tensor) -> Tensor:
-        """A copy on the GPU, in the order of the current stream."""
+        """Copies to the GPU, ordered on the current stream."""
         if len(self._slots) < self._depth:
             self._slots.append((_pinned(data), torch.cuda.Event()))
             index = len(self._slots) - 1
@@ -111,5 +113,5 @@ class _Ring:
 
 
 def _pinned(data: Tensor) -> Tensor:
-    """Memory for ``data`` that the GPU can read by itself."""
+    """An empty pinned tensor like ``data``."""
     return torch.empty(data.shape, dtype=data.dtype, pin_memory=True)

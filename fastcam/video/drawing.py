@@ -1,4 +1,4 @@
-"""Explained frames, and what they look like."""
+"""Explained frames and how they are drawn."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _NOTHING = np.empty((0, 0, 3), np.uint8)
 
 @dataclass(frozen=True)
 class ExplainedFrame:
-    """A frame, the map of its class, and a drawing of both on demand."""
+    """A frame and the map of its class, drawn on demand."""
 
     frame: Frame
-    """As it came from the source."""
+    """The frame from the source."""
     map: Tensor
     """(h, w) float32 in [0, 1], at the layer's resolution."""
     range: Range
-    """The raw values that 0 and 1 stand for."""
+    """The raw values that map to 0 and 1."""
     class_id: int
     name: str
     score: float
@@ -46,31 +46,31 @@ class ExplainedFrame:
 
     @property
     def picture(self) -> Picture:
-        """(H', W', 3), RGB: drawn anew on every access."""
+        """(H', W', 3), RGB; drawn on each access."""
         return self.drawing(self)
 
     def drawn(self) -> Frame:
-        """The drawing in the place of the frame's pixels."""
+        """The frame with its pixels replaced by the drawing."""
         return replace(self.frame, pixels=self.picture)
 
     def without_pixels(self) -> ExplainedFrame:
-        """The same, but the frame's pixels are let go."""
+        """A copy without the frame's pixels, to free their memory."""
         return replace(self, frame=replace(self.frame, pixels=_NOTHING))
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How explained frames are drawn.
+    """Draws explained frames.
 
     Args:
-        preprocessing: of the network, for the part of the frame that it sees.
+        preprocessing: of the network; determines the part of the frame that the map covers.
         layout: "overlay", "side-by-side" (the frame on the left, the overlay on the right) or
             "heat" (no frame).
         colormap, alpha: as in :func:`fastcam.pictures.render.overlay`.
-        max_height: higher frames are shrunk to it, in pixels.
+        max_height: shrink taller frames to this height, in pixels.
 
     Raises:
-        UsageError: an unknown layout or colour table.
+        UsageError: if the layout or colormap is unknown.
     """
 
     preprocessing: Preprocessing
@@ -81,7 +81,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
-            raise UsageError(f"unknown layout {self.layout}; there are: {', '.join(LAYOUTS)}")
+            raise UsageError(f"unknown layout {self.layout}; choose from {', '.join(LAYOUTS)}")
         render.check_colormap(self.colormap)
 
     def __call__(self, explained: ExplainedFrame) -> Picture:

@@ -1,4 +1,4 @@
-"""One picture of a clip: where its pixels are, and when it is shown."""
+"""A frame of a clip: its pixels and its presentation time."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _local = threading.local()
 
 
 class Pixels(Protocol):
-    """Pixels in some other form than an RGB array."""
+    """Pixels in another form than an RGB array."""
 
     def size(self) -> tuple[int, int]:
         """(height, width), upright."""
 
     def rgb(self) -> Tensor:
-        """(H, W, 3) uint8, upright, on the device where the pixels are."""
+        """(H, W, 3) uint8, upright, on the pixels' device."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a clip and when it is shown."""
+    """A frame of a clip and its presentation time."""
 
     pixels: Picture | Pixels
-    """(H, W, 3), RGB, upright; or what gives that when asked."""
+    """(H, W, 3), RGB, upright; or an object that converts to it."""
     pts: int
     time_base: Fraction
     pixel_aspect: Fraction = Fraction(1)
-    """Width over height of one pixel as shown."""
+    """Width over height of one displayed pixel."""
 
     @property
     def time(self) -> float:
@@ -58,35 +58,35 @@ class Frame:
 
     @property
     def picture(self) -> Picture:
-        """(H, W, 3), RGB, upright; made anew on every access where a decoder's planes are held."""
+        """(H, W, 3), RGB, upright; decoder planes are converted on each access."""
         return self.pixels if isinstance(self.pixels, np.ndarray) else self.rgb().cpu().numpy()
 
     def rgb(self) -> Tensor:
-        """The same as a tensor on the device where the pixels are."""
+        """The picture as a tensor on the pixels' device."""
         pixels = self.pixels
         return torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels.rgb()
 
 
 @dataclass(frozen=True)
 class Planes:
-    """YUV 4:2:0 with 8 bits, on any device."""
+    """8-bit YUV 4:2:0, on any device."""
 
     y: Tensor
     """(H, W) uint8."""
     u: Tensor
-    """(ceil(H / 2), ceil(W / 2)) uint8, as ``v``."""
+    """(ceil(H / 2), ceil(W / 2)) uint8, like ``v``."""
     v: Tensor
     matrix: Matrix
     full_range: bool
-    """Whether luma fills 0 to 255; else 16 to 235, and chroma 16 to 240."""
+    """Whether luma spans 0 to 255; otherwise 16 to 235, and chroma 16 to 240."""
 
     def size(self) -> tuple[int, int]:
         return self.y.shape[0], self.y.shape[1]
 
     def rgb(self) -> Tensor:
-        """(H, W, 3) uint8; a chroma sample serves four pixels, fractions are cut, as in swscale.
+        """(H, W, 3) uint8, with nearest chroma samples and truncated values, like swscale.
 
-        With luma and chroma brought to Y in [0, 1] and U, V in [-1/2, 1/2]:
+        With luma and chroma scaled to Y in [0, 1] and U, V in [-1/2, 1/2]:
         R = Y + 2 (1 - K_R) V, B = Y + 2 (1 - K_B) U, G = (Y - K_R R - K_B B) / (1 - K_R - K_B)
         (ITU-R BT.601-7 and BT.709-6, section 3).
         """
@@ -108,11 +108,11 @@ class Planes:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoder's frame, in the decoder's own buffers, which it uses again when this goes."""
+    """A decoder's frame, in a buffer that the decoder reuses once this object is freed."""
 
     frame: av.VideoFrame
     turns: int
-    """Quarter turns counterclockwise that make it upright."""
+    """Counterclockwise quarter turns that make it upright."""
 
     def size(self) -> tuple[int, int]:
         height, width = self.frame.height, self.frame.width
@@ -130,7 +130,7 @@ class Decoded:
         return torch.from_numpy(np.ascontiguousarray(np.rot90(rgb, self.turns)))
 
     def planes(self) -> Planes | None:
-        """The planes without a copy (turned ones are copied), None in other formats than 4:2:0."""
+        """The planes, copied only if rotated; None if the format is not 4:2:0."""
         if self.frame.format.name not in _PLANAR:
             return None
         views = [
@@ -146,9 +146,9 @@ class Decoded:
 
     @property
     def matrix(self) -> Matrix:
-        """As the file says; where it says nothing, by size, as players do."""
-        spoken = {1: "bt709", 5: "bt601", 6: "bt601"}.get(self.frame.colorspace)
-        return spoken or ("bt709" if self.frame.height >= 720 else "bt601")  # type: ignore[return-value]
+        """The matrix that the file declares, otherwise by frame size, as players do."""
+        declared = {1: "bt709", 5: "bt601", 6: "bt601"}.get(self.frame.colorspace)
+        return declared or ("bt709" if self.frame.height >= 720 else "bt601")  # type: ignore[return-value]
 
     @property
     def full_range(self) -> bool:
@@ -156,7 +156,7 @@ class Decoded:
 
 
 def reformatter() -> Any:
-    """This thread's converter to RGB, which keeps its tables from frame to frame."""
+    """This thread's converter to RGB, which caches its tables across frames."""
     if not hasattr(_local, "reformatter"):
         from av.video.reformatter import VideoReformatter
 

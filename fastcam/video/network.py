@@ -1,4 +1,4 @@
-"""From frames to raw maps: batches of pictures, or windows of a clip for a video network."""
+"""Computes raw maps of frames, in batches of pictures or windows of a clip."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from fastcam.video.threads import Abreast, Ahead, Clock
 T = TypeVar("T")
 R = TypeVar("R")
 Fitted = tuple[Frame, Tensor | None]
-"""A frame and the network's input made from it, (3, h, w) uint8; None where it is left out."""
+"""A frame and its network input, (3, h, w) uint8; None if the stride skips the frame."""
 Group = tuple[list[Fitted], FastcamError | None]
-"""Frames whose inputs go through the network together, and what broke the clip behind them."""
+"""Frames that go through the network together, and the error that ended the clip after them."""
 
 
 @dataclass(frozen=True)
 class Network:
     """Explains every ``stride``-th frame.
 
-    On a CPU each core has a thread, with batches and a copy of the network of its own: one that
-    helps another loses time at the end of every operation, where it waits for it.
+    On a CPU, each core has a thread with its own batch and copy of the network. Threads that share
+    an operation instead would wait for each other at the end of each one.
 
     Args:
-        explainer: its model takes pictures, or clips (then a window of ``clip_length`` explained
-            frames goes through it, and its map is enlarged in time to one a frame).
-        batch: how many frames are held at a time: with a stride, fewer go through the network.
-        stride: 1 for every frame; the maps of the frames between are interpolated.
-        clock: gets the network's time as "network".
+        explainer: its model takes pictures or clips. For clips, ``clip_length`` explained frames
+            form a window, and its map is upsampled in time to one map per frame.
+        batch: the number of frames in memory per batch; with a stride, fewer are explained.
+        stride: explain every ``stride``-th frame and interpolate the maps of the others.
+        clock: records the time as "network".
     """
 
     explainer: Explainer
@@ -56,11 +56,11 @@ class Network:
 
     @property
     def _group(self) -> int:
-        """Explained frames that go through the network together."""
+        """The number of explained frames per forward pass."""
         return self.explainer.model.clip_length or max(1, self.batch // self.stride)
 
     def fitted(self, frames: Iterable[Frame]) -> Iterator[Fitted]:
-        """The frames with their inputs."""
+        """Yields the frames with their inputs."""
         fit = self.explainer.model.preprocessing.fitted
         for index, frame in enumerate(frames):
             if index % self.stride:
@@ -71,9 +71,9 @@ class Network:
             yield frame, image
 
     def maps(self, fitted: Ahead[Fitted], targets: ClassChoice) -> Generator[tuple[Frame, RawMap]]:
-        """Every frame with its map; a clip that breaks gives what it had before it raises.
+        """Yields every frame with its map; raises the clip's error after the last good frame.
 
-        ``fitted`` is closed when this is.
+        Closing the generator closes ``fitted``.
         """
 
         def explain(explainer: Explainer, item: tuple[Group, _Turn]) -> tuple[Group, list[RawMap]]:
@@ -93,13 +93,13 @@ class Network:
                         last = ahead.popleft()
                         yield last
                     else:
-                        assert last is not None  # the first frame is never left out
+                        assert last is not None  # the first frame is never skipped
                         yield frame, _at(frame, last, ahead[0] if ahead else None)
                 if error is not None:
                     raise error
 
     def mean_probabilities(self, fitted: Ahead[Fitted]) -> Tensor:
-        """(classes,): of the explained frames, as far as the clip can be read."""
+        """(classes,), the mean over the explained frames that can be read."""
 
         def sums(explainer: Explainer, group: Group) -> tuple[Tensor, int]:
             images = [image for _, image in group[0] if image is not None]
@@ -121,16 +121,16 @@ class Network:
         call: Callable[[Explainer, T], R],
         stop: Callable[[], object],
     ) -> Generator[R]:
-        """What ``call`` makes of the items, in their order; ``stop`` as for :class:`Ahead`."""
+        """Yields ``call`` of each item, in order; ``stop`` as for :class:`Ahead`."""
         threads = threads_abreast() if self.explainer.device.type == "cpu" else 1
         dtype, enabled = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
 
         def run(explainer: Explainer, item: T) -> R:
-            # of autocast each thread has a state of its own
+            # autocast is thread-local
             with self.clock.of("network", threads), torch.autocast("cpu", dtype, enabled):
                 return call(explainer, item)
 
-        if threads > 1 and not self.explainer.is_ready:  # the twins share what this finds out
+        if threads > 1 and not self.explainer.is_ready:  # the copies share its results
             for item in islice(items, 1):
                 with single_threaded():
                     result = run(self.explainer, item)
@@ -151,7 +151,7 @@ class Network:
             yield from results
 
     def _twins(self, count: int, closed: threading.Event) -> list[Explainer]:
-        """Explainers for as many threads, whose networks stop where it is ``closed``; or none."""
+        """One explainer per thread, which stops once ``closed`` is set; empty if not copyable."""
 
         @ours
         def check(*_: object) -> None:
@@ -160,9 +160,9 @@ class Network:
 
         try:
             twins = [self.explainer.twin() for _ in range(count)]
-        except Exception as error:  # whatever a user's class raises
+        except Exception as error:  # user code may raise anything
             warnings.warn(
-                f"the model cannot be copied ({first_line(error)}): one thread explains",
+                f"the model cannot be copied ({first_line(error)}): using a single thread",
                 stacklevel=6,
             )
             return []
@@ -172,7 +172,7 @@ class Network:
         return twins
 
     def _input(self, images: list[Tensor]) -> Tensor:
-        """(N, 3, h, w), or (1, 3, T, h, w) with the last picture repeated where some lack."""
+        """(N, 3, h, w), or (1, 3, T, h, w), padded by repeating the last picture."""
         length = self.explainer.model.clip_length
         if length is not None:
             images = images + images[-1:] * (length - len(images))
@@ -188,7 +188,7 @@ class Network:
         heat = explained.heat(0)
         tops = explained.top_probabilities
         length = self.explainer.model.clip_length
-        if length is not None:  # (1, t, h, w) -> (T, h, w): every frame has the window's class
+        if length is not None:  # (1, t, h, w) -> (T, h, w); all frames share the window's class
             heat = ops.upsample(heat, (length, *heat.shape[2:]), normalize=False)[0]
         numbers = zip(
             explained.class_ids[:, 0].tolist(),
@@ -202,11 +202,11 @@ class Network:
 
 
 class _Closed(BaseException):
-    """Nobody wants the rest: no failure, so nothing may take it for one."""
+    """Stops a network whose results are no longer needed; not an error, so no Exception."""
 
 
 class _Turn(ClassChoice):
-    """One batch's use of a choice that all share, which is asked in the batches' order."""
+    """One batch's turn to use the shared, stateful class choice; turns follow batch order."""
 
     def __init__(self, choice: ClassChoice, before: threading.Event) -> None:
         self._choice, self._before = choice, before
@@ -222,7 +222,7 @@ class _Turn(ClassChoice):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Where it was not asked, the next one's turn comes all the same."""
+        """Passes the turn on even if the choice was not used."""
         self._before.wait()
         self.over.set()
 
@@ -237,7 +237,7 @@ def _turns(choice: ClassChoice) -> Iterator[_Turn]:
 
 
 def _groups(fitted: Iterable[Fitted], size: int) -> Iterator[Group]:
-    """Runs of frames that end with the ``size``-th input; the last, with what broke the clip."""
+    """Groups frames by ``size`` inputs; the last group carries the error that ended the clip."""
     group: list[Fitted] = []
     inputs = 0
     error = None
@@ -255,7 +255,7 @@ def _groups(fitted: Iterable[Fitted], size: int) -> Iterator[Group]:
 
 
 def _at(frame: Frame, left: tuple[Frame, RawMap], right: tuple[Frame, RawMap] | None) -> RawMap:
-    """The map of a frame by its time between two explained ones."""
+    """Interpolates the map of a frame between two explained ones by time."""
     if right is None:
         return left[1]
     span = right[0].time - left[0].time

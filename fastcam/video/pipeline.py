@@ -1,4 +1,4 @@
-"""The stages put together: decode, explain, act over time, draw, encode."""
+"""The pipeline: decode, explain, smooth and normalize over time, draw, encode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastcam.video.threads import Ahead, Behind, Clock, Interrupts
 LOCK: Final = "lock"
 CLIP: Final = "clip"
 _BATCH, _BATCH_ON_GPU = 4, 32
-_DRAWN = 2  # drawn pictures that wait for the encoder: they are twice as large as planes
+_DRAWN = 2  # drawn pictures queued for the encoder; they take twice the memory of planes
 
 T = TypeVar("T")
 AnySource = Source | Iterable[Frame | Picture] | Path | str | int
@@ -33,14 +33,14 @@ AnySource = Source | Iterable[Frame | Picture] | Path | str | int
 
 @dataclass(frozen=True)
 class Report:
-    """What was done."""
+    """The statistics of a run."""
 
     frames: int
     seconds: float
     stages: dict[str, float]
-    """Seconds that decode, network, draw and encode were at work; they overlap."""
+    """Busy seconds of decode, network, draw and encode; they overlap."""
     padded: tuple[int, int] | None
-    """(height, width) of a clip whose odd height or width was padded to an even one."""
+    """(height, width) of the output if an odd height or width was padded, else None."""
 
     @property
     def frames_per_second(self) -> float:
@@ -48,43 +48,44 @@ class Report:
 
     @property
     def slowest_stage(self) -> str:
-        """The stage that was at work longest."""
+        """The stage with the most busy seconds."""
         return max(self.stages, key=lambda stage: self.stages[stage])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a clip is explained."""
+    """Options of :func:`explain`."""
 
     target: str = LOCK
-    """The class: "lock" holds the first frame's top class until another has led it for a while (see
-    :class:`fastcam.video.temporal.Lock`); "clip" takes the one with the highest mean probability
-    and reads the clip once more for that; "top1" takes each frame's own; or a class id or name."""
+    """The class: "lock" keeps the first frame's top class until another one leads for a while (see
+    :class:`fastcam.video.temporal.Lock`); "clip" uses the class with the highest mean probability,
+    which takes an extra pass over the clip; "top1" uses each frame's top class; or a class id or
+    name."""
     norm: str = "running"
-    """How maps are brought to [0, 1], see :class:`fastcam.video.temporal.Norm`."""
+    """How to normalize maps to [0, 1]; see :class:`fastcam.video.temporal.Norm`."""
     smooth: str = "none"
-    """Over time, see :class:`fastcam.video.temporal.Smoothing`."""
+    """Smoothing over time; see :class:`fastcam.video.temporal.Smoothing`."""
     stride: int = 1
-    """Only every so-many-th frame goes through the network; maps between are interpolated."""
+    """Explain every ``stride``-th frame and interpolate the maps of the others."""
     layout: str = "overlay"
-    """This and the next three: see :class:`fastcam.video.drawing.Drawing`."""
+    """For this and the next three, see :class:`fastcam.video.drawing.Drawing`."""
     colormap: str = "turbo"
     alpha: float = 0.5
     max_height: int | None = None
     batch: int | None = None
-    """Frames that go through the network together; by default 4 on a CPU, 32 on a GPU."""
+    """Frames per forward pass; by default 4 on a CPU and 32 on a GPU."""
     codec: str = "auto"
     """See :class:`fastcam.video.writer.Writer`."""
     raw: str | None = None
     """See :func:`fastcam.video.open_source`."""
     progress: Callable[[], object] = lambda: None
-    """Called after every frame that went to the sink."""
+    """Called after each frame passed to the sink."""
 
     def __post_init__(self) -> None:
         for name in ("stride", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{name} {value}: expected 1 or more")
+                raise UsageError(f"{name} {value}: expected at least 1")
 
 
 @overload
@@ -102,32 +103,31 @@ def explain(
 def explain(
     source: AnySource, sink: Sink | Path | str | None, explainer: Explainer, **options: Any
 ) -> Report | Generator[ExplainedFrame]:
-    """Explains every frame of a clip: heat over it, the class's name and probability in its corner.
+    """Explains every frame of a clip: a heatmap with the class name and probability in a corner.
 
-    Decoding, drawing and encoding have a thread each beside the network's, which on a CPU has one
-    for every core (as many as ``torch.get_num_threads()`` says), each with a batch and a copy of
-    the model, without copying its weights. Queues between are bounded: memory does not grow with
-    the clip, and a slow encoder stalls the decoder. What the model keeps from call to call, it
-    keeps in its copies.
+    Decoding, drawing and encoding run in one thread each. On a CPU, the network runs in
+    ``torch.get_num_threads()`` threads, each with its own batch and a copy of the model that shares
+    its weights; state that the model updates between calls stays in the copies. Bounded queues
+    connect the stages: memory use does not depend on the clip's length.
 
     Args:
-        source: what :func:`fastcam.video.open_source` takes; it is closed at the end.
-        sink: what :func:`fastcam.video.open_sink` takes; None for an iterator.
-        explainer: the network, the method and the layer.
+        source: see :func:`fastcam.video.open_source`; closed at the end.
+        sink: see :func:`fastcam.video.open_sink`; None to return an iterator.
+        explainer: the network, method and layer.
         options: the attributes of :class:`Options`.
 
     Returns:
-        A :class:`Report`; without a sink the explained frames, one by one. Closing the iterator
-        ends its threads.
+        A :class:`Report`, or, without a sink, an iterator over the explained frames. Closing the
+        iterator ends its threads.
 
     Raises:
-        UsageError: an option, the class or the layer is not known or does not fit.
-        FastcamError: the source is broken or ends early, or the sink cannot be written. The frames
-            up to there are in the sink, which can be read. The same holds for KeyboardInterrupt;
-            another Ctrl-C does not cut short what it takes to end the sink.
+        UsageError: if an option, the class or the layer is unknown or does not fit.
+        FastcamError: if the source is broken or ends early, or the sink cannot be written. Frames
+            processed so far are saved in a readable sink. The same holds for KeyboardInterrupt;
+            a second Ctrl-C does not interrupt closing the sink.
 
     Warns:
-        UserWarning: the model cannot be copied, and has to do with one thread.
+        UserWarning: if the model cannot be copied, so the network runs in a single thread.
     """
     chosen = Options(**options)
     run = _Run(explainer, chosen)
@@ -165,7 +165,7 @@ def explain(
 
 
 class _Run:
-    """One clip's way from the source to explained frames; options are checked when it is made."""
+    """Turns one source into explained frames; the constructor validates the options."""
 
     def __init__(self, explainer: Explainer, options: Options) -> None:
         model = explainer.model
@@ -183,7 +183,7 @@ class _Run:
         self._explainer = explainer
         self._network = Network(explainer, self.batch, options.stride, self.clock)
         self._norm, self._smoothing = Norm(options.norm), Smoothing(options.smooth)
-        self._targets: ClassChoice | None = None  # not known before the clip is
+        self._targets: ClassChoice | None = None  # target "clip": known after the first pass
         if options.target == LOCK:
             self._targets = Lock(model.probabilities)
         elif options.target != CLIP:
@@ -191,7 +191,7 @@ class _Run:
 
     @property
     def _maps_first(self) -> bool:
-        """Whether all maps have to be known before the first frame is drawn."""
+        """Whether drawing the first frame requires the maps of the whole clip."""
         return self._norm.looks_ahead or self._smoothing.looks_ahead
 
     def open(self, source: AnySource) -> Source:
@@ -199,13 +199,13 @@ class _Run:
         if not opened.twice and (self._maps_first or self._targets is None):
             opened.close()
             raise UsageError(
-                f"{opened.name}: can be read only once, "
-                "and norm clip, smooth gauss and target clip read it twice"
+                f"{opened.name}: can be read only once, but norm clip, smooth gauss and target "
+                "clip require a second pass"
             )
         return opened
 
     def explained(self, source: Source) -> Generator[ExplainedFrame]:
-        """The frames of the source, which is closed at the end."""
+        """Yields the explained frames and closes the source at the end."""
         model = self._explainer.model
         with source, closing(self._maps(source)) as maps:
             for frame, raw, (low, high) in maps:
@@ -244,14 +244,14 @@ class _Run:
         smooth = self._smoothing.all(raws)
         ranges = self._norm.ranges(smooth)
         with self._ahead(source, iter) as frames:
-            # frames come first, so that what broke the clip behind the last one is met here
+            # frames first, so that zip reads past the last frame and raises the clip's error
             for frame, raw in zip(frames, smooth, strict=False):
                 yield frame, raw, ranges(raw)
 
     def _ahead(
         self, source: Source, prepare: Callable[[Iterable[Frame]], Iterator[T]]
     ) -> closing[Ahead[T]]:
-        """What ``prepare`` makes of the frames, in the decoder's thread."""
+        """Runs ``prepare`` on the source's frames in the decoder's thread."""
         frames: Iterable[Frame] = source
         if self.device.type == "cuda":
             from fastcam.video import cuda
@@ -262,7 +262,7 @@ class _Run:
 
 
 def _until_broken(fitted: Iterator[Fitted]) -> Iterator[Fitted]:
-    """What comes before a clip breaks; the pass that draws meets the break again and tells."""
+    """The items before a clip's error, which the drawing pass raises again."""
     try:
         yield from fitted
     except FastcamError:

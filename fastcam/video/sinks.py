@@ -1,4 +1,4 @@
-"""Where explained frames go: a clip, a GIF, a folder of pictures, the maps alone."""
+"""Writes explained frames to a clip, a GIF, a folder of pictures, or files of maps."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import cannot_write, replacing, temporary_name
 from fastcam.video.drawing import ExplainedFrame
 from fastcam.video.frame import Frame
-from fastcam.video.sources import Source, av_library, has_av
+from fastcam.video.pyav import av_library, has_av
+from fastcam.video.sources import Source
 from fastcam.video.writer import SUFFIXES, Writer
 
 _SHARD = 1024  # frames
-_CENTISECONDS = 100  # a second, the unit of a GIF's times
-_SHORTEST = 2  # of them: what viewers show a frame of a GIF at least
+_CENTISECONDS = 100  # per second; the time unit of GIF
+_SHORTEST = 2  # centiseconds; viewers slow down shorter frames
 
 
 class Sink(ABC):
-    """Takes explained frames in order. Closed after a failure, it keeps what it was given."""
+    """Writes explained frames in order. Closing it after a failure keeps the frames so far."""
 
     draws: ClassVar[bool] = True
-    """Whether it asks for the frames' drawings."""
+    """Whether it uses the frames' drawings."""
     padded: tuple[int, int] | None = None
-    """(height, width) in the file where it is not that of the frames."""
+    """(height, width) in the file if it differs from that of the frames."""
 
     def __init__(self) -> None:
         self.frames = 0
-        """How many it was given."""
+        """The number of frames written."""
 
     @abstractmethod
     def write(self, explained: ExplainedFrame) -> None:
-        """Raises FastcamError where it cannot be kept."""
+        """Writes a frame; raises FastcamError if it cannot be written."""
 
     def close(self, complete: bool = True) -> None:  # noqa: B027
-        """The end; not ``complete``: after a failure, here or elsewhere."""
+        """Finishes the output; ``complete`` is False after a failure anywhere."""
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +55,7 @@ class Sink(ABC):
 
 
 class ClipFile(Sink):
-    """A clip by :class:`fastcam.video.writer.Writer`."""
+    """A clip written by :class:`fastcam.video.writer.Writer`."""
 
     def __init__(self, writer: Writer) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class ClipFile(Sink):
 
 
 class OpenCVFile(Sink):
-    """A clip without PyAV: MPEG-4 part 2 at an even pace, without sound."""
+    """A clip written without PyAV: MPEG-4 part 2 at a constant frame rate, without sound."""
 
     def __init__(self, path: Path, source: Source) -> None:
         super().__init__()
@@ -92,7 +93,10 @@ class OpenCVFile(Sink):
                 str(self._temporary), code, float(self._rate), (width, height)
             )
             if not self._writer.isOpened():
-                raise FastcamError(f"{self._path}: cannot be written by OpenCV; PyAV is missing")
+                raise FastcamError(
+                    f"{self._path}: OpenCV cannot write it; install PyAV: "
+                    "pip install fastcam[video]"
+                )
         self._writer.write(np.ascontiguousarray(picture[..., ::-1]))
         self.frames += 1
 
@@ -106,7 +110,7 @@ class OpenCVFile(Sink):
 
 
 class Gif(Sink):
-    """An animation with 256 colours a frame; frames that follow too fast for it are left out."""
+    """A GIF with 256 colours per frame; drops frames above 50 per second."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -185,10 +189,10 @@ class PngFolder(Sink):
 class MapShards(Sink):
     """The maps without pictures: NAME-00000.safetensors, NAME-00001.safetensors, ...
 
-    A file holds up to 1,024 frames: ``maps`` (N, h, w) float16 in [0, 1] at the layer's resolution,
-    ``ranges`` (N, 2), what 0 and 1 stand for in raw values; ``times`` (N,) float64 in seconds;
-    ``classes`` (N,) int64; ``scores`` and ``probabilities`` (N,) float32. Its metadata name the
-    classes, as a JSON object from id to name.
+    Each file holds up to 1,024 frames: ``maps`` (N, h, w) float16 in [0, 1] at the layer's
+    resolution; ``ranges`` (N, 2), the raw values that map to 0 and 1; ``times`` (N,) float64 in
+    seconds; ``classes`` (N,) int64; ``scores`` and ``probabilities`` (N,) float32. Its metadata
+    entry ``classes`` is a JSON object that maps ids to names.
     """
 
     draws = False
@@ -232,30 +236,30 @@ class MapShards(Sink):
 def open_sink(
     sink: Sink | Path | str, source: Source, codec: str = "auto", device: str = "cpu"
 ) -> Sink:
-    """What a person or a program names, as a sink.
+    """Opens a sink.
 
     ============================== ============================
     a Sink                         itself
     .mp4, .m4v, .mov, .mkv         a clip
     .gif                           an animation
-    .safetensors                   the maps alone, in shards
+    .safetensors                   only the maps, in shards
     no suffix, or a folder         a folder of PNGs
     ============================== ============================
 
     Args:
-        sink: as in the table.
-        source: gives the rate and the sound.
+        sink: see the table.
+        source: provides the frame rate and the sound.
         codec, device: as for :class:`fastcam.video.writer.Writer`.
 
     Raises:
-        UsageError: another suffix; the sink is the source.
-        FastcamError: it needs PyAV, which is missing.
+        UsageError: if the suffix is unknown or the sink is the source.
+        FastcamError: if the sink requires PyAV, which is missing.
     """
     if isinstance(sink, Sink):
         return sink
     path = Path(sink)
     if path.resolve() == Path(source.name).resolve():
-        raise UsageError(f"{path}: IN and OUT are the same file")
+        raise UsageError(f"{path}: the source and the sink are the same file")
     suffix = path.suffix.lower()
     if suffix == "" or path.is_dir():
         return PngFolder(path)
@@ -266,9 +270,11 @@ def open_sink(
     if suffix not in SUFFIXES:
         known = ", ".join((*SUFFIXES, ".gif", ".safetensors"))
         raise UsageError(
-            f"{path}: the suffix must be one of {known}, or none for a folder of pictures"
+            f"{path}: the suffix must be one of {known}, or none to write a folder of pictures"
         )
     if not has_av():
-        warnings.warn("PyAV is missing: MPEG-4 without sound, at an even pace", stacklevel=2)
+        warnings.warn(
+            "PyAV is missing: writing MPEG-4 without sound, at a constant frame rate", stacklevel=2
+        )
         return OpenCVFile(path, source)
     return ClipFile(Writer(path, source.rate, source.sound, codec, device))

@@ -1,4 +1,4 @@
-"""Where frames come from: clips, pictures, cameras, standard input, other programs' frames."""
+"""Reads frames from clips, pictures, cameras, standard input or iterables."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ from fastcam import pictures
 from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import Picture
 from fastcam.video.frame import Decoded, Frame
+from fastcam.video.pyav import av_library, has_av
 
 if TYPE_CHECKING:
     import av
 
 RATE = Fraction(25)
-"""Frames a second where nothing says how many."""
-_TIMEOUT = 20.0  # seconds that a network may be silent
+"""The default frame rate, per second."""
+_TIMEOUT = 20.0  # seconds without network data
 _MICROSECONDS = Fraction(1, 1_000_000)
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 class Source(ABC):
-    """Frames of one size, in order, with growing times.
+    """Frames of one size, in order of increasing time.
 
-    Iterating raises FastcamError where there is no frame, and behind the last good one where the
-    source is broken or changes its size.
+    Iterating raises FastcamError if there are no frames, and after the last good frame if the
+    source is broken or the frame size changes.
     """
 
     name: str
-    """What an error calls it."""
+    """The name in error messages."""
     rate: Fraction = RATE
-    """Frames a second, in the mean."""
+    """The mean frame rate, per second."""
     frames: int | None = None
-    """How many there are, as far as is known."""
+    """The number of frames, if known."""
     sound: str | None = None
-    """A file or URL whose sound belongs to the frames."""
+    """A file or URL with the frames' sound."""
     twice: bool = True
-    """Whether it can be iterated over a second time."""
+    """Whether it can be iterated over twice."""
 
     def __iter__(self) -> Iterator[Frame]:
         last: Frame | None = None
@@ -56,23 +57,23 @@ class Source(ABC):
             if last is not None and frame.size != last.size:
                 (height, width), (before_height, before_width) = frame.size, last.size
                 raise FastcamError(
-                    f"{self.name}: {width}x{height} pixels {_place(last)}, "
-                    f"but {before_width}x{before_height} up to there"
+                    f"{self.name}: the frame size changes from {before_width}x{before_height} to "
+                    f"{width}x{height} pixels {_place(last)}"
                 )
             last = frame
             yield frame
         if last is None:
-            raise FastcamError(f"{self.name}: no frame in it can be decoded")
+            raise FastcamError(f"{self.name}: contains no frame that can be decoded")
 
     @abstractmethod
     def _read(self) -> Iterator[Frame]:
-        """From the first frame on, also the second time."""
+        """Yields the frames from the first one, on every call."""
 
     def stop(self) -> None:  # noqa: B027
-        """Ends an iteration that waits in another thread for bytes that may never come."""
+        """Ends an iteration in another thread that may wait for data forever."""
 
     def close(self) -> None:  # noqa: B027
-        """Lets go of files and devices, when no other thread reads from them any more."""
+        """Releases files and devices. No other thread may be reading from them."""
 
     def __enter__(self) -> Self:
         return self
@@ -82,16 +83,16 @@ class Source(ABC):
 
 
 class Clip(Source):
-    """A video file, a URL that FFmpeg opens, or a stream of bytes in any format that it knows.
+    """A video file, a URL or a byte stream, in any format that FFmpeg reads.
 
     Args:
         source: a path, a URL, or an object with ``read``.
-        raw: (width, height, frames a second) where the stream is nothing but RGB bytes.
-        device: "cuda" decodes on the GPU where that can be (see :mod:`fastcam.video.cuda`).
+        raw: (width, height, frames per second) if the stream is raw RGB.
+        device: "cuda" decodes on the GPU if possible (see :mod:`fastcam.video.cuda`).
 
     Raises:
-        FastcamError: there is no such file, or no video in it; while iterating, behind the last
-            frame that could be read, where it is broken or ends earlier than it says itself.
+        FastcamError: if the file does not exist or contains no video; while iterating, after the
+            last readable frame, if it is broken or shorter than its header declares.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Clip(Source):
         self._container = open_container(given, self.name, **self._options)
         if not self._container.streams.video:
             self._container.close()
-            raise FastcamError(f"{self.name}: has no video in it")
+            raise FastcamError(f"{self.name}: contains no video stream")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
 
@@ -146,7 +147,7 @@ class Clip(Source):
         damaged, end = False, 0.0
         try:
             for packet in self._container.demux(self._stream):
-                if packet.size:  # the last one is empty and asks for the frames held back
+                if packet.size:  # the last packet is empty and flushes the decoder
                     damaged = packet.is_corrupt
                 for decoded in packet.decode():
                     last = self._frame(decoded, last)
@@ -169,7 +170,7 @@ class Clip(Source):
         return Frame(pixels, *self._when(decoded, last), 1 / aspect if turns % 2 else aspect)
 
     def _when(self, decoded: av.VideoFrame, last: Frame | None) -> tuple[int, Fraction]:
-        """pts and time base; a frame without a time of its own comes one period after the last."""
+        """pts and time base; a frame without a timestamp follows one period after the last."""
         time_base: Fraction = decoded.time_base or self._stream.time_base
         if decoded.pts is not None and (last is None or decoded.pts > last.pts):
             return decoded.pts, time_base
@@ -177,11 +178,11 @@ class Clip(Source):
         return (last.pts + period if last is not None else 0), time_base
 
     def _announced_end(self) -> float:
-        """When the last frame ends by what the file says, in seconds; 0 where it says nothing."""
+        """The end of the last frame that the file declares, in seconds; 0 if it declares none."""
         stream = self._stream
         if stream.duration is not None:
             return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-        try:  # Matroska has a tag, which is any text that its writer chose
+        try:  # Matroska has a free-text tag
             hours, minutes, seconds = stream.metadata["DURATION"].split(":")
             return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
         except (KeyError, ValueError):
@@ -192,13 +193,13 @@ class Clip(Source):
 
 
 class OpenCV(Source):
-    """A camera, or a video file without PyAV: neither sound nor the frames' own times.
+    """A camera, or a video file read without PyAV: no sound and no frame timestamps.
 
     Args:
-        source: the camera's number, or a path.
+        source: the camera number or a path.
 
     Raises:
-        FastcamError: it cannot be opened; while iterating, where a camera ends.
+        FastcamError: if it cannot be opened; while iterating, if a camera stops.
     """
 
     def __init__(self, source: int | Path) -> None:
@@ -216,7 +217,8 @@ class OpenCV(Source):
             raise FastcamError(
                 f"{self.name}: cannot be opened"
                 if live
-                else f"{self.name}: not a clip that can be read (by OpenCV; PyAV is missing)"
+                else f"{self.name}: not a clip that OpenCV can read; to try FFmpeg, install PyAV: "
+                "pip install fastcam[video]"
             )
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = Fraction(rate).limit_denominator(1001) if 1 <= rate <= 1000 else RATE
@@ -242,14 +244,14 @@ class OpenCV(Source):
             last = Frame(np.ascontiguousarray(picture[..., ::-1]), pts, base)
             yield last
         if self._live and last is not None:
-            raise FastcamError(f"{self.name}: gives no more frames {_place(last)}")
+            raise FastcamError(f"{self.name}: stopped {_place(last)}")
 
     def close(self) -> None:
         self._capture.release()
 
 
 class Pictures(Source):
-    """Files of pictures in the order given, one a frame."""
+    """Picture files in the given order, one per frame."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.name = str(paths[0].parent)
@@ -263,7 +265,7 @@ class Pictures(Source):
 
 
 class Frames(Source):
-    """Frames, or pictures (H, W, 3) uint8 RGB, that somebody else makes, to iterate over once."""
+    """An iterable of frames or pictures, (H, W, 3) uint8 RGB, that can be read once."""
 
     twice = False
     name = "the iterator"
@@ -278,14 +280,14 @@ class Frames(Source):
 
 
 class _Pipe:
-    """Standard input as FFmpeg reads it, with an end to waiting for bytes that do not come."""
+    """Standard input for FFmpeg; setting ``ended`` stops a read that waits for data."""
 
     def __init__(self) -> None:
         self.ended = False
 
     def read(self, size: int) -> bytes:
         stdin: Any = sys.stdin.buffer
-        with suppress(OSError, ValueError):  # a stream without a descriptor never waits
+        with suppress(OSError, ValueError):  # a stream without a descriptor never blocks
             descriptor = stdin.fileno()
             while not select.select([descriptor], [], [], 0.1)[0]:
                 if self.ended:
@@ -295,7 +297,7 @@ class _Pipe:
 
 
 class StandardInput(Clip):
-    """Standard input: anything that FFmpeg recognises, Y4M for one, or raw RGB.
+    """Standard input: a format that FFmpeg recognises, such as Y4M, or raw RGB.
 
     Args:
         raw: as for :class:`Clip`.
@@ -314,32 +316,32 @@ def open_source(
     raw: str | None = None,
     device: str = "cpu",
 ) -> Source:
-    """What a person or a program names, as a source.
+    """Opens a source.
 
     ==================================== =========================================================
     a Source                             itself
-    a number                             the camera of that number
+    a number                             the camera with that number
     ``-``                                standard input
     ``scheme://...``                     a URL that FFmpeg opens
-    a folder, or a pattern with ``*?[``  the pictures in it or that match, sorted by name
-    any other text or path               a clip
+    a folder, or a pattern with ``*?[``  its pictures, sorted by name
+    any other string or path             a clip
     anything else                        an iterable of frames or pictures
     ==================================== =========================================================
 
     Args:
-        source: as in the table.
-        raw: "WIDTHxHEIGHT" or "WIDTHxHEIGHT@RATE" where ``-`` carries nothing but RGB bytes.
+        source: see the table.
+        raw: "WIDTHxHEIGHT" or "WIDTHxHEIGHT@RATE" if ``-`` is raw RGB.
         device: as for :class:`Clip`.
 
     Raises:
-        UsageError: ``raw`` is not of that form, or not for standard input.
-        FastcamError: the source cannot be opened.
+        UsageError: if ``raw`` is malformed or given for another source than ``-``.
+        FastcamError: if the source cannot be opened.
 
     Warns:
-        UserWarning: PyAV is missing, and with it a file's sound and times.
+        UserWarning: if PyAV is missing, so a file's sound and timestamps are lost.
     """
     if raw is not None and source != "-":
-        raise UsageError(f"raw {raw}: only for frames on standard input, which is named -")
+        raise UsageError(f"raw {raw}: only supported for standard input, the source -")
     if isinstance(source, Source):
         return source
     if not isinstance(source, (Path, str, int)):
@@ -354,12 +356,13 @@ def open_source(
     path = Path(text)
     if path.is_dir():
         found = [each for each in path.iterdir() if each.suffix.lower() in _PICTURE_SUFFIXES]
-        return _pictures(found, f"{text}: no picture in this folder")
+        return _pictures(found, f"{text}: the folder contains no pictures")
     if glob.has_magic(text) and not path.exists():
         return _pictures([Path(each) for each in glob.glob(text)], f"{text}: matches no file")
     if not has_av():
         warnings.warn(
-            "PyAV is missing, so sound and times are lost: pip install fastcam[video]", stacklevel=2
+            "PyAV is missing, so sound and timestamps are lost: pip install fastcam[video]",
+            stacklevel=2,
         )
         return OpenCV(path)
     return Clip(path, device=device)
@@ -384,31 +387,14 @@ def _raw_format(text: str) -> tuple[int, int, Fraction]:
 
 
 def _place(last: Frame | None) -> str:
-    return "at its start" if last is None else f"after the frame at {last.time:.2f} s"
+    return "at the start" if last is None else f"after the frame at {last.time:.2f} s"
 
 
 def open_container(given: Any, name: str, **options: Any) -> Any:
-    """PyAV's container of a file, a URL or a stream, for reading."""
+    """Opens a file, URL or stream with PyAV for reading."""
     try:
         return av_library().open(given, **options)
     except FileNotFoundError:
         raise FastcamError(f"{name}: no such file") from None
     except (av_library().FFmpegError, OSError) as error:
         raise FastcamError(f"{name}: not a clip that can be read ({error.strerror})") from None
-
-
-def has_av() -> bool:
-    try:
-        av_library()
-    except FastcamError:
-        return False
-    return True
-
-
-def av_library() -> Any:
-    """PyAV, which is an extra."""
-    try:
-        import av
-    except ImportError:
-        raise FastcamError("this needs PyAV: pip install fastcam[video]") from None
-    return av

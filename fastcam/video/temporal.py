@@ -1,6 +1,6 @@
-"""What acts over time: the class that is held, the range of the heat, smoothing, frames between.
+"""Processing over time: locking the class, normalizing, smoothing and interpolating maps.
 
-All of it works on raw maps (h, w) at the layer's resolution.
+Everything works on raw maps (h, w) at the layer's resolution.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from fastcam.targets import ClassChoice
 Range = tuple[float, float]
 
 LEAD = 0.1
-"""By how much the top class's probability must exceed that of the class that is held, ..."""
+"""The lead in probability that another class needs over the locked one ..."""
 LEAD_FRAMES = 8
-"""... on how many explained frames in a row, before the class changes."""
+"""... on this many consecutive explained frames to replace it."""
 FORGETTING = 0.001
-"""The share by which the running range shrinks towards that of a frame: half after 700 frames."""
-_REACH = 3  # of a Gauss window, in standard deviations
+"""The decay per frame of the running range towards the frame's range: a half-life of 700 frames."""
+_REACH = 3  # radius of the Gaussian window, in standard deviations
 
 
 @dataclass(frozen=True)
 class RawMap:
-    """One frame's map before it is brought to [0, 1], and its class."""
+    """A frame's map before normalization, and its class."""
 
     map: Tensor
     """(h, w) float32."""
@@ -37,14 +37,14 @@ class RawMap:
     """The logit."""
     probability: float
     standing: float
-    """Its probability over that of the frame's top class; 1 for the top class itself."""
+    """Its probability divided by that of the frame's top class."""
 
 
 class Lock(ClassChoice):
-    """The first frame's top class, held until others have led it long and clearly enough.
+    """Locks the first frame's top class until other classes lead it clearly and for long enough.
 
-    That is by a probability of :data:`LEAD` on :data:`LEAD_FRAMES` frames in a row; then the top
-    class takes its place. Stateful: frames come in order, and one object serves one clip.
+    Once the top class leads by a probability of :data:`LEAD` on :data:`LEAD_FRAMES` consecutive
+    frames, it becomes the locked class. Stateful: use one object per clip, with frames in order.
 
     Args:
         probabilities: logits (N, classes) -> probabilities (N, classes).
@@ -73,19 +73,19 @@ class Lock(ClassChoice):
 
 
 def extremes(values: Tensor) -> Range | None:
-    """The smallest and the largest finite value, None where there is none."""
+    """The smallest and largest finite value, or None if there is none."""
     finite = values[values.isfinite()]
     return (finite.min().item(), finite.max().item()) if finite.numel() else None
 
 
 def scaled(values: Tensor, bounds: Range) -> Tensor:
-    """From the range to [0, 1]; what lies outside is cut, an empty range gives 0."""
+    """Scales the range to [0, 1] and clamps; an empty range gives 0."""
     low, high = bounds
     return ((values - low) / (high - low)).clamp_(0, 1) if high > low else torch.zeros_like(values)
 
 
 class FrameRange:
-    """Each frame's own range."""
+    """The range of each frame."""
 
     def __call__(self, raw: RawMap) -> Range:
         return extremes(raw.map) or (0.0, 0.0)
@@ -102,11 +102,11 @@ class FixedRange:
 
 
 class RunningRange:
-    """The range of the frames up to now; extremes are slowly forgotten (:data:`FORGETTING`).
+    """The range of the frames so far; extremes decay slowly (:data:`FORGETTING`).
 
-    As long as other classes stood above this one, what a strong map of it looks like is not known.
-    So the heat of the largest value is the best standing (:attr:`RawMap.standing`) up to now: a
-    class that has not appeared yet is cold, and does not flicker.
+    If other classes have always scored higher, the scale of a strong map of this class is unknown.
+    The largest value therefore maps to the best standing so far (:attr:`RawMap.standing`): a class
+    that has not appeared yet stays cold and does not flicker.
     """
 
     def __init__(self) -> None:
@@ -126,17 +126,17 @@ class RunningRange:
 
 
 class Norm:
-    """How maps are brought to [0, 1].
+    """How to normalize maps to [0, 1].
 
     ========== ==============================================================
-    frame      each by its own range
+    frame      by the range of each frame
     running    by the range of the frames so far
-    clip       by the range of the whole clip, which is read twice
-    fixed:L,H  by the range from L to H of the raw maps
+    clip       by the range of the whole clip, which takes two passes
+    fixed:L,H  by the range [L, H] of raw values
     ========== ==============================================================
 
     Raises:
-        UsageError: another text.
+        UsageError: if the text is none of these.
     """
 
     def __init__(self, text: str) -> None:
@@ -148,12 +148,16 @@ class Norm:
                 f"norm {text}: expected frame, running, clip or fixed:LOW,HIGH with LOW below HIGH"
             )
         self.looks_ahead = kind == "clip"
-        """Whether the whole clip has to be known."""
+        """Whether it requires the whole clip."""
         self._fixed = FixedRange((bounds[0], bounds[1])) if fixed else None
         self._kind = kind
 
     def ranges(self, clip: Iterable[RawMap] = ()) -> Callable[[RawMap], Range]:
-        """The range of each map, asked in order; ``clip`` are all, needed where it looks ahead."""
+        """A function of each map, in order, to its range.
+
+        Args:
+            clip: all maps; required if :attr:`looks_ahead`.
+        """
         if self._kind == "clip":
             found = [each for raw in clip if (each := extremes(raw.map)) is not None]
             lows, highs = zip(*found, strict=True) if found else ((0.0,), (0.0,))
@@ -162,17 +166,17 @@ class Norm:
 
 
 class Smoothing:
-    """How raw maps are smoothed over time, among neighbours of the same class.
+    """How to smooth raw maps over time, among neighbours of the same class.
 
     ======= ==================================================================================
-    none    not at all
+    none    no smoothing
     ema:A   m_t = A x_t + (1 - A) m_(t-1), A in (0, 1]
-    gauss:S the mean of the neighbours, weighted by a Gaussian with a standard deviation of S
-            frames; the clip is read twice
+    gauss:S Gaussian-weighted mean of the neighbours with a standard deviation of S frames;
+            takes two passes over the clip
     ======= ==================================================================================
 
     Raises:
-        UsageError: another text.
+        UsageError: if the text is none of these.
     """
 
     def __init__(self, text: str) -> None:
@@ -185,12 +189,12 @@ class Smoothing:
                 f"smooth {text}: expected none, ema:A with A in (0, 1], or gauss:S with S above 0"
             )
         self.looks_ahead = kind == "gauss"
-        """Whether the frames behind have to be known."""
+        """Whether it requires later frames."""
         self._kind, self._value = kind, value
         self._last: RawMap | None = None
 
     def next(self, raw: RawMap) -> RawMap:
-        """The frame that follows; not for what looks ahead."""
+        """Smooths the next frame; not if :attr:`looks_ahead`."""
         last = self._last
         if self._kind == "ema" and last is not None and last.class_id == raw.class_id:
             raw = replace(raw, map=torch.lerp(last.map, raw.map, self._value))
@@ -198,7 +202,7 @@ class Smoothing:
         return raw
 
     def all(self, raws: Sequence[RawMap]) -> list[RawMap]:
-        """A whole clip."""
+        """Smooths a whole clip."""
         if self._kind != "gauss":
             return [self.next(raw) for raw in raws]
         reach = math.ceil(_REACH * self._value)
@@ -217,9 +221,9 @@ class Smoothing:
 
 
 def between(left: RawMap, right: RawMap | None, share: float) -> RawMap:
-    """The map at ``share`` of the way from left to right; left's where there is no way.
+    """Interpolates from left to right by ``share`` in [0, 1].
 
-    That is at the end of a clip, and where the class changes.
+    Returns left at the end of a clip and if the class changes.
     """
     if right is None or left.class_id != right.class_id:
         return left
@@ -233,7 +237,7 @@ def between(left: RawMap, right: RawMap | None, share: float) -> RawMap:
 
 
 def _numbers(text: str) -> list[float]:
-    """The numbers between commas, none where one of them is no number."""
+    """Parses comma-separated numbers; empty if one is not a number."""
     try:
         return [float(each) for each in text.split(",")]
     except ValueError:

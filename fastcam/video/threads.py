@@ -1,4 +1,4 @@
-"""Stages side by side: a thread that runs ahead, several abreast, one behind, bounded queues."""
+"""Threads for pipeline stages, connected by bounded queues: producer, workers, consumer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 class _Shut(Exception):
-    """Nobody listens at the other end, or nothing more will come."""
+    """The channel is shut."""
 
 
 class _Channel(Generic[T]):
@@ -33,7 +33,7 @@ class _Channel(Generic[T]):
         self._changed = threading.Condition()
 
     def put(self, item: T) -> None:
-        """Waits for room; raises _Shut where the channel is shut."""
+        """Waits for room; raises _Shut if the channel is shut."""
         with self._changed:
             self._changed.wait_for(lambda: self._shut or len(self._items) < self._depth)
             if self._shut:
@@ -42,7 +42,7 @@ class _Channel(Generic[T]):
             self._changed.notify_all()
 
     def get(self) -> T:
-        """Waits for an item; raises _Shut where the channel is shut and empty."""
+        """Waits for an item; raises _Shut if the channel is shut and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._shut or bool(self._items))
             if not self._items:
@@ -52,7 +52,7 @@ class _Channel(Generic[T]):
             return item
 
     def shut(self, drop: bool = False) -> None:
-        """``drop``: what waits in it is let go."""
+        """Shuts the channel; ``drop`` discards queued items."""
         with self._changed:
             self._shut = True
             if drop:
@@ -61,10 +61,10 @@ class _Channel(Generic[T]):
 
 
 class Ahead(Iterator[T]):
-    """Runs an iterable in a thread of its own, at most ``depth`` items ahead.
+    """Runs an iterable in a separate thread, at most ``depth`` items ahead.
 
-    An exception of the iterable comes behind its last item. ``stop`` ends an iteration that waits
-    for what may never come.
+    Raises the iterable's exception after its last item. ``stop`` is called by :meth:`close` and
+    must end an iteration that may wait forever.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Ahead(Iterator[T]):
                 self._channel.put(item)
         except _Shut:
             pass
-        except BaseException as error:  # handed over, and raised in the other thread
+        except BaseException as error:  # raised again in the consuming thread
             self._error = error
         finally:
             self._channel.shut()
@@ -99,18 +99,18 @@ class Ahead(Iterator[T]):
             raise error or StopIteration from None
 
     def close(self) -> None:
-        """Ends the thread, whatever it has left."""
+        """Ends the thread and discards its remaining items."""
         self._stop()
         self._channel.shut(drop=True)
         self._thread.join()
 
 
 class Abreast(Iterator[R]):
-    """What ``functions`` make of the items, each in a thread of its own; in the items' order.
+    """Applies ``functions`` to items, each in a separate thread; yields results in item order.
 
-    Each takes the next item when it is done with one, and calls operators that take no further
-    thread. At most two items a thread are under way. An exception, of the items or of a function,
-    comes in the place of a result.
+    Each thread takes the next item when it finishes one and runs operators single-threaded. At most
+    two items per thread are in progress. An exception of the items or of a function is raised in
+    place of the result.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Abreast(Iterator[R]):
                     item = next(items)
             except _Shut:
                 return
-            except BaseException as error:  # as in Ahead; the end is one too
+            except BaseException as error:  # as in Ahead; includes StopIteration
                 result.set_exception(error)
                 return
             try:
@@ -155,7 +155,7 @@ class Abreast(Iterator[R]):
         return self._results.get().result()
 
     def close(self) -> None:
-        """Ends the threads, each behind the item that it has."""
+        """Ends the threads after their current items."""
         self._stop()
         self._results.shut(drop=True)
         for thread in self._threads:
@@ -163,7 +163,7 @@ class Abreast(Iterator[R]):
 
 
 class Behind(Generic[T]):
-    """Calls ``consume`` for every item in a thread of its own, at most ``depth`` items behind."""
+    """Calls ``consume`` for each item in a separate thread, at most ``depth`` items behind."""
 
     def __init__(self, consume: Callable[[T], object], depth: int, name: str) -> None:
         self._channel: _Channel[T] = _Channel(depth)
@@ -183,14 +183,14 @@ class Behind(Generic[T]):
             self._channel.shut(drop=True)
 
     def put(self, item: T) -> None:
-        """Waits for room; raises what ``consume`` raised."""
+        """Waits for room; raises the exception of ``consume``, if any."""
         try:
             self._channel.put(item)
         except _Shut:
             self.close()
 
     def close(self) -> None:
-        """Waits until all is consumed; raises what ``consume`` raised, once."""
+        """Waits until all items are consumed; raises the exception of ``consume`` once, if any."""
         self._channel.shut()
         self._thread.join()
         error, self._error = self._error, None
@@ -205,9 +205,10 @@ class Behind(Generic[T]):
 
 
 class Interrupts:
-    """While entered, Ctrl-C interrupts what :meth:`allowed` surrounds, once; elsewhere it waits.
+    """Within this context, Ctrl-C interrupts only the block in :meth:`allowed`, and only once.
 
-    So what ends files is not cut short. A handler of the user's own stays in its place.
+    Elsewhere it is deferred, so that closing files is not interrupted. A custom SIGINT handler
+    stays in place.
     """
 
     def __init__(self) -> None:
@@ -247,7 +248,7 @@ class Interrupts:
 
 
 class Clock:
-    """Seconds that each stage was at work; waiting for other stages is not counted."""
+    """The busy seconds of each stage, without time spent waiting for other stages."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -255,7 +256,7 @@ class Clock:
 
     @contextmanager
     def of(self, stage: str, threads: int = 1) -> Iterator[None]:
-        """Of a stage of several threads the mean counts."""
+        """Adds the block's time to a stage, divided by the stage's number of threads."""
         start = time.perf_counter()
         try:
             yield
@@ -265,7 +266,7 @@ class Clock:
                 self.seconds[stage] = self.seconds.get(stage, 0) + seconds
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items; the time that each takes to come is the stage's."""
+        """Yields the items and adds the time to produce each one to the stage."""
         iterator = iter(items)
         while True:
             with self.of(stage):

@@ -1,4 +1,4 @@
-"""A clip on disk: H.264 frames with their own times, another file's sound, whole at any moment."""
+"""Writes a clip: H.264 or JPEG frames with timestamps, and the sound copied from another file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ import torch
 from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import Picture, cannot_write, temporary_name
 from fastcam.video.frame import Frame
-from fastcam.video.sources import av_library, open_container
+from fastcam.video.pyav import av_library
+from fastcam.video.sources import open_container
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 CODECS = ("auto", "h264", "mjpeg")
 
-# A file that ends anywhere plays up to its last whole fragment: a second of frames.
+# A truncated file plays up to its last complete fragment, one second of frames.
 _FRAGMENTS = {
     "movflags": "+frag_keyframe+delay_moov+default_base_moof",
     "frag_duration": "1000000",  # microseconds
@@ -30,28 +31,27 @@ _JPEG_QUALITY = 90
 
 
 class Writer:
-    """A clip that frames are written to, with their own times and another file's sound.
+    """Writes frames to a clip, with their timestamps and the sound of another file.
 
-    The file appears under its name when the ``with`` block ends; where that is an exception, or the
-    disk is full, with the frames that were written so far and no more sound than those. Pictures
-    of odd width or height are padded by a row or column (see :attr:`padded`), for the format needs
-    even ones.
+    The file appears under its name at the end of the ``with`` block. After an exception, or if the
+    disk is full, it holds the frames written so far and their sound. The formats require an even
+    width and height: odd ones are padded by a column or row (see :attr:`padded`).
 
     Args:
         path: .mp4, .m4v, .mov or .mkv.
-        rate: frames a second, in the mean.
-        sound: a file or URL whose sound is copied as it is.
-        codec: "h264", "mjpeg" (JPEGs: many times the size, little work), or "auto": h264, but mjpeg
-            on a GPU that has no encoder of its own.
-        device: "cuda" encodes on the GPU, as far as it can; what cannot is done on the CPU.
+        rate: the mean frame rate, per second.
+        sound: a file or URL whose sound is copied without re-encoding.
+        codec: "h264", "mjpeg" (JPEGs: many times larger, but fast), or "auto": h264, or mjpeg on a
+            GPU without an H.264 encoder.
+        device: "cuda" encodes on the GPU if it has the encoder, otherwise on the CPU.
 
     Raises:
-        UsageError: another suffix or codec.
-        FastcamError: the file cannot be written.
+        UsageError: if the suffix or codec is unknown.
+        FastcamError: if the file cannot be written.
 
     Warns:
-        UserWarning: this kind of file cannot hold this kind of sound, and goes without; or the GPU
-            has no encoder.
+        UserWarning: if the file format does not support the sound's codec, so the sound is left
+            out; or if the GPU lacks the encoder.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Writer:
         if path.suffix.lower() not in SUFFIXES:
             raise UsageError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
         if codec not in CODECS:
-            raise UsageError(f"unknown codec {codec}; there are: {', '.join(CODECS)}")
+            raise UsageError(f"unknown codec {codec}; choose from {', '.join(CODECS)}")
         self.path = path
         self.frames = 0
         self.padded: tuple[int, int] | None = None
-        """(height, width) in the file where it is not that of the pictures."""
+        """(height, width) in the file if it differs from that of the pictures."""
         self._rate = rate
         self._codec, self._device = codec, device
         self._temporary = temporary_name(path)
@@ -81,7 +81,7 @@ class Writer:
         self._sound = _Sound(sound) if sound is not None else None
 
     def write(self, frame: Frame) -> None:
-        """Appends a frame; all have one size and pixel aspect, and times grow."""
+        """Appends a frame; all frames share one size and pixel aspect, with increasing times."""
         try:
             if self._container is None:
                 self._start(frame)
@@ -97,7 +97,7 @@ class Writer:
             raise self._complaint(error) from error
 
     def close(self, complete: bool = True) -> None:
-        """Finishes the file; not ``complete``: without the sound behind the last frame."""
+        """Finishes the file; unless ``complete``, omits the sound after the last frame."""
         try:
             if self._container is not None and self._failed:
                 self._save()
@@ -110,7 +110,7 @@ class Writer:
             self._container = None
             if self._sound is not None:
                 self._sound.close()
-            with suppress(OSError):  # it has been renamed, or could not be made
+            with suppress(OSError):  # already renamed, or never created
                 self._temporary.unlink()
 
     def __enter__(self) -> Writer:
@@ -132,7 +132,7 @@ class Writer:
             self._sound.add_to(self._container)
 
     def _mux(self, packets: Iterable[Any]) -> None:
-        """Writes video packets, each behind the sound of its time."""
+        """Writes video packets, interleaved with the sound."""
         for packet in packets:
             if self._sound is not None and packet.dts is not None:
                 self._sound.copy_until(packet.dts * packet.time_base, self._container)
@@ -148,7 +148,7 @@ class Writer:
         self._temporary.replace(self.path)
 
     def _save(self) -> None:
-        """What lies on the disk as a file that plays, where nothing more can be written."""
+        """Saves the data on disk as a playable file without writing any more."""
         with suppress(av_library().FFmpegError, OSError):
             self._container.close()
         with suppress(OSError):
@@ -161,7 +161,7 @@ class Writer:
 
 
 def _put_index_first(path: Path) -> None:
-    """Copies a file of fragments into one with an index at its start, for players on the web."""
+    """Remuxes a fragmented file with the index at the start, for web players."""
     whole = temporary_name(path)
     try:
         with (
@@ -176,14 +176,18 @@ def _put_index_first(path: Path) -> None:
         whole.replace(path)
     except (av_library().FFmpegError, OSError) as error:
         why = getattr(error, "strerror", None) or error
-        warnings.warn(f"{path}: its index stays in pieces ({why}); it plays", stacklevel=4)
+        warnings.warn(
+            f"{path}: the file stays fragmented because its index cannot be moved to the start "
+            f"({why}); it is playable",
+            stacklevel=4,
+        )
     finally:
         with suppress(OSError):
             whole.unlink()
 
 
 def _cut_to_whole_fragments(path: Path) -> bool:
-    """Takes off what lies behind the last whole fragment; False where there is none."""
+    """Truncates the file after its last complete fragment; False if there is none."""
     end, size = 0, path.stat().st_size
     with path.open("r+b") as file:
         offset = 0
@@ -212,7 +216,7 @@ class _H264:
     def __init__(self, container: Any, rate: Fraction, size: tuple[int, int], first: Frame) -> None:
         self._stream = container.add_stream(self.name, rate=rate, options=self.options)
         _describe(self._stream, size, first, "yuv420p")
-        # 1 is BT.709 in all three lists, and the limited range
+        # 1 means BT.709 in the first three, limited range in the last
         context = self._stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
         self._reformatter = av_library().video.reformatter.VideoReformatter()
@@ -230,14 +234,14 @@ class _H264:
 
 
 class _NVENC(_H264):
-    """The GPU's own encoder."""
+    """The encoder of NVIDIA GPUs."""
 
     name = "h264_nvenc"
     options: ClassVar = {"rc": "vbr", "cq": "23", "preset": "p4"}
 
 
 class _MJPEG:
-    """JPEGs one behind the other."""
+    """A sequence of JPEGs."""
 
     device = "cpu"
 
@@ -276,14 +280,14 @@ def _jpeg(picture: Picture, device: str) -> bytes:
     try:
         from torchcodec.encoders import JpegEncoder
     except ImportError:
-        raise FastcamError("JPEGs on a GPU need torchcodec: pip install torchcodec") from None
+        raise FastcamError("JPEG on a GPU requires torchcodec: pip install torchcodec") from None
     pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(device)
     encoder = JpegEncoder(pixels.permute(2, 0, 1).contiguous())
     return encoder.to_tensor(quality=_JPEG_QUALITY).cpu().numpy().tobytes()
 
 
 def _encoder(codec: str, device: str, size: tuple[int, int]) -> Any:
-    """The encoder's class: the GPU's where it has one."""
+    """The encoder class: the GPU's encoder if available."""
     if device != "cuda":
         return _MJPEG if codec == "mjpeg" else _H264
 
@@ -294,23 +298,26 @@ def _encoder(codec: str, device: str, size: tuple[int, int]) -> Any:
         why = _refusal(try_jpeg)
         if why is None:
             return _MJPEGOnGPU
-        warnings.warn(f"the GPU makes no JPEGs ({why}): the CPU does", stacklevel=5)
+        warnings.warn(
+            f"encoding on the CPU because the GPU has no JPEG encoder ({why})", stacklevel=5
+        )
         return _MJPEG
     why = _refusal(lambda: _try_nvenc(size))
     if why is None:
         return _NVENC
     if codec == "auto" and _refusal(try_jpeg) is None:
         warnings.warn(
-            f"the GPU has no H.264 encoder ({why}): JPEGs instead; codec h264 uses the CPU",
+            f"writing JPEGs because the GPU has no H.264 encoder ({why}); to encode H.264 on the "
+            "CPU, use codec h264",
             stacklevel=5,
         )
         return _MJPEGOnGPU
-    warnings.warn(f"the GPU has no H.264 encoder ({why}): the CPU encodes", stacklevel=5)
+    warnings.warn(f"encoding on the CPU because the GPU has no H.264 encoder ({why})", stacklevel=5)
     return _H264
 
 
 def _refusal(attempt: Any) -> str | None:
-    """Why it cannot be done; None where it can."""
+    """The reason why the attempt fails, or None if it succeeds."""
     try:
         attempt()
     except (av_library().FFmpegError, RuntimeError, ValueError, FastcamError) as error:
@@ -326,7 +333,7 @@ def _try_nvenc(size: tuple[int, int]) -> None:
 
 
 class _Sound:
-    """The sound tracks of a file, copied packet by packet."""
+    """Copies the audio tracks of a file packet by packet."""
 
     def __init__(self, source: str) -> None:
         self._source = open_container(source, source)
@@ -345,7 +352,7 @@ class _Sound:
             self._advance()
 
     def copy_until(self, time: Fraction | None, container: Any) -> None:
-        """Writes what comes before ``time`` in seconds, or all that is left."""
+        """Writes the packets before ``time`` in seconds; None for all remaining ones."""
         while self._next is not None:
             if time is not None and self._next.dts * self._next.time_base >= time:
                 return
@@ -356,7 +363,7 @@ class _Sound:
     def _advance(self) -> None:
         try:
             self._next = next((each for each in self._packets if each.dts is not None), None)
-        except av_library().FFmpegError:  # the picture is broken at the same place and says so
+        except av_library().FFmpegError:  # the video stream reports it
             self._next = None
 
     def close(self) -> None:

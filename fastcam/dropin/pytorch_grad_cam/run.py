@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam.dropin.settings import settings
-from fastcam.engine.capture import Graph, record
-from fastcam.engine.fast import FastModel, Options, preferred_dtype
+from fastcam.engine.fast.model import FastCopies
+from fastcam.engine.graph import OUTPUT, Point, Start, gradients_at
 from fastcam.engine.inputs import first_row
 from fastcam.engine.layers import layer_names
-from fastcam.engine.recording import OUTPUT, Point, Start, find_start, gradients_at
+from fastcam.engine.recorded_run import Graph, record
 from fastcam.engine.running import hooks_of, modules_of, unwrap
+from fastcam.engine.start import find_start
 from fastcam.errors import first_line
 
 Array = np.ndarray[Any, Any]
@@ -260,7 +261,7 @@ def aside(cam: Any) -> Iterator[None]:
             each.update(now)
 
 
-_fast_copies: WeakKeyDictionary[Any, tuple[nn.Module, FastModel]] = WeakKeyDictionary()
+_fast_copies = FastCopies()
 
 
 def _network(
@@ -270,11 +271,7 @@ def _network(
     model = unwrap(cam.model)
     if not settings.fast:
         return model, images
-    of, copy = _fast_copies.get(cam, (None, None))
-    if of is not model or copy is None or copy.is_stale:
-        options = Options(dtype=preferred_dtype(images.device))
-        copy = FastModel(model, images, names, options, start or OUTPUT)
-        _fast_copies[cam] = model, copy
+    copy = _fast_copies.of(cam, model, images, names, start or OUTPUT)
     return copy.model, copy.prepared(images)
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastcam.dropin.pytorch_grad_cam.run import Array, TargetFunctions, aside
 from fastcam.dropin.settings import settings
-from fastcam.engine.fast import FastModel, Options, folded, preferred_dtype
+from fastcam.engine.fast.model import FastCopies, folded
 from fastcam.engine.running import unwrap
 from fastcam.methods.masked_runs import masked_runs
 
 BATCH_SIZE = 16
 
-_fast_copies: WeakKeyDictionary[Any, tuple[nn.Module, FastModel]] = WeakKeyDictionary()
+_fast_copies = FastCopies()
 
 
 def score_weights(
@@ -53,9 +52,5 @@ def _copy(cam: Any, one: Tensor) -> Callable[[Tensor], Any]:
     model = unwrap(cam.model)
     if not settings.fast:
         return folded(model, one)
-    of, copy = _fast_copies.get(cam, (None, None))
-    if of is not model or copy is None or copy.is_stale:
-        copy = FastModel(model, one, (), Options(preferred_dtype(one.device)))
-        _fast_copies[cam] = model, copy
-    fast = copy
+    fast = _fast_copies.of(cam, model, one)
     return lambda images: fast.model(fast.prepared(images))

@@ -19,9 +19,11 @@ from fastcam.dropin.calls import counted
 from fastcam.dropin.settings import settings
 from fastcam.dropin.takeover import Replacement
 from fastcam.dropin.torchcam.peer import Peer, is_own
+from fastcam.engine.graph import Start, started
 from fastcam.engine.inputs import first_row
-from fastcam.engine.recording import Recorder, Start, closest_start, start_at_inputs, started
+from fastcam.engine.recorder import Recorder
 from fastcam.engine.running import Loan, is_compiled, unwrap
+from fastcam.engine.start import closest_start, start_at_inputs
 from fastcam.engine.trials import untouched
 from fastcam.engine.values import tensors_of
 

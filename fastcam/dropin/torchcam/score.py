@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from fastcam.dropin.settings import settings
 from fastcam.dropin.takeover import Replacement
 from fastcam.dropin.torchcam.forward import has_other_hooks, without_hooks
 from fastcam.dropin.torchcam.peer import Peer
-from fastcam.engine.fast import FastModel, Options, folded, preferred_dtype
+from fastcam.engine.fast.model import FastCopies, folded
 from fastcam.engine.running import unwrap
 from fastcam.methods.masked_runs import masked_runs
 
@@ -33,7 +32,7 @@ _RUNS = (
 """By what 0.5.0 makes, runs and scores masked images; 0.4.1 has no methods for that."""
 _Variations = Callable[[Tensor, int], Iterator[Tensor]]
 
-_fast_models: WeakKeyDictionary[Any, FastModel] = WeakKeyDictionary()
+_fast_copies = FastCopies()
 
 
 def once(images: Tensor, samples: int) -> Iterator[Tensor]:
@@ -185,10 +184,6 @@ def _network(extractor: Any, activations: Sequence[Tensor]) -> Callable[[Tensor]
             return model
         with without_hooks(model):
             return folded(model, images[:1])
-    fast = _fast_models.get(extractor)
-    if fast is None or fast.is_stale:
-        with without_hooks(model):
-            fast = FastModel(model, images[:1], (), Options(preferred_dtype(images.device)))
-        _fast_models[extractor] = fast
-    copied = fast
-    return lambda images: copied.model(copied.prepared(images))
+    with without_hooks(model):
+        fast = _fast_copies.of(extractor, model, images[:1])
+    return lambda images: fast.model(fast.prepared(images))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcam.engine.fast import BatchSizes, filled
+from fastcam.engine.fast.batch_sizes import BatchSizes, filled
 from fastcam.engine.values import (
     rebuild,
 )

@@ -1,0 +1,287 @@
+"""Methods that give one map per image and class: how they are called and how maps are finished."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastcam import ops
+from fastcam.engine.capture import Capture
+from fastcam.engine.fast.options import Options, is_emulated
+from fastcam.engine.inputs import Inputs
+from fastcam.engine.running import run
+from fastcam.engine.values import tensors_of
+from fastcam.methods.base import Method
+from fastcam.methods.explanation import Explanation
+from fastcam.methods.fast_mode import FastMode
+from fastcam.methods.verification import Verification, gradients_of, relative_error
+from fastcam.targets import Selection, Targets, select
+
+Size = Sequence[int] | Literal["layer"] | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the maps of a call are finished."""
+
+    size: tuple[int, ...] | str | None
+    """The extents; "layer" for the layer's, None for the images'."""
+    normalize: bool
+    """Whether each map is brought to [0, 1]."""
+    relu: bool
+    """Whether negative values become 0."""
+
+
+class MapMethod(Method):
+    """A method that gives one map an image and class."""
+
+    relu: bool = True
+
+    _fast: FastMode | None = None  # None: exact mode
+    _looked = False  # at the maps, for being constant
+
+    def compile(
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        channels_last: bool = True,
+        fold_batchnorm: bool = True,
+        cuda_graph: bool | Literal["auto"] = "auto",
+        check: bool = False,
+    ) -> None:
+        """From the next call on, takes the fast mode: a copy of the model, prepared for inference.
+
+        Below the first target layer BatchNorm is folded into convolutions and the network compiled
+        by torch.compile, for each shape, which takes from seconds to a minute; batches of one size
+        are best, and a shorter last one is filled up to it. From the layer up, gradients included,
+        the copy computes as the model does. The model itself stays as it is; if its parameters,
+        attributes or modules change, the next call makes a new copy. PyTorch does not count what is
+        written through ``.data``: on a GPU, call this again after it. :attr:`compiled` tells what
+        was done.
+
+        Args:
+            dtype: the precision below the layer, float32, bfloat16 or float16; None for the
+                model's own.
+            channels_last: whether channels lie next to each other in memory, as most devices like.
+            fold_batchnorm: whether to fold BatchNorm.
+            cuda_graph: whether on a GPU the whole step, maps included, is recorded and replayed;
+                "auto" where it can be, True that an error says where it cannot.
+            check: whether the first call compares with exact mode: the maps have to correlate by
+                0.99 in the mean, and 99 % of the top classes to be the same.
+
+        Raises:
+            ValueError: for another dtype; in a later call, where the model cannot be copied.
+            RuntimeError: in a later call, where ``check`` or ``cuda_graph=True`` fails.
+
+        Warns:
+            UserWarning: the processor has no instructions for ``dtype``.
+        """
+        options = Options(dtype, channels_last, fold_batchnorm)
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        if is_emulated(dtype, device):
+            warnings.warn(
+                f"dtype: this processor has no instructions for {dtype}; None takes less time",
+                stacklevel=2,
+            )
+        self._fast = FastMode(options, cuda_graph, check)
+
+    @property
+    def is_ready(self) -> bool:
+        return super().is_ready and (self._fast is None or not self._fast.is_stale)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        own = super().networks
+        fast = None if self._fast is None else self._fast.model
+        return own if fast is None else [*own, fast]
+
+    @property
+    def compiled(self) -> dict[str, str]:
+        """By part of the model, what the fast mode made of it, or why not; empty before a call."""
+        return {} if self._fast is None else self._fast.report()
+
+    def __call__(
+        self,
+        images: Inputs,
+        targets: Targets = None,
+        *,
+        size: Size = None,
+        normalize: bool = True,
+        relu: bool | None = None,
+    ) -> Any:
+        """Maps; ``outputs``, ``class_ids`` and ``scores`` come from the same forward.
+
+        Args:
+            images: (N, C, *S), or what else the model takes: a tuple of positional arguments, a
+                list as one argument, a mapping by keyword. The images are the first tensor with
+                positions there, or a list of pictures (C, H, W) of one size.
+            targets: see :func:`fastcam.targets.select`; None for the top class.
+            size: the maps' extents, by default those of the images; "layer" for the layer's own.
+            normalize: whether each map is brought to [0, 1], a constant one to 0.
+            relu: whether negative values become 0; by default what the method's paper does.
+
+        Returns:
+            (N, *size) float32 on the images' device (float64 for a float64 model), or (N, K, *size)
+            for targets (N, K). Several layers: each map normalized at its layer's resolution, then
+            enlarged, and their mean normalized again; a list with one tensor a layer where
+            ``size="layer"`` or not ``normalize``.
+
+        Raises:
+            ValueError, TypeError: if layers, targets or sizes do not fit the model and the images.
+        """
+        with self.calling():
+            self.find_layers(images)
+            wanted = Wanted(
+                tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else size,
+                normalize,
+                self.relu if relu is None else relu,
+            )
+            if self._fast is None:
+                return self.keep(self.explained(images, targets, wanted))
+            return self.keep(self._fast.explained(self, images, targets, wanted))
+
+    def explained(self, images: Inputs, targets: Targets, wanted: Wanted) -> Explanation:
+        """One explanation, by the network that :meth:`network` gives."""
+        record, selection = self.capture_scores(images, targets)
+        with torch.autocast(record.logits.device.type, enabled=False):
+            maps = self.finished(record, selection, wanted)
+            self._look(maps, record, wanted.relu)
+        return Explanation.of(maps, record, selection)
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Meanwhile in exact mode."""
+        fast, self._fast = self._fast, None
+        try:
+            yield
+        finally:
+            self._fast = fast
+
+    def verify(self, images: Inputs, targets: Targets = None) -> Verification:
+        """Compares this method, as it is set up, with the network itself.
+
+        The network runs once more without a copy and with everything recorded, as autograd does in
+        training, in its own precision; for a method without gradients no run is taken from a
+        recording or a copy. Worth a call for an unusual network.
+
+        Args:
+            images, targets: as for a call.
+
+        Returns:
+            The errors, to rounding 0 for exact mode.
+
+        Raises:
+            ValueError: if the whole graph has no answer: the score does not depend on a layer.
+        """
+        with self.calling():
+            self.find_layers(images)
+            whole = self.capture(images, exact=True)
+            selection = select(whole.logits, targets)
+            gradients = None if self.graph is None else gradients_of(whole, selection)
+            with torch.autocast(whole.logits.device.type, enabled=False):
+                expected = self.layer_maps(whole, selection, self.relu)
+            chosen = targets if selection.class_ids is None else selection.class_ids
+            layer = ", ".join(self.layers)
+            try:
+                record, own = self.capture_scores(images, chosen)
+                plain, given = tensors_of(run(self.model, images)), tensors_of(record.outputs)
+                equal = len(plain) == len(given) and all(map(torch.equal, plain, given))
+                error = None
+                if gradients is not None:
+                    error = relative_error(gradients_of(record, own), gradients)
+                with torch.autocast(record.logits.device.type, enabled=False):
+                    maps = self.layer_maps(record, own, self.relu)
+                return Verification(layer, error, relative_error(maps, expected), equal)
+            except ValueError:  # the whole graph has an answer, so no answer is a wrong one
+                return Verification(layer, None if gradients is None else math.inf, math.inf, False)
+
+    def network(self, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+        fast = self._fast
+        if fast is None or fast.model is None:
+            return super().network(inputs)
+        return fast.model, fast.prepared(inputs)
+
+    def finished(self, record: Capture, selection: Selection, wanted: Wanted) -> Any:
+        """The maps that a call returns."""
+        maps = self.layer_maps(record, selection, wanted.relu)
+        if wanted.size != "layer":
+            return self.joined(maps, extents_of(record, wanted.size), wanted.normalize)
+        if wanted.normalize:
+            dims = [activations.dim() - 2 for activations in record.activations]
+            maps = [ops.normalize(m, d) for m, d in zip(maps, dims, strict=True)]
+        return maps[0] if len(maps) == 1 else maps
+
+    def joined(self, maps: list[Tensor], extents: tuple[int, ...], normalize: bool) -> Any:
+        """Enlargement, then min-max; of several layers the mean (:func:`mean_of_layers`)."""
+        if normalize and len(maps) > 1:
+            return mean_of_layers(maps, extents)
+        maps = [ops.upsample(m, extents, normalize) for m in maps]
+        return maps[0] if len(maps) == 1 else maps
+
+    def _look(self, maps: Any, record: Capture, relu: bool) -> None:
+        """Warns if all maps of the first call are constant; later calls do not wait for theirs."""
+        if self._looked:
+            return
+        self._looked = True
+        dims = min(activations.dim() for activations in record.activations) - 2
+        every = [each.flatten(-dims) for each in (maps if isinstance(maps, list) else [maps])]
+        if (
+            not any(each.numel() for each in every)
+            # one position has had its warning
+            or any(activations.shape[2:].numel() == 1 for activations in record.activations)
+            or any(bool((each != each[..., :1]).any()) for each in every)
+        ):
+            return
+        reason = (
+            "nothing there speaks for the class (relu=False shows what speaks against it), or "
+            if relu
+            else ""
+        )
+        names = ", ".join(f"'{name}'" for name in record.layers)
+        warnings.warn(
+            f"target_layers: every map of {names} is constant, probably because {reason}the score "
+            "does not depend on what is where; try another layer",
+            stacklevel=4,
+        )
+
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        """One a layer, at the layer's resolution: (N, *S) or (N, K, *S)."""
+        raise NotImplementedError
+
+
+def for_every_class(maps: Tensor, selection: Selection) -> Tensor:
+    """One map an image, (N, *S), as that of each of its K classes, (N, K, *S)."""
+    if selection.scores.dim() == 1:
+        return maps
+    count, classes = selection.scores.shape
+    return maps.unsqueeze(1).expand(count, classes, *maps.shape[1:])
+
+
+def mean_of_layers(maps: list[Tensor], extents: tuple[int, ...]) -> Tensor:
+    """The mean of several layers' maps, normalized: each was so before its enlargement too."""
+    dims = len(extents)
+    enlarged = [ops.upsample(ops.normalize(m, dims), extents, normalize=False) for m in maps]
+    return ops.normalize(torch.stack(enlarged).mean(0), dims)
+
+
+def extents_of(record: Capture, size: Size | str) -> tuple[int, ...]:
+    """The extents to enlarge to, as many as the layers have."""
+    extents = record.extents if size is None else size
+    if not (extents is None or isinstance(extents, Sequence)):
+        raise TypeError(f'size: got {extents!r}, expected a list of integers or "layer"')
+    for name, activations in zip(record.layers, record.activations, strict=True):
+        dims = activations.dim() - 2
+        if extents is None or isinstance(extents, str) or len(extents) != dims or min(extents) < 1:
+            source = "the inputs have positions" if size is None else "got"
+            raise ValueError(
+                f"size: {source} {extents!r}, but '{name}' has {dims} dimensions of "
+                f'positions; give {dims} positive integers or "layer"'
+            )
+    return tuple(int(extent) for extent in extents or ())
