@@ -40,7 +40,7 @@ TESTS_OF_captum := tests/test_dropin_captum.py tests/test_dropin_matrix.py tests
 N ?= 10000
 SEED ?= 300
 
-.PHONY: help demo test peers peer-suites fuzz lint kernels emulate ptx ptx-built ptx-mutants slots resources mutants \
+.PHONY: help demo test python-tests peers peer-suites fuzz lint kernels emulate ptx ptx-built ptx-mutants slots resources mutants \
 	bench build format clean
 .DEFAULT_GOAL := help
 
@@ -50,8 +50,18 @@ help:  ## this list
 demo: build  ## explain the shipped scene and clip: pictures and a video in out/demo
 	$(BIN)/fastcam demo --out out/demo
 
-test: build lint emulate ptx-built resources  ## lint, types, the kernels on the CPU and the Python tests
-	$(BIN)/python -m pytest
+test:  ## lint, types, the kernels on the CPU and the Python tests; prints the seconds of each step
+	@mkdir -p build && rm -f build/seconds
+	@for step in build lint emulate ptx-built resources python-tests; do \
+		begun=$$(date +%s); \
+		$(MAKE) --no-print-directory $$step || exit 1; \
+		echo "$$step: $$(($$(date +%s) - begun)) s" >> build/seconds; \
+	done
+	@cat build/seconds
+
+# One thread each, or two processes wait for each other's threads.
+python-tests: build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 peers: $(PEERS:%=peer-%)  ## the drop-in's tests with the older releases that it serves
 
@@ -67,12 +77,13 @@ peer-suites: build  ## the tests of a library, from its checkout SRC, under the 
 fuzz: build  ## N random networks from SEED on, explained and compared with whole-graph autograd
 	$(BIN)/python -m tests.fuzz --cases $(N) --seed $(SEED)
 
-lint: build  ## ruff, clang-format, mypy and the rules for imports
+lint: build  ## ruff, clang-format, mypy, the rules for imports and a search for duplicates
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/pylint fastcam benchmarks
 
 kernels: build emulate  ## every kernel on the CPU, and what nvcc makes of it for ARCHITECTURES
 	@if command -v nvcc > /dev/null; then \

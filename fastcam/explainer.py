@@ -169,9 +169,7 @@ class Explainer:
         logits = found.reshape(images, -1).float()
         names, classes = len(self.model.classes), logits.shape[1]
         if names not in (0, classes):
-            raise UsageError(
-                f"classes: got {names} names, expected one for each of {classes} classes"
-            )
+            raise UsageError(f"classes: got {names} names, expected {classes}, one per class")
         return self.model.probabilities(logits)
 
     @contextmanager

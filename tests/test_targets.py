@@ -61,7 +61,17 @@ def test_scores_keep_their_graph_under_no_grad() -> None:
     with torch.no_grad():
         for targets in (None, 1, lambda row: row[0], torch.tensor([[0, 1]] * 3)):
             selection = select(logits, targets)
-            assert all(scores.requires_grad for scores in selection.columns())
+            met: list[tuple[bool, bool]] = []
+
+            def once(
+                scores: torch.Tensor, again: bool, met: list[tuple[bool, bool]] = met
+            ) -> list[torch.Tensor]:
+                met.append((scores.requires_grad, again))
+                return [scores.detach()]
+
+            (stacked,) = selection.by_class(once)
+            assert torch.equal(stacked, selection.scores)
+            assert met == [(True, k < len(met)) for k in range(1, len(met) + 1)]
 
 
 @pytest.mark.parametrize(

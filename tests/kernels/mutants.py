@@ -21,16 +21,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TIME_LIMIT = 150
 BARRIER = re.compile(r"\b(?:__syncthreads|__syncwarp|wait_for_copies<\d>)\((?:[^;]*)\);")
-# the quick ones first
+# a test's source and its flags, the quick ones first
 TESTS = {
-    "arithmetic": [],
-    "block": [],
-    "guided_relu": [],
-    "overlay": [],
-    "normalize": [],
-    "channel_weights": [],
-    "cam": ["-DELEMENT=float"],
-    "enlarge": [],
+    "arithmetic": ("arithmetic", []),
+    "block": ("block", []),
+    "guided_relu": ("guided_relu", []),
+    "overlay": ("overlay", []),
+    "normalize": ("normalize", []),
+    "channel_weights": ("channel_weights", []),
+    "cam": ("cam", ["-DELEMENT=float"]),
+    "enlarge": ("enlarge", []),
+    "cam of bfloat16": ("cam", ["-DELEMENT=bfloat16"]),
 }
 FLAGS = {
     "plain": ["-O1"],
@@ -281,7 +282,7 @@ def find_mutants(kernels: Path, only: str) -> list[Mutant]:
 def includes(test: str) -> set[str]:
     """The kernel headers that a test includes, directly or not"""
     listed = subprocess.run(
-        [*compiler(ROOT, "plain"), *TESTS[test], "-MM", str(source(ROOT, test))],
+        [*compiler(ROOT, "plain", test), "-MM", str(source(ROOT, test))],
         capture_output=True,
         text=True,
         check=True,
@@ -289,13 +290,13 @@ def includes(test: str) -> set[str]:
     return {Path(name).name for name in listed.split() if "csrc/kernels" in name}
 
 
-def compiler(root: Path, mode: str) -> list[str]:
+def compiler(root: Path, mode: str, test: str) -> list[str]:
     folders = [f"-I{root}/csrc", f"-I{root}/tests/kernels"]
-    return ["g++", "-std=c++20", "-w", *FLAGS[mode], *folders, "-pthread"]
+    return ["g++", "-std=c++20", "-w", *FLAGS[mode], *folders, "-pthread", *TESTS[test][1]]
 
 
 def source(root: Path, test: str) -> Path:
-    return root / "tests" / "kernels" / f"test_{test}.cpp"
+    return root / "tests" / "kernels" / f"test_{TESTS[test][0]}.cpp"
 
 
 def verdict(mutant: Mutant, tests: list[str]) -> str | None:
@@ -312,8 +313,8 @@ def verdict(mutant: Mutant, tests: list[str]) -> str | None:
         }
         for mode in mutant.modes:
             for test in tests:
-                binary = root / f"{test}_{mode}"
-                command = [*compiler(root, mode), *TESTS[test], str(source(root, test))]
+                binary = root / f"{test.replace(' ', '_')}_{mode}"
+                command = [*compiler(root, mode, test), str(source(root, test))]
                 built = subprocess.run(
                     [*command, "-o", str(binary)], capture_output=True, text=True, check=False
                 )
