@@ -101,6 +101,22 @@ struct GradCAMElementWise {
   FASTCAM_HOST_DEVICE F pixel(F a, F g) const { return relu(g * a); }
 };
 
+// M = sum_k w_k A^k with weights that are given: (N, K, C)
+template <class F>
+struct GivenWeights {
+  const F* weights;
+  int64_t image_stride, class_stride;
+
+  FASTCAM_HOST_DEVICE const F* at(int64_t image, int64_t klass) const {
+    return weights + image * image_stride + klass * class_stride;
+  }
+};
+
+template <class Method>
+inline constexpr bool has_given_weights = false;
+template <class F>
+inline constexpr bool has_given_weights<GivenWeights<F>> = true;
+
 // f(name, method) for every method
 template <class F, class Function>
 void for_methods(F eps, const Function& f) {
