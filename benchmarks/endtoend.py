@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 import torch
 
+import fastcam
 from benchmarks import harness, implementations
 from benchmarks.harness import Result
+from fastcam import reference
 
 NETWORKS = ("resnet50", "vgg16", "convnext_tiny", "vit_b_16")
-METHODS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcam-elementwise")
+METHODS = tuple(name for name in reference.METHODS if name in fastcam.METHODS)
 
 
 def measure(name: str, batch: int, method: str, device: torch.device) -> list[Result]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fastcam
 from benchmarks import harness
 from benchmarks.harness import Call, Result
 from fastcam import ops, reference
@@ -26,7 +27,7 @@ LAYERS = {
     "tokens": (1024, 197),
     "512x8x7x7": (512, 8, 7, 7),
 }
-METHODS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcam-elementwise")
+METHODS = tuple(name for name in reference.METHODS if name in fastcam.METHODS)
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "channels_last")
 BATCHES = (1, 8, 64)

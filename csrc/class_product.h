@@ -3,7 +3,8 @@
 
 #include <array>
 
-#include "operands.h"
+#include "operands/features.h"
+#include "operands/tensors.h"
 
 namespace fastcam {
 

@@ -103,6 +103,9 @@ _ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gradcam-elementwise": lambda activations, gradients: (gradients * activations).relu(),
 }
 
+METHODS = (*_CHANNEL_WEIGHTS, *_ELEMENTWISE)
+"""The methods of :func:`cam`."""
+
 
 def gap(gradients: Tensor, spatial_dims: int | None = None) -> Tensor:
     dims = gradients.dim() - 2 if spatial_dims is None else spatial_dims
@@ -145,8 +148,7 @@ def cam(
     elif method in _ELEMENTWISE:
         maps = _ELEMENTWISE[method](a, g).sum(2)
     else:
-        names = ", ".join((*_CHANNEL_WEIGHTS, *_ELEMENTWISE))
-        raise RuntimeError(f"method: got '{method}', expected one of {names}")
+        raise RuntimeError(f"method: got '{method}', expected one of {', '.join(METHODS)}")
     maps = maps.relu() if relu else maps
     maps = maps if gradients.dim() > activations.dim() else maps.squeeze(1)
     return maps.unflatten(-1, activations.shape[2:])

@@ -24,8 +24,9 @@ from networks import (
 from torch import Tensor, nn
 
 import fastcam
+from fastcam import reference
 
-MAP_METHODS = ["gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcam-elementwise"]
+MAP_METHODS = [name for name in reference.METHODS if name in fastcam.METHODS]
 CLASSES = torch.tensor([1, 4, 2])
 SMALL = {"resnet18", "r3d_18", "signal"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -15,10 +16,6 @@ from torch.autograd import forward_ad
 
 from fastcam import _kernels, ops, reference
 
-METHODS = (
-    *("gradcam", "gradcam++", "gradcam++-signed", "xgradcam"),
-    *("hirescam", "layercam", "gradcam-elementwise"),
-)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # (N, C, *S)
 SHAPES = (
@@ -272,7 +269,7 @@ def test_weighted_sum_of_many_classes(layout, dtype, device):
 
 
 @cases
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", reference.METHODS)
 def test_cam(case, method, device):
     a, g = operands(case, device)
     for relu, eps in ((True, 0.0), (False, 1e-3)):
@@ -283,7 +280,7 @@ def test_cam(case, method, device):
 
 
 @cases
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", reference.METHODS)
 def test_saliency(case, method, device):
     """The fused operator against the two that it fuses."""
     a, g = operands(case, device)
@@ -437,7 +434,7 @@ def test_cam_is_channel_weights_and_sum(device):
 
 
 @pytest.mark.parametrize("special", [torch.nan, torch.inf])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", reference.METHODS)
 def test_nan_stays_in_its_image(method, special, device):
     torch.manual_seed(2)
     a, g = torch.rand(3, 40, 7, 7, device=device), torch.randn(3, 40, 7, 7, device=device)
@@ -449,7 +446,7 @@ def test_nan_stays_in_its_image(method, special, device):
     assert torch.equal(maps[[0, 2]], clean[[0, 2]])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", reference.METHODS)
 def test_same_bits_on_every_run_and_thread_count(method, device):
     torch.manual_seed(4)
     a, g = torch.rand(2, 300, 14, 14, device=device), torch.randn(2, 300, 14, 14, device=device)
@@ -638,7 +635,7 @@ def test_any_shape(data, device):
     classes = data.draw(st.sampled_from([(), (1,), (2,), (11,)]))
     layout = data.draw(st.sampled_from(LAYOUTS))
     dtype = data.draw(st.sampled_from(DTYPES))
-    method = data.draw(st.sampled_from(METHODS))
+    method = data.draw(st.sampled_from(reference.METHODS))
     size = [data.draw(st.integers(1, 30)) for _ in spatial]
     case = {"shape": (n, c, *spatial), "classes": classes, "layout": layout, "dtype": dtype}
     a, g = operands({**case, "values": "random"}, device)
@@ -682,7 +679,7 @@ WRONG = {
     ),
     "normalize": ((torch.rand(2, 2), 4), "spatial_dims: got 4, expected 1, 2 or 3"),
     "upsample": ((torch.rand(2, 3, 3), [0, 4]), "size: got (0, 4), expected spatial extents"),
-    "guided_relu": ((torch.ones(3, dtype=torch.int32),), "input: got dtype Int, expected float32"),
+    "guided_relu": ((torch.ones(3, dtype=torch.int32),), "input: got dtype int32, expected"),
     "guided_relu_backward": (
         (torch.rand(3), torch.rand(4)),
         "grad_output: got shape (3), expected that of the input, (4)",
@@ -693,7 +690,7 @@ WRONG = {
     ),
     "impute": (
         (torch.rand(1, 3, 4, 4), torch.ones(1, 4, 5).bool()),
-        "known: got shape (1, 4, 5) of Bool, expected (N, H, W) as in the images, (1, 3, 4, 4)",
+        "known: got shape (1, 4, 5) of bool, expected (N, H, W) as in the images, (1, 3, 4, 4)",
     ),
     "overlay": (
         (torch.rand(1, 4, 4, 3), torch.rand(1, 2, 2), torch.zeros(256, 3).byte(), 1.5),
@@ -709,3 +706,29 @@ def test_errors_name_the_argument(operator, device):
     with pytest.raises(RuntimeError) as error:
         getattr(ops, operator)(*on_device)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+        *(torch.complex32, torch.complex64, torch.complex128, torch.float8_e4m3fn),
+    ],
+)
+def test_errors_name_the_dtype_as_python_does(dtype, device):
+    with pytest.raises(RuntimeError) as error:
+        ops.guided_relu(torch.empty(3, dtype=dtype, device=device))
+    assert str(error.value).startswith(f"input: got {str(dtype).replace('torch.', 'dtype ')}, ")
+
+
+def test_kernels_and_documentation_name_the_methods_of_the_reference(device):
+    a = torch.rand(1, 2, 3, 3, device=device)
+    messages = []
+    for cam in (ops.cam, reference.cam):
+        with pytest.raises(RuntimeError) as error:
+            cam(a, a, "unknown")
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert ops.cam.__doc__ is not None
+    documented = re.findall(r"^ +``([^`]+)`` ", ops.cam.__doc__, re.MULTILINE)
+    assert tuple(documented) == reference.METHODS

@@ -1,6 +1,8 @@
 #include "cpu/parallel.h"
 #include "kernels/guided.h"
-#include "operands.h"
+#include "operands/checks.h"
+#include "operands/guided.h"
+#include "operands/tensors.h"
 
 namespace fastcam::cpu {
 

@@ -3,7 +3,9 @@
 
 #include "cpu/lanes.h"
 #include "cpu/multigrid.h"
-#include "operands.h"
+#include "operands/checks.h"
+#include "operands/pictures.h"
+#include "operands/tensors.h"
 
 namespace fastcam::cpu {
 

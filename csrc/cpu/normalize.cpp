@@ -2,7 +2,8 @@
 
 #include "cpu/parallel.h"
 #include "kernels/interpolate.h"
-#include "operands.h"
+#include "operands/maps.h"
+#include "operands/tensors.h"
 
 namespace fastcam::cpu {
 

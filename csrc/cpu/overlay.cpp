@@ -1,6 +1,7 @@
 #include "cpu/enlarge.h"
 #include "kernels/blend.h"
-#include "operands.h"
+#include "operands/pictures.h"
+#include "operands/tensors.h"
 
 namespace fastcam::cpu {
 

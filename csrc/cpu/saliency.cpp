@@ -1,5 +1,5 @@
+#include "operands/saliency.h"
 #include "cpu/maps.h"
-#include "operands.h"
 
 namespace fastcam::cpu {
 

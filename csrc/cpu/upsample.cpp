@@ -1,5 +1,6 @@
 #include "cpu/enlarge.h"
-#include "operands.h"
+#include "operands/maps.h"
+#include "operands/tensors.h"
 
 namespace fastcam::cpu {
 

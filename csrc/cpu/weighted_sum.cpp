@@ -1,6 +1,7 @@
 #include "class_product.h"
-#include "cpu/channels.h"
-#include "operands.h"
+#include "cpu/weights_and_maps.h"
+#include "operands/features.h"
+#include "operands/tensors.h"
 
 namespace fastcam::cpu {
 
@@ -14,28 +15,8 @@ Tensor weighted_sum(const Tensor& activations, const Tensor& weights, bool relu)
     using T = decltype(element);
     using F = arithmetic_t<T>;
     const Features<T> a = o.activations.features<T>();
-    const F* w = data<F>(o.weights);
-    F* result = mutable_data<F>(maps);
-    const auto [images, classes, channels, positions] = o.extents;
-    if (in_rows(a)) {
-      for_images(
-          images, channels * positions * classes,
-          [&, classes = classes, positions = positions](int64_t image) {
-            row_maps(
-                a, a, image, o.extents, w + image * o.image_stride(), o.class_stride(),
-                Weighted<F>{}, relu, result + image * classes * positions);
-          });
-      return;
-    }
-    sum_tiles(
-        o.extents, tile_channels<T>(positions), relu, result,
-        [&, positions = positions](const Tile& tile, int64_t first, int64_t last, F* rows) {
-          const F* image_weights = w + tile.image * o.image_stride() + tile.begin;
-          for (int64_t k = first; k < last; ++k)
-            add_planes(
-                a, a, tile, 0, positions, image_weights + k * o.class_stride(), Weighted<F>{},
-                rows + k * positions);
-        });
+    const GivenWeights<F> given{data<F>(o.weights), o.image_stride(), o.class_stride()};
+    find_maps(a, a, o.extents, given, relu, mutable_data<F>(maps));
   });
   return maps;
 }

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "cuda/launch.h"
-#include "operands.h"
+#include "operands/features.h"
 
 namespace fastcam::cuda {
 

@@ -1,4 +1,5 @@
 #include "cuda/enlarge.h"
+#include "operands/guided.h"
 
 namespace fastcam::cuda {
 

@@ -1,6 +1,7 @@
 #include "kernels/guided_relu.cuh"
 
 #include "cuda/launch.h"
+#include "operands/guided.h"
 
 namespace fastcam::cuda {
 

@@ -9,7 +9,8 @@
 #include <algorithm>
 
 #include "kernels/block.cuh"
-#include "operands.h"
+#include "operands/checks.h"
+#include "operands/tensors.h"
 
 namespace fastcam::cuda {
 

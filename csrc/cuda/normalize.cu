@@ -1,6 +1,7 @@
 #include "kernels/normalize.cuh"
 
 #include "cuda/launch.h"
+#include "operands/maps.h"
 
 namespace fastcam::cuda {
 

@@ -1,6 +1,7 @@
 #include "kernels/overlay.cuh"
 
 #include "cuda/enlarge.h"
+#include "operands/pictures.h"
 
 namespace fastcam::cuda {
 

@@ -1,5 +1,6 @@
 #include "cuda/cam.h"
 #include "cuda/enlarge.h"
+#include "operands/saliency.h"
 
 namespace fastcam::cuda {
 

@@ -1,4 +1,5 @@
 #include "cuda/enlarge.h"
+#include "operands/maps.h"
 
 namespace fastcam::cuda {
 

@@ -10,18 +10,6 @@
 
 namespace fastcam {
 
-// M = sum_k w_k A^k with weights that are given: (N, K, C)
-template <class F>
-struct GivenWeights {
-  const F* weights;
-  int64_t image_stride, class_stride;
-};
-
-template <class Method>
-inline constexpr bool has_given_weights = false;
-template <class F>
-inline constexpr bool has_given_weights<GivenWeights<F>> = true;
-
 // How the rows of staged tiles lie in device memory: a row a position (channels_last) or a channel
 template <class T>
 struct CamRows {
@@ -111,9 +99,7 @@ class CamBlock {
     gradients_of_tile_ = first_copy(o_.gradients, window, more) + first_class_ * o_.gradients.klass;
     gradients_ = gradients_of_tile_;
     weights_ = nullptr;
-    if constexpr (kGiven)
-      weights_ = o_.method.weights + image_ * o_.method.image_stride +
-                 first_class_ * o_.method.class_stride + first_channel;
+    if constexpr (kGiven) weights_ = o_.method.at(image_, first_class_) + first_channel;
     if (weights_only()) {
       result_ =
           o_.result + (int64_t{image_} * e_.classes + first_class_) * e_.channels + first_channel;

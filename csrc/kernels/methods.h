@@ -101,6 +101,34 @@ struct GradCAMElementWise {
   FASTCAM_HOST_DEVICE F pixel(F a, F g) const { return relu(g * a); }
 };
 
+// M = sum_k w_k A^k with weights that are given: (N, K, C)
+template <class F>
+struct GivenWeights {
+  const F* weights;
+  int64_t image_stride, class_stride;
+
+  FASTCAM_HOST_DEVICE const F* at(int64_t image, int64_t klass) const {
+    return weights + image * image_stride + klass * class_stride;
+  }
+};
+
+template <class Method>
+inline constexpr bool has_given_weights = false;
+template <class F>
+inline constexpr bool has_given_weights<GivenWeights<F>> = true;
+
+// f(name, method) for every method
+template <class F, class Function>
+void for_methods(F eps, const Function& f) {
+  f("gradcam", GradCAM<F>{});
+  f("gradcam++", GradCAMPlusPlus<F>{eps});
+  f("gradcam++-signed", GradCAMPlusPlus<F>{eps, -std::numeric_limits<F>::infinity()});
+  f("xgradcam", XGradCAM<F>{eps});
+  f("hirescam", HiResCAM<F>{});
+  f("layercam", LayerCAM<F>{});
+  f("gradcam-elementwise", GradCAMElementWise<F>{});
+}
+
 // Whether a method has quick terms, and may take them for channels of this total
 template <class Method>
 inline constexpr bool has_quick_terms = false;

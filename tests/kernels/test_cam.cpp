@@ -21,13 +21,17 @@ struct Estimate {
   }
 };
 
-constexpr double kXGradEps = 100;
+// Whether a method is tested with this eps: one that keeps its denominators away from 0
+bool tested_with(double eps, const std::string& method) {
+  if (method == "gradcam++") return eps <= 1;
+  if (method == "gradcam++-signed") return eps == 1;
+  return eps == (method == "xgradcam" ? 100 : 0);
+}
 
 // w_k of one channel; `method` as fastcam names it
 Estimate reference_weight(
-    const std::string& method, const Array<T>& a, const Array<T>& g, const Extents& e, int64_t n,
-    int64_t k, int64_t c) {
-  const double eps = method == "gradcam++" ? 0 : 1;
+    const std::string& method, double eps, const Array<T>& a, const Array<T>& g, const Extents& e,
+    int64_t n, int64_t k, int64_t c) {
   Estimate total, sum;
   for (int64_t p = 0; p < e.positions; ++p) {
     const double activation = a(n, 0, c, p);
@@ -50,11 +54,11 @@ Estimate reference_weight(
     }
   }
   if (method != "xgradcam") return sum;
-  const double denominator = total.value + kXGradEps;
+  const double denominator = total.value + eps;
   return {
       sum.value / denominator, sum.scale / std::abs(denominator) + std::abs(sum.value) /
                                                                        (denominator * denominator) *
-                                                                       (total.scale + kXGradEps)};
+                                                                       (total.scale + eps)};
 }
 
 double elementwise(const std::string& method, double a, double g) {
@@ -100,7 +104,7 @@ std::vector<F> run_kernel(const CamArguments<T, Method>& arguments) {
 // The weights alone
 template <class Method>
 void test_weights(
-    const std::string& name, const Method& method, const Case& test, const Array<T>& a,
+    const std::string& name, double eps, const Method& method, const Case& test, const Array<T>& a,
     const Array<T>& g) {
   const Extents& e = test.extents;
   const bool across = g.strides.channel == 1 && g.strides.position != 1;
@@ -125,7 +129,7 @@ void test_weights(
   for (int64_t n = 0; n < e.images; ++n)
     for (int64_t k = 0; k < e.classes; ++k)
       for (int64_t c = 0; c < e.channels; ++c) {
-        const Estimate want = reference_weight(name, a, g, e, n, k, c);
+        const Estimate want = reference_weight(name, eps, a, g, e, n, k, c);
         expect_near(
             weights[(n * e.classes + k) * e.channels + c], want.value,
             kRounding<T> * (want.scale + std::abs(want.value)),
@@ -135,7 +139,7 @@ void test_weights(
 
 template <class Method>
 void test_method(
-    const std::string& name, const Method& method, const Case& test, const Array<T>& a,
+    const std::string& name, double eps, const Method& method, const Case& test, const Array<T>& a,
     const Array<T>& g, bool rectify, std::vector<double>* weights = nullptr) {
   const Extents& e = test.extents;
   const bool across = a.strides.channel == 1 && a.strides.position != 1;
@@ -156,7 +160,7 @@ void test_method(
       std::vector<Estimate> weight(e.channels);
       if (has_channel_weights<Method>)
         for (int64_t c = 0; c < e.channels; ++c)
-          weight[c] = reference_weight(name, a, g, e, n, k, c);
+          weight[c] = reference_weight(name, eps, a, g, e, n, k, c);
       if (weights)
         for (int64_t c = 0; c < e.channels; ++c)
           weight[c].value = (*weights)[(n * e.classes + k) * e.channels + c];
@@ -186,28 +190,25 @@ void test_case(const Case& test) {
   const Extents& e = test.extents;
   const Array<T> a({e.images, 1, e.channels, e.positions}, test.activations);
   const Array<T> g(e, test.gradients);
-  test_method("gradcam", GradCAM<F>{}, test, a, g, true);
-  test_method("gradcam++", GradCAMPlusPlus<F>{0}, test, a, g, true);
-  test_method("gradcam++-eps", GradCAMPlusPlus<F>{1}, test, a, g, true);
-  test_method("gradcam++-signed", GradCAMPlusPlus<F>{1, -INFINITY}, test, a, g, true);
-  test_method("xgradcam", XGradCAM<F>{F(kXGradEps)}, test, a, g, false);
-  test_weights("gradcam", GradCAM<F>{}, test, a, g);
-  test_weights("gradcam++", GradCAMPlusPlus<F>{0}, test, a, g);
-  test_weights("xgradcam", XGradCAM<F>{F(kXGradEps)}, test, a, g);
-  test_method("hirescam", HiResCAM<F>{}, test, a, g, true);
-  test_method("layercam", LayerCAM<F>{}, test, a, g, false);
-  test_method("gradcam-elementwise", GradCAMElementWise<F>{}, test, a, g, true);
+  for (double eps : {0, 1, 100})
+    for_methods(F(eps), [&](const std::string& name, const auto& method) {
+      if (!tested_with(eps, name)) return;
+      const bool rectify = name != "xgradcam" && name != "layercam";
+      test_method(name, eps, method, test, a, g, rectify);
+      if constexpr (has_channel_weights<std::decay_t<decltype(method)>>)
+        test_weights(name, eps, method, test, a, g);
+    });
 
   std::vector<F> given(e.images * e.classes * e.channels);
   for (F& weight : given) weight = static_cast<F>(normal());
   std::vector<double> weights(given.begin(), given.end());
   const GivenWeights<F> own{given.data(), e.classes * e.channels, e.channels};
-  test_method("given", own, test, a, a, true, &weights);
+  test_method("given", 0, own, test, a, a, true, &weights);
   for (int64_t n = 0; n < e.images; ++n)  // the same for all images
     std::copy_n(
         given.begin(), e.classes * e.channels, weights.begin() + n * e.classes * e.channels);
   const GivenWeights<F> shared{given.data(), 0, e.channels};
-  test_method("given to all images", shared, test, a, a, false, &weights);
+  test_method("given to all images", 0, shared, test, a, a, false, &weights);
 }
 
 // A map that is NaN where the image has NaN, and no other image's
