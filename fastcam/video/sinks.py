@@ -19,6 +19,7 @@ from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import cannot_write, replacing, temporary_name
 from fastcam.video.drawing import ExplainedFrame
 from fastcam.video.frame import Frame
+from fastcam.video.palette import Quantizer
 from fastcam.video.pyav import av_library, has_av
 from fastcam.video.sources import Source
 from fastcam.video.writer import SUFFIXES, Writer
@@ -110,13 +111,14 @@ class OpenCVFile(Sink):
 
 
 class Gif(Sink):
-    """A GIF with 256 colours per frame; drops frames above 50 per second."""
+    """A GIF with 256 colours per scene; drops frames above 50 per second."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path, self._temporary = path, temporary_name(path)
         self._container: Any = None
         self._last = -_SHORTEST  # centiseconds
+        self._quantizer = Quantizer()
         av_library()
 
     def write(self, explained: ExplainedFrame) -> None:
@@ -126,11 +128,11 @@ class Gif(Sink):
                 self._start(frame)
             time = round(frame.time * _CENTISECONDS)
             if time - self._last >= _SHORTEST or self.frames == 0:
-                picture = np.ascontiguousarray(frame.picture)
-                rgb = av_library().VideoFrame.from_ndarray(picture, format="rgb24")
-                rgb.pts, rgb.time_base = time, self._stream.codec_context.time_base
-                self._graph.push(rgb)
-                self._container.mux(self._stream.encode(self._graph.pull()))
+                indices = self._quantizer(frame.picture)
+                argb = np.insert(self._quantizer.palette, 0, 255, axis=1)
+                indexed = av_library().VideoFrame.from_ndarray((indices, argb), format="pal8")
+                indexed.pts, indexed.time_base = time, self._stream.codec_context.time_base
+                self._container.mux(self._stream.encode(indexed))
                 self._last = time
         except (av_library().FFmpegError, OSError) as error:
             raise cannot_write(self._path, error) from error
@@ -143,21 +145,6 @@ class Gif(Sink):
         self._stream.height, self._stream.width = frame.size
         self._stream.pix_fmt = "pal8"
         self._stream.codec_context.time_base = Fraction(1, _CENTISECONDS)
-        self._graph = av_library().filter.Graph()
-        height, width = frame.size
-        source = self._graph.add_buffer(
-            width=width, height=height, format="rgb24", time_base=Fraction(1, _CENTISECONDS)
-        )
-        split = self._graph.add("split")
-        palette = self._graph.add("palettegen", "stats_mode=single")
-        use = self._graph.add("paletteuse", "new=1:dither=sierra2_4a")
-        sink = self._graph.add("buffersink")
-        source.link_to(split)
-        split.link_to(use, 0, 0)
-        split.link_to(palette, 1, 0)
-        palette.link_to(use, 0, 1)
-        use.link_to(sink)
-        self._graph.configure()
 
     def close(self, complete: bool = True) -> None:
         if self._container is None:
