@@ -71,7 +71,8 @@ class Quantizer:
         shown = cv2.LUT(cv2.merge([indices] * 3), self.palette[None])
         errors = cv2.absdiff(picture, shown).astype(np.float32) ** 2
         blocks = [max(extent // _BLOCK, 1) for extent in indices.shape]
-        return np.array([errors.mean(), cv2.resize(errors, blocks[::-1], interpolation=cv2.INTER_AREA).max()])
+        means = cv2.resize(errors, blocks[::-1], interpolation=cv2.INTER_AREA)
+        return np.array([errors.mean(), means.max()])
 
 
 def _dithered(picture: Picture, strength: float) -> Picture:
