@@ -101,9 +101,11 @@ def _images(case: Case, device: torch.device) -> Tensor:
     return _uniform(case, device)
 
 
-def _colormap(device: torch.device) -> Tensor:
+def _colormap(device: torch.device) -> tuple[Tensor, Tensor]:
     ramp = torch.arange(256, device=device)  # neighbouring colours are near, as in any colour table
-    return torch.stack([ramp, 255 - ramp, ramp // 2], 1).byte()
+    return torch.stack([ramp, 255 - ramp, ramp // 2], 1).byte(), torch.full_like(
+        ramp, 0.5, dtype=torch.float32
+    )
 
 
 # operator -> the arguments of one call
@@ -123,7 +125,7 @@ ARGUMENTS: dict[str, Callable[[Case, torch.device], tuple[Any, ...]]] = {
     "guided_relu": lambda case, on: (_signed(case, on),),
     "guided_relu_backward": lambda case, on: (_signed(case, on), _signed(case, on)),
     "guided_product": lambda case, on: (_small_maps(case, on), _signed(case, on)),
-    "overlay": lambda case, on: (_images(case, on), _small_maps(case, on), _colormap(on)),
+    "overlay": lambda case, on: (_images(case, on), _small_maps(case, on), *_colormap(on)),
 }
 
 
@@ -204,11 +206,12 @@ def _compiled(operator: str) -> Callable[..., Tensor]:
     return torch.compile(getattr(reference, operator), dynamic=False, fullgraph=True)
 
 
-def _opencv(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:
-    """One picture (1, H, W, 3) uint8, with OpenCV's own functions."""
+def _opencv(images: Tensor, maps: Tensor, colormap: Tensor, opacities: Tensor) -> Tensor:
+    """One picture (1, H, W, 3) uint8, with OpenCV's own functions and one opacity."""
     import cv2
 
     image, table = images[0].numpy(), colormap.unsqueeze(1).numpy()
+    alpha = opacities[0].item()
     heat = cv2.resize(maps[0].numpy(), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     colors = cv2.applyColorMap(cv2.convertScaleAbs(heat, alpha=255), table)
     return torch.from_numpy(cv2.addWeighted(colors, alpha, image, 1 - alpha, 0)).unsqueeze(0)

@@ -18,5 +18,5 @@ STABLE_TORCH_LIBRARY(fastcam, m) {
   m.def("guided_relu_backward(Tensor grad_output, Tensor input) -> Tensor");
   m.def("guided_product(Tensor maps, Tensor guided, int spatial_dims=2, float eps=0.0) -> Tensor");
   m.def("impute(Tensor images, Tensor known) -> Tensor");
-  m.def("overlay(Tensor images, Tensor maps, Tensor colormap, float alpha=0.5) -> Tensor");
+  m.def("overlay(Tensor images, Tensor maps, Tensor colormap, Tensor opacities) -> Tensor");
 }

@@ -202,7 +202,7 @@ def _register_fakes() -> None:
         return images.new_empty(images.shape)
 
     @register("overlay")
-    def _(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:
+    def _(images: Tensor, maps: Tensor, colormap: Tensor, opacities: Tensor) -> Tensor:
         return images.new_empty(images.shape, dtype=torch.uint8)
 
 

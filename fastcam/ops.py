@@ -206,19 +206,19 @@ def guided_product(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: flo
     return operator("guided_product", guided, maps)(maps, guided, spatial_dims, eps)
 
 
-def overlay(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:
+def overlay(images: Tensor, maps: Tensor, colormap: Tensor, opacities: Tensor) -> Tensor:
     """Draws maps over images: interpolates, colours and blends in one pass.
 
     Args:
         images: (N, H, W, 3) or (N, 3, H, W); uint8, or floating point in [0, 1].
         maps: (N, h, w) in [0, 1], enlarged linearly; NaN counts as 0.
         colormap: (256, 3) uint8, in the channel order of the images.
-        alpha: the opacity of the map, in [0, 1].
+        opacities: (256,) float32, of each colour; clamped to [0, 1], NaN counts as 0.
 
     Returns:
-        uint8 in the shape of ``images``: alpha colour + (1 - alpha) image, rounded.
+        uint8 in the shape of ``images``: opacity colour + (1 - opacity) image, rounded.
     """
-    return operator("overlay", images, maps)(images, maps, colormap, alpha)
+    return operator("overlay", images, maps)(images, maps, colormap, opacities)
 
 
 def impute(images: Tensor, known: Tensor) -> Tensor:

@@ -219,15 +219,17 @@ def guided_product(maps: Tensor, guided: Tensor, spatial_dims: int = 2, eps: flo
     return (heat.unsqueeze(-spatial_dims - 1) * _arithmetic(guided)).to(guided.dtype)
 
 
-def overlay(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) -> Tensor:
+def overlay(images: Tensor, maps: Tensor, colormap: Tensor, opacities: Tensor) -> Tensor:
     channels_last = images.shape[-1] == 3
     height_width = images.shape[1:3] if channels_last else images.shape[2:4]
     heat = _enlarge(maps.float(), height_width).nan_to_num(0).clamp(0, 1)
-    colors = colormap[(heat * 255 + 0.5).long()].float()  # (N, H, W, 3)
+    indices = (heat * 255 + 0.5).long()  # (N, H, W)
+    colors = colormap[indices].float()
+    opacity = opacities.nan_to_num(0).clamp(0, 1)[indices].unsqueeze(-1)
     if not channels_last:
-        colors = colors.movedim(-1, 1)
+        colors, opacity = colors.movedim(-1, 1), opacity.movedim(-1, 1)
     levels = images.float() if images.dtype == torch.uint8 else images.float().clamp(0, 1) * 255
-    return (alpha * colors + (1 - alpha) * levels + 0.5).floor().to(torch.uint8)
+    return (opacity * colors + (1 - opacity) * levels + 0.5).floor().to(torch.uint8)
 
 
 def impute(images: Tensor, known: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def test_lines(case: ops.Case) -> None:
         "gap": 2 * 3 * 16 * 2 + 2 * 3 * 4,
         "cam": (1 + 2) * 2 * 3 * 16 * 4 + 2 * 2 * 16 * 4,
         "upsample": 2 * (9 + 56) * 4,
-        "overlay": 2 * 8 * 8 * 3 + 49 * 4 + 256 * 3,
+        "overlay": 2 * 8 * 8 * 3 + 49 * 4 + 256 * (3 + 4),
     }[case.operator]
     for line in written:
         assert line.keys() == fields

@@ -43,7 +43,8 @@ def pictures(a: Tensor, g: Tensor, method: str, images: Tensor, colormap: Tensor
     small = ops.normalize(ops.cam(a, g, method))
     guided = ops.guided_product(small, ops.guided_relu_backward(images, images))
     levels = ((maps[:, None] + guided).clamp(0, 1) * 255).byte()
-    return ops.overlay(levels, ops.weighted_sum(a, ops.gap(g)).clamp(0, 1), colormap)
+    small = ops.weighted_sum(a, ops.gap(g)).clamp(0, 1)
+    return ops.overlay(levels, small, colormap, colormap[:, 0] / 255)
 
 
 @pytest.mark.parametrize("method", reference.METHODS)

@@ -405,8 +405,10 @@ def test_overlay(layout, dtype, size, device):
     # neighbouring colours are near, so a heat rounded to the next one still agrees
     ramp = torch.arange(256, device=device)
     colormap = torch.stack([ramp, 255 - ramp, ramp // 2], 1).byte()
-    got = ops.overlay(images, maps, colormap, 0.4)
-    want = reference.overlay(images, maps, colormap, 0.4)
+    opacities = torch.linspace(-0.2, 1.2, 256, device=device)  # some outside [0, 1]
+    opacities[100] = torch.nan
+    got = ops.overlay(images, maps, colormap, opacities)
+    want = reference.overlay(images, maps, colormap, opacities)
     assert got.dtype == torch.uint8 and got.shape == images.shape and got.is_contiguous()
     difference = (got.int() - want.int()).abs()
     assert difference.max() <= 1
@@ -417,9 +419,22 @@ def test_overlay_of_nothing_and_of_everything(device):
     images = torch.randint(0, 256, (1, 8, 8, 3), dtype=torch.uint8, device=device)
     colormap = torch.randint(0, 256, (256, 3), dtype=torch.uint8, device=device)
     maps = torch.ones(1, 2, 2, device=device)
-    assert torch.equal(ops.overlay(images, maps, colormap, 0.0), images)
-    painted = ops.overlay(images, maps, colormap, 1.0)
+    opacities = torch.ones(256, device=device)
+    assert torch.equal(ops.overlay(images, maps, colormap, 0 * opacities), images)
+    painted = ops.overlay(images, maps, colormap, opacities)
     assert torch.equal(painted, colormap[255].expand_as(images))
+
+
+def test_each_colour_of_an_overlay_has_its_opacity(device):
+    images = torch.randint(0, 256, (1, 4, 256, 3), dtype=torch.uint8, device=device)
+    maps = torch.linspace(0, 1, 256, device=device).expand(1, 4, 256)
+    colormap = torch.randint(0, 256, (256, 3), dtype=torch.uint8, device=device)
+    opacities = (torch.arange(256, device=device) % 3 == 0).float()
+    opaque = opacities.bool().view(256, 1)
+    for order in ((0, 1, 2, 3), (0, 3, 1, 2)):
+        drawn = ops.overlay(images.permute(order), maps, colormap, opacities)
+        drawn = drawn if order[1] == 1 else drawn.movedim(1, -1)
+        assert torch.equal(drawn, torch.where(opaque, colormap, images))
 
 
 def test_cam_is_channel_weights_and_sum(device):
@@ -525,7 +540,12 @@ def samples(device: torch.device) -> dict[str, tuple[Any, ...]]:
             torch.randn(2, 3, 9, 8, device=device),
             torch.rand(2, 9, 8, device=device) < 0.5,
         ),
-        "overlay": (torch.rand(2, 3, 9, 8, device=device), maps, colormap, 0.3),
+        "overlay": (
+            torch.rand(2, 3, 9, 8, device=device),
+            maps,
+            colormap,
+            torch.rand(256, device=device),
+        ),
     }
 
 
@@ -693,8 +713,8 @@ WRONG = {
         "known: got shape (1, 4, 5) of bool, expected (N, H, W) as in the images, (1, 3, 4, 4)",
     ),
     "overlay": (
-        (torch.rand(1, 4, 4, 3), torch.rand(1, 2, 2), torch.zeros(256, 3).byte(), 1.5),
-        "alpha: got 1.5, expected a share in [0, 1]",
+        (torch.rand(1, 4, 4, 3), torch.rand(1, 2, 2), torch.zeros(256, 3).byte(), torch.ones(3)),
+        "opacities: got shape (3) of float32, expected (256) float32",
     ),
 }
 

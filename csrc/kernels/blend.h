@@ -8,14 +8,18 @@
 
 namespace fastcam {
 
-// The colour of a heat in [0, 1]: the nearest of 256; NaN counts as 0.
-FASTCAM_HOST_DEVICE int32_t color_index(float heat) {
+// The nearest value in [0, 1]; NaN counts as 0.
+FASTCAM_HOST_DEVICE float to_unit(float value) {
 #if defined(__CUDA_ARCH__)
-  const float inside = __saturatef(heat);
+  return __saturatef(value);
 #else
-  const float inside = heat > 0 ? (heat < 1 ? heat : 1.0f) : 0.0f;
+  return value > 0 ? (value < 1 ? value : 1.0f) : 0.0f;
 #endif
-  return static_cast<int32_t>(inside * 255 + 0.5f);
+}
+
+// The colour of a heat in [0, 1]: the nearest of 256
+FASTCAM_HOST_DEVICE int32_t color_index(float heat) {
+  return static_cast<int32_t>(to_unit(heat) * 255 + 0.5f);
 }
 
 // A picture's value on the scale 0 to 255
@@ -25,13 +29,12 @@ FASTCAM_HOST_DEVICE float level(uint8_t value) {
 
 template <class T>
 FASTCAM_HOST_DEVICE float level(T value) {
-  const float unit = static_cast<float>(load(value));
-  return (unit > 0 ? (unit < 1 ? unit : 1.0f) : 0.0f) * 255;
+  return to_unit(static_cast<float>(load(value))) * 255;
 }
 
-// alpha color + (1 - alpha) image, rounded
-FASTCAM_HOST_DEVICE uint8_t blended(float alpha, uint8_t color, float image) {
-  return static_cast<uint8_t>(static_cast<int32_t>(alpha * color + (1 - alpha) * image + 0.5f));
+// opacity color + (1 - opacity) image, rounded
+FASTCAM_HOST_DEVICE uint8_t blended(float opacity, uint8_t color, float image) {
+  return static_cast<uint8_t>(static_cast<int32_t>(image + opacity * (color - image) + 0.5f));
 }
 
 }  // namespace fastcam

@@ -6,15 +6,14 @@
 
 namespace fastcam {
 
-// alpha color + (1 - alpha) image, rounded, of which a table holds what depends on the color
+// opacity color + (1 - opacity) image, rounded, of which tables hold what depends on the color
 template <class T>
 struct Blend {
   using Entry = float;
-  float rest;
 
-  __device__ explicit Blend(float alpha) : rest(1 - alpha) {}
-  __device__ Entry entry(float alpha, uint8_t color) const { return alpha * color + 0.5f; }
-  __device__ uint8_t operator()(Entry entry, T image) const {
+  __device__ static Entry rest(float opacity) { return 1 - opacity; }
+  __device__ static Entry entry(float opacity, uint8_t color) { return opacity * color + 0.5f; }
+  __device__ static uint8_t blended(Entry entry, Entry rest, T image) {
     return static_cast<uint8_t>(static_cast<int32_t>(entry + rest * level(image)));
   }
 };
@@ -24,16 +23,15 @@ template <>
 struct Blend<uint8_t> {
   using Entry = uint32_t;
   static constexpr uint32_t kOne = 1 << 24;
-  uint32_t rest;
 
-  __device__ explicit Blend(float alpha) : rest(kOne - fixed(alpha)) {}
-  __device__ static uint32_t fixed(float alpha) {
-    return static_cast<uint32_t>(alpha * kOne + 0.5f);
+  __device__ static Entry fixed(float opacity) {
+    return static_cast<uint32_t>(opacity * kOne + 0.5f);
   }
-  __device__ Entry entry(float alpha, uint8_t color) const {
-    return fixed(alpha) * color + kOne / 2;
+  __device__ static Entry rest(float opacity) { return kOne - fixed(opacity); }
+  __device__ static Entry entry(float opacity, uint8_t color) {
+    return fixed(opacity) * color + kOne / 2;
   }
-  __device__ uint8_t operator()(Entry entry, uint8_t image) const {
+  __device__ static uint8_t blended(Entry entry, Entry rest, uint8_t image) {
     return static_cast<uint8_t>((entry + rest * image) / kOne);
   }
 };
@@ -41,14 +39,22 @@ struct Blend<uint8_t> {
 // `order` is that of both the images and the pictures.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) overlay_kernel(
-    MapSource<float> source, const T* images, const uint8_t* colormap,
+    MapSource<float> source, const T* images, const uint8_t* colormap, const float* opacities,
     const __grid_constant__ Enlargement<float> e, Shares shares, ChannelOrder order,
-    VolumeStrides is, VolumeStrides ps, float alpha, uint8_t* pictures) {
+    VolumeStrides is, VolumeStrides ps, uint8_t* pictures) {
   constexpr int kColors = 256;
-  const Blend<T> blend(alpha);
-  auto& colors = static_memory<struct Colors, typename Blend<T>::Entry, 3 * kColors>();  // (3, 256)
-  for (int i = thread_number(); i < 3 * kColors; i += kThreads)
-    colors[i % 3 * kColors + i / 3] = blend.entry(alpha, colormap[i]);
+  using Entry = typename Blend<T>::Entry;
+  auto& table = static_memory<struct Colors, Entry, 4 * kColors>();  // (3, 256), rests (256)
+  const Entry* rests = table + 3 * kColors;
+  for (int i = thread_number(); i < kColors; i += kThreads) {
+    const float opacity = to_unit(opacities[i]);
+    for (int c = 0; c < 3; ++c)
+      table[c * kColors + i] = Blend<T>::entry(opacity, colormap[3 * i + c]);
+    table[3 * kColors + i] = Blend<T>::rest(opacity);
+  }
+  const auto blended = [&](int c, int32_t index, T image) {
+    return Blend<T>::blended(table[c * kColors + index], rests[index], image);
+  };
   __syncthreads();
   const Share share(shares, e, blockIdx.x);
   const EnlargedMap<float> map{small_map(source, e, share.map), source.staged, e};
@@ -71,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 2) overlay_kernel(
         load_pack(whole, images + c * is.channel + first, span.count, image);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
-          picture.values[j] = blend(colors[c * kColors + indices[j]], image.values[j]);
+          picture.values[j] = blended(c, indices[j], image.values[j]);
         store_pack(whole, pictures + c * ps.channel + first, span.count, picture);
       }
     } else if (order == ChannelOrder::kInterleaved) {
@@ -82,8 +88,7 @@ __global__ void __launch_bounds__(kThreads, 2) overlay_kernel(
         load_pack(whole, images + 3 * first + i, 3 * span.count - i, image);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
-          picture.values[j] =
-              blend(colors[(i + j) % 3 * kColors + indices[(i + j) / 3]], image.values[j]);
+          picture.values[j] = blended((i + j) % 3, indices[(i + j) / 3], image.values[j]);
         store_pack(whole, pictures + 3 * first + i, 3 * span.count - i, picture);
       }
     } else {
@@ -93,8 +98,8 @@ __global__ void __launch_bounds__(kThreads, 2) overlay_kernel(
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
           if (j < span.count)
-            pictures[to + c * ps.channel + j * ps.width] = blend(
-                colors[c * kColors + indices[j]], images[from + c * is.channel + j * is.width]);
+            pictures[to + c * ps.channel + j * ps.width] =
+                blended(c, indices[j], images[from + c * is.channel + j * is.width]);
       }
     }
   });

@@ -8,17 +8,19 @@
 
 namespace fastcam {
 
-// Images (N, H, W, 3) or (N, 3, H, W) of any layout, maps (N, h, w) and a table of 256 colours; the
-// pictures are contiguous in the images' shape.
+// Images (N, H, W, 3) or (N, 3, H, W) of any layout, maps (N, h, w) and a table of 256 colours with
+// their opacities; the pictures are contiguous in the images' shape.
 struct OverlayOperands : MapOperands {
-  Tensor colormap, pictures;
+  Tensor colormap, opacities, pictures;
   VolumeStrides image_strides, picture_strides;
   Size enlarged;
   bool is_uint8;
 
-  OverlayOperands(const Tensor& images, const Tensor& maps, const Tensor& colors, double alpha)
-      : MapOperands(torch::stable::to(checked(images, maps, colors, alpha), ScalarType::Float), 2),
+  OverlayOperands(
+      const Tensor& images, const Tensor& maps, const Tensor& colors, const Tensor& shares)
+      : MapOperands(torch::stable::to(checked(images, maps, colors, shares), ScalarType::Float), 2),
         colormap(torch::stable::contiguous(colors)),
+        opacities(torch::stable::contiguous(shares)),
         pictures(empty({images.sizes().begin(), images.sizes().end()}, ScalarType::Byte, images)),
         is_uint8(images.scalar_type() == ScalarType::Byte) {
     const bool channels_last = images.size(3) == 3;
@@ -36,10 +38,11 @@ struct OverlayOperands : MapOperands {
   }
 
   static const Tensor& checked(
-      const Tensor& images, const Tensor& maps, const Tensor& colors, double alpha) {
+      const Tensor& images, const Tensor& maps, const Tensor& colors, const Tensor& shares) {
     if (images.scalar_type() != ScalarType::Byte) check_floating(images, "images");
     check_together(maps, "maps", images, "images");
     check_together(colors, "colormap", images, "images");
+    check_together(shares, "opacities", images, "images");
     check(
         images.dim() == 4 && (images.size(3) == 3 || images.size(1) == 3), "images: got shape ",
         shape_string(images.sizes()), ", expected (N, H, W, 3) or (N, 3, H, W)");
@@ -52,7 +55,10 @@ struct OverlayOperands : MapOperands {
             colors.size(1) == 3,
         "colormap: got shape ", shape_string(colors.sizes()), " of ",
         dtype_name(colors.scalar_type()), ", expected (256, 3) uint8");
-    check(alpha >= 0 && alpha <= 1, "alpha: got ", alpha, ", expected a share in [0, 1]");
+    check(
+        shares.scalar_type() == ScalarType::Float && shares.dim() == 1 && shares.size(0) == 256,
+        "opacities: got shape ", shape_string(shares.sizes()), " of ",
+        dtype_name(shares.scalar_type()), ", expected (256) float32");
     return maps;
   }
 };

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Final, Literal, get_args
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fastcam.errors import UsageError
 from fastcam.models import Preprocessing, resized
 from fastcam.pictures import Picture, render
 from fastcam.video.frame import Frame
 from fastcam.video.temporal import Range
-
-Layout = Literal["overlay", "side-by-side", "heat"]
-LAYOUTS: Final[tuple[str, ...]] = get_args(Layout)
 
 _NOTHING = np.empty((0, 0, 3), np.uint8)
 
@@ -64,41 +58,25 @@ class Drawing:
 
     Args:
         preprocessing: of the network; determines the part of the frame that the map covers.
-        layout: "overlay", "side-by-side" (the frame on the left, the overlay on the right) or
-            "heat" (no frame).
-        colormap, alpha: as in :func:`fastcam.pictures.render.overlay`.
+        style: how the map is drawn.
         max_height: shrink taller frames to this height, in pixels.
-
-    Raises:
-        UsageError: if the layout or colormap is unknown.
     """
 
     preprocessing: Preprocessing
-    layout: str = "overlay"
-    colormap: str = "turbo"
-    alpha: float = 0.5
+    style: render.Style = field(default_factory=render.Style)
     max_height: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise UsageError(f"unknown layout {self.layout}; choose from {', '.join(LAYOUTS)}")
-        render.check_colormap(self.colormap)
 
     def __call__(self, explained: ExplainedFrame) -> Picture:
         picture = self._shrunk(explained.frame.rgb().unsqueeze(0))  # (1, H, W, 3)
-        heat_alone = self.layout == "heat"
         heated = render.heat(
-            torch.zeros_like(picture) if heat_alone else picture,
+            picture,
             explained.map.unsqueeze(0).to(picture.device),
             self.preprocessing.region(*picture.shape[1:3]),
-            self.colormap,
-            1.0 if heat_alone else self.alpha,
+            self.style,
         )
         drawn: Picture = heated[0].cpu().numpy()
         render.caption(drawn, render.Title(explained.name, f"{explained.probability:.0%}"))
-        if self.layout == "side-by-side":
-            return np.concatenate((picture[0].cpu().numpy(), drawn), 1)
-        return drawn
+        return render.arranged(picture[0].cpu().numpy(), drawn, self.style, explained.range)
 
     def _shrunk(self, picture: Tensor) -> Tensor:
         height, width = picture.shape[1:3]

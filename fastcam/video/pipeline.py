@@ -13,6 +13,7 @@ from fastcam.engine.cores import single_threaded
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
 from fastcam.pictures import Picture
+from fastcam.pictures.render import Style
 from fastcam.targets import ClassChoice, TopClasses
 from fastcam.video.drawing import Drawing, ExplainedFrame
 from fastcam.video.frame import Frame
@@ -53,8 +54,8 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of :func:`explain`."""
+class Options(Style):
+    """Options of :func:`explain`: these, and how to draw, as in its base."""
 
     target: str = LOCK
     """The class: "lock" keeps the first frame's top class until another one leads for a while (see
@@ -67,11 +68,8 @@ class Options:
     """Smoothing over time; see :class:`fastcam.video.temporal.Smoothing`."""
     stride: int = 1
     """Explain every ``stride``-th frame and interpolate the maps of the others."""
-    layout: str = "overlay"
-    """For this and the next three, see :class:`fastcam.video.drawing.Drawing`."""
-    colormap: str = "turbo"
-    alpha: float = 0.5
     max_height: int | None = None
+    """Shrink taller frames to this height, in pixels."""
     batch: int | None = None
     """Frames per forward pass; by default 4 on a CPU and 32 on a GPU."""
     codec: str = "auto"
@@ -82,6 +80,7 @@ class Options:
     """Called after each frame passed to the sink."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("stride", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -174,9 +173,7 @@ class _Run:
         self.clock = Clock()
         self._drawing = Drawing(
             model.preprocessing,
-            options.layout,
-            options.colormap,
-            options.alpha,
+            options,
             options.max_height,
         )
         self._raw = options.raw

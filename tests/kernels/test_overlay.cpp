@@ -29,7 +29,7 @@ T picture_value(int64_t i) {
 template <class T>
 void test_overlay(
     const Size& size, const Size& enlarged, ChannelOrder order, ChannelOrder result_order,
-    bool unaligned, float alpha, int64_t most_blocks) {
+    bool unaligned, float strongest, int64_t most_blocks) {
   constexpr int64_t kImages = 2;
   SmallMaps<float> maps(kImages, 1, 1, false, !unaligned, size);
   for (float& value : maps.parts) value = value * 0.5f + 0.4f;
@@ -39,6 +39,9 @@ void test_overlay(
   for (int64_t i = 0; i < images.buffer.size(); ++i) images.buffer[i] = picture_value<T>(i);
   std::vector<uint8_t> colormap(256 * 3);
   for (uint8_t& value : colormap) value = static_cast<uint8_t>(generator());
+  std::vector<float> opacities(256);  // some beyond 0 and 1
+  for (float& value : opacities) value = strongest * static_cast<float>(normal() * 0.4 + 0.5);
+  opacities[200] = NAN;
 
   const Enlargement<float> e(size, enlarged);
   const Shares shares(e, most_blocks);
@@ -46,8 +49,9 @@ void test_overlay(
   const bool same = found == channel_order(enlarged, pictures.strides, 3);
   emulator::launch(
       overlay_kernel<T>, grid(kImages * shares.blocks, maps.shared_bytes()), maps.source(),
-      images.buffer.data(), colormap.data(), e, shares, same ? found : ChannelOrder::kScattered,
-      images.strides, pictures.strides, alpha, pictures.buffer.data());
+      images.buffer.data(), colormap.data(), opacities.data(), e, shares,
+      same ? found : ChannelOrder::kScattered, images.strides, pictures.strides,
+      pictures.buffer.data());
 
   for (int64_t n = 0; n < kImages; ++n) {
     const std::vector<double> heats = enlarge(maps.map(n, 0), size, enlarged);
@@ -60,7 +64,9 @@ void test_overlay(
         // either of two neighbours where rounding decides
         const auto agrees = [&](double nudge) {
           const auto index = static_cast<int64_t>(std::clamp(heat * 255 + 0.5 + nudge, 0.0, 255.0));
-          const double blend = alpha * colormap[3 * index + c] + (1 - double{alpha}) * image;
+          const double unit = opacities[index];
+          const double opacity = unit > 0 ? std::min(unit, 1.0) : 0;  // NaN is transparent
+          const double blend = opacity * colormap[3 * index + c] + (1 - opacity) * image;
           return std::abs(got - blend) <= 0.501;
         };
         expect(agrees(-1e-3) || agrees(1e-3), "overlay");

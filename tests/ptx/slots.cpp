@@ -315,6 +315,7 @@ void count_overlay(ChannelOrder order) {
   Pictures<uint8_t> images(1, 1, 3, enlarged, order, false),
       pictures(1, 1, 3, enlarged, order, false);
   const std::vector<uint8_t> colormap(256 * 3);
+  const std::vector<float> opacities(256);
   const Enlargement<float> e(size, enlarged);
   const Shares shares(e, shares_per_map(kImages, large, size.positions()));
   results.push_back(
@@ -324,9 +325,9 @@ void count_overlay(ChannelOrder order) {
        6,
        {run(
            overlay_kernel<uint8_t>, 6.0 * values, kImages * int64_t{shares.blocks}, shares.blocks,
-           maps.shared_bytes(), maps.source(), images.buffer.data(), colormap.data(),
+           maps.shared_bytes(), maps.source(), images.buffer.data(), colormap.data(), opacities.data(),
            Enlargement<float>(size, enlarged), shares, order, images.strides, pictures.strides,
-           0.5f, pictures.buffer.data())}});
+           pictures.buffer.data())}});
 }
 
 template <class T>
