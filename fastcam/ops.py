@@ -213,7 +213,7 @@ def overlay(images: Tensor, maps: Tensor, colormap: Tensor, opacities: Tensor) -
         images: (N, H, W, 3) or (N, 3, H, W); uint8, or floating point in [0, 1].
         maps: (N, h, w) in [0, 1], enlarged linearly; NaN counts as 0.
         colormap: (256, 3) uint8, in the channel order of the images.
-        opacities: (256,) float32, of each colour; clamped to [0, 1], NaN counts as 0.
+        opacities: (256,), of each colour; clamped to [0, 1], NaN counts as 0.
 
     Returns:
         uint8 in the shape of ``images``: opacity colour + (1 - opacity) image, rounded.

@@ -714,7 +714,7 @@ WRONG = {
     ),
     "overlay": (
         (torch.rand(1, 4, 4, 3), torch.rand(1, 2, 2), torch.zeros(256, 3).byte(), torch.ones(3)),
-        "opacities: got shape (3) of float32, expected (256) float32",
+        "opacities: got shape (3), expected (256), one of each colour",
     ),
 }
 

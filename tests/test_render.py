@@ -9,8 +9,8 @@ from torch import Tensor
 
 import fastcam
 from fastcam.errors import UsageError
-from fastcam.pictures import render
-from fastcam.pictures.render import Title
+from fastcam.pictures import Picture, render
+from fastcam.pictures.render import LAYOUTS, Style, Title
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def test_overlay_blends(
 ) -> None:
     images = pictures.movedim(-1, 1) if channels_first else pictures
     images = images / 255 if floating else images
-    blended = fastcam.overlay(images, torch.full((2, 3, 4), level), "viridis", alpha=0.3)
+    blended = fastcam.overlay(images, torch.full((2, 3, 4), level), "viridis", alpha=0.3, fade=False)
     color = render.color_table("viridis", CPU)[round(255 * level)]
     expected = 0.3 * color + 0.7 * pictures
     assert blended.dtype == torch.uint8
@@ -52,7 +52,7 @@ def test_overlay_blends(
 def test_heat_lies_on_the_region_and_the_rest_is_dark(pictures: Tensor) -> None:
     region = render.Region(2, 4, 10, 12)
     maps = torch.tensor([[[0.0, 7.0]], [[0.0, 0.0]]])  # hot on the right; nothing at all
-    result = render.heat(pictures, maps, region, "bone", alpha=1)
+    result = render.heat(pictures, maps, region, Style("overlay", "bone", 1.0, fade=False))
     assert result[0, 2:10, 11].eq(255).all()
     assert result[0, 2:10, 4].eq(0).all()
     assert result[1, 2:10, 4:12].eq(0).all()
@@ -103,3 +103,109 @@ def test_a_narrow_panel_has_room_for_its_caption() -> None:
     page = render.grid([(Title("a name"), np.zeros((200, 10, 3), np.uint8))])
     assert page.shape[0] > 360
     assert page.shape[1] > 150
+
+
+def test_cold_parts_stay_as_they_were_and_opacity_follows_the_heat(pictures: Tensor) -> None:
+    maps = torch.linspace(0, 1, 16).expand(2, 12, 16)
+    drawn = fastcam.overlay(pictures, maps, alpha=0.8)
+    assert torch.equal(drawn[:, :, :2], pictures[:, :, :2])
+    shares = render.opacities(0.8, True, CPU)
+    assert shares[:25].max() == 0
+    assert shares.diff().min() >= 0
+    assert shares[-1] == pytest.approx(0.8)
+    expected = 0.2 * pictures[:, :, -1].float() + 0.8 * render.color_table("turbo", CPU)[-1]
+    torch.testing.assert_close(drawn[:, :, -1].float(), expected, atol=1, rtol=0)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
+def test_an_opacity_outside_its_range(pictures: Tensor, alpha: float) -> None:
+    with pytest.raises(UsageError, match=r"alpha: got .*, expected a value in \[0, 1\]"):
+        fastcam.overlay(pictures, torch.rand(2, 3, 4), alpha=alpha)
+    with pytest.raises(UsageError, match=r"alpha: got .*, expected a value in \[0, 1\]"):
+        Style(alpha=alpha)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (64, 64), (96, 128)])
+def test_every_layout_draws_every_size(layout: str, size: tuple[int, int]) -> None:
+    picture = torch.full((1, *size, 3), 100, dtype=torch.uint8)
+    style = Style(layout, enlarge="bicubic", colorbar=layout != "outline")
+    drawn = render.heat(picture, torch.rand(1, 7, 7), render.Region(0, 0, *size), style)
+    assert drawn.shape == picture.shape
+    arranged = render.arranged(picture[0].numpy(), drawn[0].numpy(), style, (-0.5, 3.0))
+    height, width = size
+    assert arranged.shape[1] == width * (1 + (layout == "side-by-side"))
+    assert (arranged.shape[0] > height) == style.colorbar
+
+
+def test_lines_lie_at_their_levels() -> None:
+    picture = torch.full((1, 100, 200, 3), 100, dtype=torch.uint8)
+    maps = torch.linspace(0, 1, 200).expand(1, 100, 200)
+    region = render.Region(0, 0, 100, 200)
+    outline = render.heat(picture, maps, region, Style("outline"))[0, 50]
+    assert outline[99:101].min() > 170
+    assert outline[:94].eq(100).all()
+    assert outline[106:].eq(100).all()
+    contours = render.heat(picture, maps, region, Style("contours"))[0, 50]
+    changed = contours.ne(100).any(1).nonzero()[:, 0]
+    assert {round(x.item() / 50) for x in changed} == {1, 2, 3}
+    table = render.color_table("turbo", CPU).int()
+    for level in (0.25, 0.5, 0.75):
+        shown = contours[round(level * 199)].int()
+        assert (shown - table[round(level * 255)]).abs().max() < 60
+
+
+def test_a_colorbar_has_the_colours_as_they_are_shown() -> None:
+    picture = np.zeros((100, 300, 3), np.uint8)
+    style = Style(alpha=1.0, colorbar=True)
+    strip = render.arranged(picture, picture, style, (0.0, 2.0))[100:]
+    middle = strip[strip.shape[0] // 2]
+    table = render.color_table("turbo", CPU).numpy()
+    assert (middle[0] == 255).all()
+    distances = np.abs(middle[:, None].astype(int) - table).max(2).min(0)  # to each colour
+    assert distances[220:250].max() < 12, "opaque at the hot end"
+    assert distances[:25].min() > 40, "and white at the cold end"
+    titled = render.arranged(picture, picture, style, (0.0, 2.0), Title("a cat"))[100:]
+    assert titled.shape[0] > strip.shape[0]
+
+
+def test_styles_are_checked() -> None:
+    with pytest.raises(UsageError, match="unknown layout up; choose from overlay"):
+        Style("up")
+    with pytest.raises(UsageError, match="unknown enlargement cubic; choose from bilinear"):
+        Style(enlarge="cubic")
+    with pytest.raises(UsageError, match="colorbar: the outline has no colours"):
+        Style("outline", colorbar=True)
+
+
+def test_bicubic_heat_is_smooth_and_bilinear_exact() -> None:
+    maps = torch.rand(1, 7, 7, generator=torch.Generator().manual_seed(0))
+    smooth, exact = (render.enlarged(maps, (70, 70), how) for how in ("bicubic", "bilinear"))
+    assert torch.equal(exact, fastcam.ops.upsample(maps, (70, 70)))
+    assert smooth.aminmax() == (0, 1)
+    assert smooth.diff(n=2).abs().max() < 0.5 * exact.diff(n=2).abs().max()
+
+
+@pytest.mark.parametrize("name", ["Müller", "медведь", "猫", "고양이", "قطة"])
+def test_names_in_other_scripts_are_written(name: str) -> None:
+    def written(text: str) -> Picture:
+        picture = np.zeros((100, 300, 3), np.uint8)
+        render.caption(picture, Title(text))
+        return picture
+
+    assert not np.array_equal(written(name), written("?" * len(name)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 128), (64, 64)])
+def test_a_caption_leaves_a_small_clip_visible(height: int, width: int) -> None:
+    picture = np.full((height, width, 3), 100, np.uint8)
+    render.caption(picture, Title("Egyptian cat", "93%"))
+    assert (picture[height // 4 :] == 100).all()
+    assert picture.max() > 200
+
+
+def test_a_grid_of_many_panels_is_refused() -> None:
+    panel = (Title("a"), np.zeros((30, 30, 3), np.uint8))
+    assert max(render.grid([panel] * render.MOST_PANELS).shape) < 16384
+    with pytest.raises(ValueError, match="panels: got 51, expected at most 50"):
+        render.grid([panel] * 51)

@@ -20,7 +20,7 @@ struct OverlayOperands : MapOperands {
       const Tensor& images, const Tensor& maps, const Tensor& colors, const Tensor& shares)
       : MapOperands(torch::stable::to(checked(images, maps, colors, shares), ScalarType::Float), 2),
         colormap(torch::stable::contiguous(colors)),
-        opacities(torch::stable::contiguous(shares)),
+        opacities(torch::stable::contiguous(torch::stable::to(shares, ScalarType::Float))),
         pictures(empty({images.sizes().begin(), images.sizes().end()}, ScalarType::Byte, images)),
         is_uint8(images.scalar_type() == ScalarType::Byte) {
     const bool channels_last = images.size(3) == 3;
@@ -55,10 +55,10 @@ struct OverlayOperands : MapOperands {
             colors.size(1) == 3,
         "colormap: got shape ", shape_string(colors.sizes()), " of ",
         dtype_name(colors.scalar_type()), ", expected (256, 3) uint8");
+    check_floating(shares, "opacities");
     check(
-        shares.scalar_type() == ScalarType::Float && shares.dim() == 1 && shares.size(0) == 256,
-        "opacities: got shape ", shape_string(shares.sizes()), " of ",
-        dtype_name(shares.scalar_type()), ", expected (256) float32");
+        shares.dim() == 1 && shares.size(0) == 256, "opacities: got shape ",
+        shape_string(shares.sizes()), ", expected (256), one of each colour");
     return maps;
   }
 };

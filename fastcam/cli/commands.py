@@ -77,7 +77,16 @@ Method = Annotated[str, typer.Option(help="cam, gradcam, gradcam++, layercam, sc
 Layer = Annotated[str, typer.Option(help="The layer's dotted name; auto: the last suitable one.")]
 Target = Annotated[str, typer.Option(help="The class to explain: top1, an id or a name.")]
 Colormap = Annotated[str, typer.Option(help="The name of an OpenCV colormap.")]
-Alpha = Annotated[float, typer.Option(min=0, max=1, help="The opacity of the heatmap.")]
+Alpha = Annotated[float, typer.Option(min=0, max=1, help="The opacity of the hottest parts.")]
+Fade = Annotated[
+    bool,
+    typer.Option(
+        "--fade/--no-fade", help="Opacity follows the heat: cold parts stay as they were."
+    ),
+]
+Layout = Annotated[str, typer.Option(help="overlay, side-by-side, heat, contours or outline.")]
+Enlarge = Annotated[str, typer.Option(help="How to enlarge maps: bilinear or bicubic.")]
+Colorbar = Annotated[bool, typer.Option("--colorbar", help="Show colours and values below.")]
 Size = Annotated[
     int | None, typer.Option(min=1, help="The side of the network's input, in pixels.")
 ]
@@ -110,8 +119,12 @@ def image(
     target: Target = "top1",
     top_k: Annotated[int, typer.Option(min=1, help="The number of classes in the grid.")] = 3,
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out"),
+    layout: Layout = "overlay",
     colormap: Colormap = "turbo",
-    alpha: Alpha = 0.5,
+    alpha: Alpha = 0.65,
+    fade: Fade = True,
+    enlarge: Enlarge = "bilinear",
+    colorbar: Colorbar = False,
     size: Size = None,
     crop: Crop = True,
     mean: Mean = None,
@@ -129,14 +142,14 @@ def image(
     from fastcam.explainer import Explainer
     from fastcam.pictures import render
 
-    render.check_colormap(colormap)
+    style = render.Style(layout, colormap, alpha, fade, enlarge, colorbar)
     loaded = _load(model, weights, classes, size, crop, mean, std, device)
     explainer = Explainer(loaded, method, layer)
     targets = explainer.targets(target, top_k)
     failed = 0
     for path, name in zip(picture, images.output_names(picture), strict=True):
         try:
-            explanation = images.explain(pictures.read(path), explainer, targets, colormap, alpha)
+            explanation = images.explain(pictures.read(path), explainer, targets, style)
         except UsageError:
             raise
         except FastcamError as error:
@@ -195,7 +208,7 @@ def video(
     stride: Annotated[
         int, typer.Option(min=1, help="Explain every N-th frame and interpolate the others.")
     ] = 1,
-    layout: Annotated[str, typer.Option(help="overlay, side-by-side or heat.")] = "overlay",
+    layout: Layout = "overlay",
     max_height: Annotated[
         int | None, typer.Option(min=2, help="Shrink taller frames to this height, in pixels.")
     ] = None,
@@ -212,7 +225,10 @@ def video(
         str | None, typer.Option(help="WxH or WxH@RATE: read raw RGB frames from stdin.")
     ] = None,
     colormap: Colormap = "turbo",
-    alpha: Alpha = 0.5,
+    alpha: Alpha = 0.65,
+    fade: Fade = True,
+    enlarge: Enlarge = "bilinear",
+    colorbar: Colorbar = False,
     size: Size = None,
     crop: Crop = True,
     mean: Mean = None,
@@ -229,7 +245,7 @@ def video(
     from fastcam.explainer import Explainer
     from fastcam.pictures import render
 
-    render.check_colormap(colormap)
+    render.Style(layout, colormap, alpha, fade, enlarge, colorbar)  # unknown names are errors
     with videos.open_source(source, raw, _device(device).type) as opened, _bar(opened) as advance:
         loaded = _load(model, weights, classes, size, crop, mean, std, device)
         explainer = Explainer(loaded, method, layer, fast)
@@ -244,6 +260,9 @@ def video(
             layout=layout,
             colormap=colormap,
             alpha=alpha,
+            fade=fade,
+            enlarge=enlarge,
+            colorbar=colorbar,
             max_height=max_height,
             batch=batch,
             codec=codec,

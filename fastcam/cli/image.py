@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcam import ops, pictures
+from fastcam import pictures
 from fastcam.cli import json
 from fastcam.errors import UsageError
 from fastcam.explainer import Explained, Explainer
@@ -38,8 +39,7 @@ def explain(
     picture: Picture,
     explainer: Explainer,
     targets: TopClasses,
-    colormap: str = "turbo",
-    alpha: float = 0.5,
+    style: render.Style | None = None,
 ) -> ImageExplanation:
     """Explains the classes of a picture.
 
@@ -47,12 +47,12 @@ def explain(
         picture: (H, W, 3), RGB.
         explainer: the model, method and layer.
         targets: selects the K classes.
-        colormap, alpha: see :func:`fastcam.pictures.render.overlay`.
+        style: how the maps are drawn.
 
     Raises:
         UsageError: if the network takes clips, or as :class:`fastcam.explainer.Explainer` does.
     """
-    model = explainer.model
+    model, style = explainer.model, style or render.Style()
     if model.clip_length is not None:
         raise UsageError(
             f"the network takes clips of {model.clip_length} frames, not pictures: "
@@ -62,6 +62,13 @@ def explain(
     region = model.preprocessing.region(*picture.shape[:2])
     explained = explainer(model.preprocessing(batch), targets)
     classes, overlays = [], []
+    shown = render.MOST_PANELS - 1  # beside the picture
+    if explained.maps.shape[1] > shown:
+        warnings.warn(
+            f"the grid shows the first {shown} of {explained.maps.shape[1]} classes; the .npy and "
+            ".json files have all",
+            stacklevel=2,
+        )
     for k, class_id in enumerate(explained.class_ids[0].tolist()):
         raw = explained.maps[0, k]
         classes.append(
@@ -74,11 +81,15 @@ def explain(
             }
         )
         seen = region.bottom - region.top, region.right - region.left
-        heat = ops.upsample(explained.heat(k), seen)
-        overlays.append(render.heat(batch, heat, region, colormap, alpha)[0].numpy())
+        if k < shown:
+            heat = render.enlarged(explained.heat(k), seen, style.enlarge)
+            overlays.append(render.heat(batch, heat, region, style)[0].numpy())
     titles = [render.Title(each["name"], f"{each['probability']:.1%}") for each in classes]
-    grid = render.grid([(render.Title("picture"), picture), *zip(titles, overlays, strict=True)])
-    return ImageExplanation(overlays[0], grid, explained, classes, region)
+    grid = render.grid([(render.Title("picture"), picture), *zip(titles, overlays, strict=False)])
+    first = explained.heat(0)
+    values = first.min().item(), first.max().item()
+    overlay = render.arranged(picture, overlays[0], style, values, titles[0])
+    return ImageExplanation(overlay, grid, explained, classes, region)
 
 
 def save(

@@ -24,7 +24,7 @@ MOST_PANELS: Final = 50  # of a grid, so that viewers open it
 _STRIP = 30  # height of the title above a panel
 _GAP = 12
 _TITLE = 16  # height of its letters
-_OPAQUE = 0.7  # the heat from which on the opacity no longer grows
+_FADE = 0.1, 0.8  # the heats between which the opacity grows
 _SMALLEST = 9  # height of letters, in pixels
 _LEVELS = (0.25, 0.5, 0.75)  # of contours
 _HALF = 0.5  # the level of the outline
@@ -67,19 +67,20 @@ class Style:
             coldest and the hottest.
 
     Raises:
-        UsageError: if the layout, the colormap or the enlargement is unknown, or if the outline,
-            which has no colours, is to have a colorbar.
+        UsageError: if the layout, the colormap or the enlargement is unknown, ``alpha`` is outside
+            [0, 1], or the outline, which has no colours, is to have a colorbar.
     """
 
     layout: str = "overlay"
     colormap: str = "turbo"
-    alpha: float = 0.7
+    alpha: float = 0.65
     fade: bool = True
     enlarge: str = "bilinear"
     colorbar: bool = False
 
     def __post_init__(self) -> None:
         check_colormap(self.colormap)
+        _check_alpha(self.alpha)
         for name, value, known in (
             ("layout", self.layout, LAYOUTS),
             ("enlargement", self.enlarge, get_args(Enlargement)),
@@ -104,6 +105,11 @@ def check_colormap(name: str) -> None:
         raise UsageError(f"unknown colormap {name}; choose from {', '.join(colormaps())}")
 
 
+def _check_alpha(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"alpha: got {alpha}, expected a value in [0, 1]")
+
+
 @cache
 def color_table(name: str, device: torch.device) -> Tensor:
     """An OpenCV colormap as (256, 3) uint8, RGB, from cold to hot.
@@ -122,19 +128,17 @@ def color_table(name: str, device: torch.device) -> Tensor:
 def opacities(alpha: float, fade: bool, device: torch.device) -> Tensor:
     """(256,) float32, the opacity of each colour from cold to hot.
 
-    ``alpha`` everywhere; or growing with the heat from 0, half of ``alpha`` at a heat of 0.35.
+    ``alpha`` everywhere; or growing smoothly from 0 below a heat of 0.1 to ``alpha`` at 0.8.
     """
-    heat = torch.linspace(0, 1, 256, device=device)
-    return alpha * (_smoothstep(heat / _OPAQUE) if fade else torch.ones_like(heat))
-
-
-def _smoothstep(values: Tensor) -> Tensor:
-    values = values.clamp(0, 1)
-    return values * values * (3 - 2 * values)
+    if not fade:
+        return torch.full((256,), alpha, device=device)
+    cold, hot = _FADE
+    rise = ((torch.linspace(0, 1, 256, device=device) - cold) / (hot - cold)).clamp(0, 1)
+    return alpha * rise.square() * (3 - 2 * rise)
 
 
 def overlay(
-    images: Tensor, maps: Tensor, colormap: str = "turbo", alpha: float = 0.7, fade: bool = True
+    images: Tensor, maps: Tensor, colormap: str = "turbo", alpha: float = 0.65, fade: bool = True
 ) -> Tensor:
     """Overlays heatmaps on images.
 
@@ -153,8 +157,7 @@ def overlay(
     Raises:
         UsageError: if OpenCV has no colormap of this name, or ``alpha`` is outside [0, 1].
     """
-    if not 0 <= alpha <= 1:
-        raise UsageError(f"alpha: got {alpha}, expected a value in [0, 1]")
+    _check_alpha(alpha)
     on = images.device
     return ops.overlay(images, maps, color_table(colormap, on), opacities(alpha, fade, on))
 
@@ -228,7 +231,7 @@ def caption(picture: Picture, title: Title) -> None:
     height, width = picture.shape[:2]
     size = _letters(height, width)
     margin = max(size // 4, 2)
-    line = _fit(title, width - 2 * margin, size)
+    line = _fit(title, int(0.95 * width) - 2 * margin, size)
     right, bottom = _width(line, size) + 2 * margin, round(1.3 * size) + 2 * margin
     picture[:bottom, :right] = 0
     _draw(picture[:bottom, :right], line, (margin, size + margin - 1), size, 255)
@@ -285,10 +288,8 @@ def _lines(pictures: Tensor, heat: Tensor, levels: Sequence[float], table: Tenso
     drawn = pictures.float()
     for level in levels:
         distance = (heat - level).abs() / steepness
-        for color, half in (
-            (torch.zeros_like(table[0]), width / 2 + 1),
-            (table[round(level * 255)], width / 2),
-        ):
+        line = table[round(level * 255)]
+        for color, half in ((0 * line, width / 2 + 1), (line, width / 2)):
             share = (half + 0.5 - distance).clamp(0, 1).unsqueeze(-1)
             drawn = drawn + share * (color - drawn)
     return drawn.round().to(torch.uint8)
@@ -313,7 +314,7 @@ def _colorbar(
         _draw(strip, low, (side - margin - _width(low, size), base), size, 0)
         _draw(strip, high, (width - side + margin, base), size, 0)
     else:
-        side = margin  # no room for the values
+        side = min(margin, (width - 1) // 2)  # no room for the values
     ramp = np.linspace(0, 255, width - 2 * side).round().astype(np.uint8)
     cpu = torch.device("cpu")
     plain = style.layout in ("heat", "contours")
