@@ -31,7 +31,7 @@ class ImageExplanation:
     classes: list[dict[str, Any]]
     """For each class: id, name, score, probability and the range of the raw map."""
     region: render.Region
-    """The part of the picture inside the network's input."""
+    """The rectangle of the picture that the network's input covers."""
 
 
 def explain(
@@ -59,7 +59,9 @@ def explain(
             "use fastcam video"
         )
     batch = torch.from_numpy(picture).unsqueeze(0)
-    region = model.preprocessing.region(*picture.shape[:2])
+    height, width = picture.shape[:2]
+    region = model.preprocessing.region(height, width)
+    seen = region.within(height, width)
     explained = explainer(model.preprocessing(batch), targets)
     classes, overlays = [], []
     for k, class_id in enumerate(explained.class_ids[0].tolist()):
@@ -73,9 +75,9 @@ def explain(
                 "range": [raw.min().item(), raw.max().item()],
             }
         )
-        seen = region.bottom - region.top, region.right - region.left
-        heat = ops.upsample(explained.heat(k), seen)
-        overlays.append(render.heat(batch, heat, region, colormap, alpha)[0].numpy())
+        heat = render.visible(explained.heat(k), region, height, width)
+        heat = ops.upsample(heat, (seen.height, seen.width))
+        overlays.append(render.heat(batch, heat, seen, colormap, alpha)[0].numpy())
     titles = [render.Title(each["name"], f"{each['probability']:.1%}") for each in classes]
     grid = render.grid([(render.Title("picture"), picture), *zip(titles, overlays, strict=True)])
     return ImageExplanation(overlays[0], grid, explained, classes, region)

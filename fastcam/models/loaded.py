@@ -34,9 +34,10 @@ class LoadedModel:
 
     def __post_init__(self) -> None:
         if not isinstance(self.preprocessing, Transform):
+            came = type(self.preprocessing).__name__
             raise UsageError(
-                f"preprocessing: got {type(self.preprocessing).__name__}, expected Preprocessing(...), "
-                "or MeasuredTransform(function) for a function of a picture"
+                f"preprocessing: got {came}, expected Preprocessing(...), or "
+                "MeasuredTransform(function) for a function of a picture"
             )
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ class MeasuredTransform(Transform):
     """A function of one picture as preprocessing, such as torchvision's, timm's or an HF processor.
 
     Grey ramps from left to right and from top to bottom tell which part of a picture each pixel of
-    the network's input comes from. They are sent through the function once per picture size.
+    the network's input comes from, to 0.2 % of the picture. They are sent through the function once
+    per picture size.
 
     Args:
         function: a PIL picture (RGB) -> a tensor (3, h, w) or (1, 3, h, w), or a mapping with such
@@ -55,7 +56,7 @@ class MeasuredTransform(Transform):
 
     def __init__(self, function: Callable[[Any], Any], origin: str | None = None) -> None:
         self.function = function
-        self.origin = origin or getattr(function, "__qualname__", type(function).__qualname__)
+        self.origin = origin or str(getattr(function, "__qualname__", type(function).__qualname__))
         self._known: dict[tuple[int, int], _Measurement] = {}
 
     def __deepcopy__(self, memo: Any) -> MeasuredTransform:
@@ -108,7 +109,8 @@ class MeasuredTransform(Transform):
             inside = self._inside(energy)
             # the grey value that each pixel of the input came from, in [0, 1]
             found = [
-                ((self._grey(ramp) - black) * gain).sum(0)[inside] / energy[inside]
+                ((self._grey(ramp) - black) * gain).sum(0)[inside]
+                / np.maximum(energy[inside], energy.max() / 1000)
                 for ramp in (across, down, across)
             ]
         if is_random() or not np.array_equal(found[0], found[2]):
@@ -119,7 +121,7 @@ class MeasuredTransform(Transform):
         zero, one = (each[(slice(None), *middle)][:, 0, 0] for each in (black, white))
         with np.errstate(divide="ignore", invalid="ignore"):
             std = 1 / (one - zero)
-            mean = -zero * std
+            mean = 0 - zero * std
         return _Measurement(
             Region(top, left, bottom, right),
             (resized_height, resized_width),
