@@ -37,7 +37,7 @@ def model_of(name: str, weights: str, state: dict[str, Tensor] | None) -> Loaded
     what = f"model hf:{name}"
     with _library(what) as transformers:
         folder = _folder(what, name, "config.json")
-        config = _read(what, lambda: transformers.AutoConfig.from_pretrained(folder))
+        config = _read(what, lambda: _config(transformers, folder))
         if type(config) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
             raise FastcamError(f"{what}: expected an image classifier, got {config.model_type}")
         classifier = transformers.AutoModelForImageClassification
@@ -80,6 +80,10 @@ def transform_of(name: str) -> MeasuredTransform:
         return processor(images=picture, return_tensors="pt")["pixel_values"]
 
     return MeasuredTransform(pixel_values, f"{type(processor).__name__} of {name}")
+
+
+def _config(transformers: Any, folder: Path) -> Any:
+    return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def _pretrained(what: str, classifier: Any, folder: Path) -> nn.Module:
