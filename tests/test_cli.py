@@ -331,13 +331,13 @@ def test_a_clip_cut_short_ends_with_a_word(clips: ModuleType, clip: Path, tmp_pa
 def test_a_clip_through_a_function(clips: ModuleType, clip: Path, tmp_path: Path) -> None:
     model = ("--model", "tiny_models:module", "--preprocess", "tiny_models:left_half")
     heat = ("--target", 0, "--layout", "heat", "--colormap", "bone", "--method", "gradcam")
-    result = run("video", clip, tmp_path / "out.mp4", *model, *heat, "--max-height", 48, "--json")
+    result = run("video", clip, tmp_path / "out.mp4", *model, *heat, "--max-height", 80, "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["region"]["right"] == 60
-    picture = clips.contents(tmp_path / "out.mp4").pictures[0][16:]  # below the caption
+    picture = clips.contents(tmp_path / "out.mp4").pictures[0][26:]  # below the caption
     hot = np.argwhere(picture[..., 0] > 128).mean(0)
-    assert np.abs(hot - (21 - 16, 21)).max() < 4  # half of the red square's centre
-    assert picture[:, 34:].max() < 30
+    assert np.abs(hot - (35 - 26, 35)).max() < 4  # the red square, shrunk
+    assert picture[:, 54:].max() < 30
 
 
 def test_an_odd_size_is_mentioned(clips: ModuleType, tmp_path: Path) -> None:
