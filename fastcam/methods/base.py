@@ -35,8 +35,8 @@ from fastcam.engine.running import Hooks, unwrap
 from fastcam.engine.shapes import Reshape
 from fastcam.engine.start import find_start
 from fastcam.engine.values import tensors_of
-from fastcam.errors import ArgumentError
-from fastcam.methods.explanation import Explanation
+from fastcam.errors import ArgumentError, first_line
+from fastcam.methods.result import Result
 from fastcam.targets import (
     Selection,
     Targets,
@@ -64,6 +64,8 @@ class Method:
     """Whether there are target layers; otherwise the method ends at the images."""
     graph: Graph | None = "layers"
     """Where the recorded graph starts: see :func:`fastcam.engine.capture.capture`."""
+    signed: ClassVar[bool] = False
+    """Whether the maps are signed gradients of each of the images' channels."""
     reruns: ClassVar[bool] = False
     """Whether it runs the model again with other images or activations."""
     captures: ClassVar[bool] = False
@@ -174,11 +176,11 @@ class Method:
                     )
         return record, selection
 
-    def keep(self, explanation: Explanation) -> Any:
+    def keep(self, result: Result) -> Any:
         """Stores the other results in this object's attributes, and returns the maps."""
-        self.outputs = explanation.outputs
-        self.class_ids, self.scores = explanation.class_ids, explanation.scores
-        return explanation.maps
+        self.outputs = result.outputs
+        self.class_ids, self.scores = result.class_ids, result.scores
+        return result.maps
 
     def capture(self, inputs: Inputs, hooks: Hooks = (), *, exact: bool = False) -> Capture:
         """One run.
@@ -241,15 +243,25 @@ class Method:
             self.layers = (found,)
 
     @contextmanager
-    def calling(self) -> Iterator[None]:
-        """The context of a call: one call at a time, no grad by default, no graph kept after it."""
+    def calling(self, inputs: Inputs) -> Iterator[None]:
+        """The context of a call: one call at a time, no grad by default, no graph kept after it.
+
+        Raises:
+            TypeError: if the model fails on inputs without a tensor, such as a picture.
+        """
         with self._turn, torch.inference_mode(False), torch.no_grad():
             given, sizes = self.layers, set(self._layouts)
             before = self._held() if self._keeps is not False else []
             try:
                 yield
-            except BaseException:
+            except BaseException as error:
                 self._forget(given, sizes)
+                if isinstance(error, (TypeError, AttributeError)) and not tensors_of(inputs):
+                    raise TypeError(
+                        f"images: got {type(inputs).__name__}, which the model does not take "
+                        f"({first_line(error)}); expected its inputs, such as a tensor "
+                        "(N, C, H, W); fastcam.explain also takes pictures"
+                    ) from error
                 raise
             finally:
                 if self._keeps is not False:
