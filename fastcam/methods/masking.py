@@ -172,10 +172,16 @@ class ISCAM(ScoreCAM):
         self.samples = samples
 
     def _variations(self, masks: Tensor) -> Iterator[Tensor]:
-        factor = 0.0
-        for i in range(1, self.samples + 1):
-            factor += i / self.samples
+        for factor in growing_factors(self.samples):
             yield masks * factor
+
+
+def growing_factors(samples: int) -> Iterator[float]:
+    """IS-CAM's factors of a mask, sum_{j <= i} j / n for i = 1 ... n."""
+    factor = 0.0
+    for i in range(1, samples + 1):
+        factor += i / samples
+        yield factor
 
 
 class AblationCAM(_Masking):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,14 @@ from fastcam.dropin.captum.checks import has_hooks_of, is_training, why_whole
 from fastcam.dropin.captum.maps import all_tensors, map_of, output_gradients
 from fastcam.dropin.captum.peer import Peer
 from fastcam.dropin.settings import settings
+from fastcam.dropin.starts import Starts, attempts
 from fastcam.dropin.takeover import Replacement
 from fastcam.engine.fast.model import FastCopies
 from fastcam.engine.graph import Start
 from fastcam.engine.inputs import first_row
 from fastcam.engine.recorder import Recorder
 from fastcam.engine.running import Loan
-from fastcam.engine.start import closest_start, start_at_inputs
-from fastcam.engine.trials import untouched
+from fastcam.engine.start import closest_start
 
 
 def layer_grad_cam(present: Replacement) -> Replacement:
@@ -83,30 +82,22 @@ def layer_grad_cam(present: Replacement) -> Replacement:
     return attribute
 
 
-_starts: WeakKeyDictionary[Any, tuple[Any, Start]] = WeakKeyDictionary()
+_starts = Starts()
 
 
 def _start(attribution: Any, inputs: tuple[Tensor, ...], additional: Any) -> Start:
     """Where the graph starts in an object's runs; determined by its first call."""
     forward, layer = attribution.forward_func, attribution.layer
-    of, start = _starts.get(attribution, (None, None))
-    if start is not None and of == (id(forward), id(layer)):
-        return start
-    given, more = first_row((inputs, additional))
 
-    def attempt(recorder: Recorder, whole: bool) -> Any:
-        kept = untouched(forward if isinstance(forward, nn.Module) else layer)
-        with kept, Loan(recorder.hooks, recorder.before), torch.set_grad_enabled(whole):
-            return Peer.common._run_forward(
-                forward, start_at_inputs(given) if whole else given, None, more
-            )
+    def find() -> Start:
+        given, more = first_row((inputs, additional))
+        model = forward if isinstance(forward, nn.Module) else layer
+        runs = attempts(
+            lambda given: Peer.common._run_forward(forward, given, None, more), given, model
+        )
+        return closest_start(runs, {"layer": layer})
 
-    try:
-        start = closest_start(attempt, {"layer": layer})
-    except Exception:  # captum raises it again in the actual run
-        start = Start("model")
-    _starts[attribution] = (id(forward), id(layer)), start
-    return start
+    return _starts.of(attribution, (id(forward), id(layer)), find)
 
 
 _fast_copies = FastCopies()
