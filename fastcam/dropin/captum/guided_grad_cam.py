@@ -38,14 +38,8 @@ def guided_grad_cam(present: Replacement) -> Replacement:
                 reason = "no gradient reached the layer"
             if found is None:
                 call.leave_to("captum", reason)
-                return present(
-                    self,
-                    inputs,
-                    target,
-                    additional_forward_args,
-                    interpolate_mode,
-                    attribute_to_layer_input,
-                )
+                more = (additional_forward_args, interpolate_mode, attribute_to_layer_input)
+                return present(self, inputs, target, *more)
             call.why = "one forward pass for both gradients"
             maps, guided = found
             products = []
