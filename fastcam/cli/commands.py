@@ -61,15 +61,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastcam {fastcam.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
-) -> None:
-    if version:
-        print(f"fastcam {fastcam.__version__}")
-        raise typer.Exit
+) -> None: ...
 
 
 ModelName = Annotated[
