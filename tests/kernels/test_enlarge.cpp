@@ -21,22 +21,23 @@ void test_divider() {
   }
 }
 
-// An axis says without a division what sample_at and bound_sample say with one.
-void test_axis() {
+// A sampler says without a division what sample_at and bound_sample say with one.
+void test_sampler() {
   const auto same = [](int64_t in, int64_t out) {
-    const Axis<double> axis(in, out);
-    const std::string what = "axis " + std::to_string(in) + " to " + std::to_string(out);
+    const Sampler<double> sampler(in, out);
+    const std::string what = "sampler " + std::to_string(in) + " to " + std::to_string(out);
     const auto expect_sample = [&](int64_t i) {
       const Sample<double> want = sample_at<double>(i, in, out);
-      const Taps<double> got = axis.sample(static_cast<int>(i));
+      const Taps<double> got = sampler.sample(static_cast<int>(i));
       expect(got.near() == want.near && got.far() == want.far, what + ": taps");
       expect_near(got.fraction, want.fraction, 1e-15, what + ": fraction");
     };
     for (int64_t i = 0; i < std::min<int64_t>(out, 300); ++i) expect_sample(i);
     expect_sample(out - 1);
-    expect(axis.count<true>() == bound_count(in, out), what + ": bounds");
+    expect(sampler.count<true>() == bound_count(in, out), what + ": bounds");
     for (int64_t j = 0; j < std::min<int64_t>(bound_count(in, out), 300); ++j)
-      expect(axis.index<true>(static_cast<int>(j)) == bound_sample(j, in, out), what + ": bound");
+      expect(
+          sampler.index<true>(static_cast<int>(j)) == bound_sample(j, in, out), what + ": bound");
   };
   for (int64_t in = 1; in < 24; ++in)
     for (int64_t out = 1; out < 80; ++out) same(in, out);
@@ -65,7 +66,7 @@ void test_far_positions() {
   const auto count = [&](unsigned block) {
     const Share share(shares, e, block);
     elsewhere += share.map != 0;
-    map.for_spans<false>(share.window, [&](const Span& span, const float (&)[kColumns]) {
+    map.for_spans<false>(share.area, [&](const Span& span, const float (&)[kColumns]) {
       elsewhere += share.first + span.first != int64_t{span.row} * 50001 + span.column;
       seen[span.row] += span.count;
     });
@@ -241,7 +242,7 @@ int main() {
   test_normalized();
   test_channel_order();
   test_divider();
-  test_axis();
+  test_sampler();
   test_far_positions();
   test_maps<float>();
   test_maps<double>();

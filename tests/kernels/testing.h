@@ -168,10 +168,6 @@ struct Array {
   }
 };
 
-inline unsigned blocks_of(int64_t total, int64_t each) {
-  return static_cast<unsigned>((total + each - 1) / each);
-}
-
 // Blocks of the kernels' shape
 inline emulator::Configuration grid(int64_t blocks, int64_t shared_bytes = 0) {
   emulator::asks_for_memory = needs_opt_in;
