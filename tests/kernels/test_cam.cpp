@@ -238,6 +238,8 @@ int main() {
     test_case({{1, 1, 5, 1}, last, last, device});
     test_case({{1, 2, 24, 8}, contiguous, last, device});
     test_case({{1, 2, 20, 9}, last, Layout::kExpanded, device});
+    test_case({{1, 1, 16, 12}, contiguous, Layout::kRepeated, device});
+    for (Layout layout : {contiguous, last}) test_case({{2, 2, 0, 9}, layout, layout, device});
     if (kSanitized) continue;
     test_case({{3, 10, 9, 30}, contiguous, contiguous, device});
     test_case({{1, 2, 70, 33}, last, contiguous, device});
@@ -252,6 +254,7 @@ int main() {
     test_case({{1, 1, 4, 1031}, contiguous, contiguous, device});
     test_case({{1, 1, 8, 2100}, contiguous, contiguous, device});
     test_case({{1, 2, 33, 131}, last, last, device});
+    test_case({{1, 1, 8, 2101}, Layout::kPadded, Layout::kPadded, device});
   }
   // tiles of many rounds of copies, and many tiles a block
   if (!kSanitized) {
