@@ -118,7 +118,7 @@ enum class Layout {
   kStrided,
   kExpanded,
   kUnaligned,
-  kPadded,    // whole vectors a channel, of which the last may be cut off
+  kPadded,    // whole vectors a channel; the last may be cut off
   kRepeated,  // every position is the first one of a contiguous channel
 };
 // All tests take the first ones.

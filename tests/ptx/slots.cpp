@@ -136,7 +136,7 @@ Launched run(
   const ptx::Kernel& code = compiled(kernel);
   const ptx::Blocks shape{
       {static_cast<uint32_t>(blocks), 1, 1},
-      {kLanes, kRows, 1},
+      {kLanes, kWarps, 1},
       static_cast<uint32_t>(shared_bytes),
       needs_opt_in};
   const ptx::Launch launch = ptx::prepared(code, shape, {{&arguments, sizeof(arguments)}...});
