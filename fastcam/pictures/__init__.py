@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ __all__ = [
     "MAX_PIXELS",
     "Picture",
     "cannot_write",
+    "enough_memory",
     "read",
     "replacing",
     "same_file",
@@ -54,13 +57,31 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
         )
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError(str(error)) from None
+    except cv2.error as error:  # larger than OpenCV's limit of 2^30 pixels
+        if _is_about_memory(error):
+            raise
         picture = None
     if picture is None:
         raise FastcamError(_unreadable(path))
     return picture  # type: ignore[return-value]  # uint8 by the flag
+
+
+@contextmanager
+def enough_memory(path: Path) -> Iterator[None]:
+    """Turns a failed allocation in the block into a FastcamError about the picture."""
+    import cv2
+
+    try:
+        yield
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if not _is_about_memory(error):
+            raise
+        raise FastcamError(f"{path}: not enough memory for this picture") from error
+
+
+def _is_about_memory(error: Exception) -> bool:
+    """Whether torch, NumPy or OpenCV could not allocate."""
+    return isinstance(error, MemoryError) or "alloc" in str(error) or "memory" in str(error)
 
 
 def _data(path: Path, max_pixels: int) -> bytes:
@@ -91,4 +112,4 @@ def write(path: Path, picture: Picture) -> None:
     import cv2
 
     with replacing(path) as temporary:
-        temporary.write_bytes(cv2.imencode(path.suffix, picture[..., ::-1])[1].tobytes())
+        temporary.write_bytes(cv2.imencode(path.suffix, picture[..., ::-1])[1])

@@ -128,7 +128,9 @@ _READERS: list[tuple[re.Pattern[bytes], Callable[[bytes], Iterator[Size]]]] = [
         (rb"\x59\xa6\x6a\x95", partial(_fields, rb"\A.{4}(.{4})(.{4})", "big")),
         (
             rb"P[1-6]\s|P[Ff]\s",
-            partial(_text, rb"P." + _SPACE + rb"(?P<width>\d{1,9})" + _SPACE + rb"(?P<height>\d{1,9})"),
+            partial(
+                _text, rb"P." + _SPACE + rb"(?P<width>\d{1,9})" + _SPACE + rb"(?P<height>\d{1,9})"
+            ),
         ),
         (rb"P7\s", partial(_text, rb".*?WIDTH (?P<width>\d{1,9}).*?HEIGHT (?P<height>\d{1,9})")),
         (
