@@ -46,7 +46,9 @@ def planned(
     for path in before:
         given = same_file(path, inputs)
         if given is not None:
-            raise UsageError(f"{path}: would replace the input {given}; choose another output")
+            raise UsageError(
+                f"{path}: the output and the input {given} are the same file; choose another output"
+            )
     named = {folder: _manifest(folder) for folder in {path.parent for path in before}}
     foreign = [
         path for path, (_, state) in before.items() if named[path.parent].get(path.name) != state

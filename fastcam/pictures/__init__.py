@@ -112,4 +112,5 @@ def write(path: Path, picture: Picture) -> None:
     import cv2
 
     with replacing(path) as temporary:
-        temporary.write_bytes(cv2.imencode(path.suffix, picture[..., ::-1])[1])
+        picture = np.ascontiguousarray(picture[..., ::-1])  # frees what the caller does not keep
+        temporary.write_bytes(cv2.imencode(path.suffix, picture)[1])

@@ -96,7 +96,7 @@ def _webp(data: bytes) -> Iterator[Size]:
 
 
 def _bmp(data: bytes) -> Iterator[Size]:
-    if data[14] == 12:  # the header of OS/2
+    if data[14:15] == b"\x0c":  # the header of OS/2
         yield _number(data[18:20], "little"), _number(data[20:22], "little")
     else:  # a negative height says that the top row comes first
         yield _signed(data[18:22]), _signed(data[22:26])

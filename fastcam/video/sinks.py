@@ -262,7 +262,7 @@ def open_sink(
     for each in existing_files(path):
         given = same_file(each, source.files)
         if given is not None:
-            raise UsageError(f"{each}: the source and the sink are the same file ({given})")
+            raise UsageError(f"{each}: the sink and the source {given} are the same file")
     check_suffix(path)
     suffix = path.suffix.lower()
     if _is_folder(path):
