@@ -155,7 +155,7 @@ def image(
             )
         targets = options.targets(explainer, target, top_k)
         for path, name in zip(picture, names, strict=True):
-            about = {
+            about: dict[str, Any] = {
                 "picture": str(path),
                 "model": model,
                 "weights": weights,

@@ -113,4 +113,4 @@ def write(path: Path, picture: Picture) -> None:
 
     with replacing(path) as temporary:
         picture = np.ascontiguousarray(picture[..., ::-1])  # frees what the caller does not keep
-        temporary.write_bytes(cv2.imencode(path.suffix, picture)[1])
+        temporary.write_bytes(cv2.imencode(path.suffix, picture)[1].data)

@@ -70,7 +70,7 @@ def _tiff(data: bytes) -> Iterator[Size]:
     # bytes of an offset and of the number of entries; bytes of an entry
     offset, count, entry = (8, 8, 20) if big else (4, 2, 12)
     start = _number(data[8:16] if big else data[4:8], order)
-    tags = {}
+    tags: dict[int, int] = {}
     for index in range(_number(data[start : start + count], order)):
         at = start + count + index * entry
         if at + entry > len(data):
