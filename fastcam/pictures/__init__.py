@@ -17,7 +17,9 @@ from fastcam.pictures.files import cannot_write, replacing, same_file, temporary
 __all__ = [
     "MAX_PIXELS",
     "Picture",
+    "can_write",
     "cannot_write",
+    "encoded",
     "enough_memory",
     "read",
     "replacing",
@@ -109,8 +111,25 @@ def _unreadable(path: Path) -> str:
 
 def write(path: Path, picture: Picture) -> None:
     """Writes (H, W, 3), RGB, in the format given by the path's suffix."""
+    bgr = np.ascontiguousarray(picture[..., ::-1])
+    del picture  # its memory, if the caller has not kept it either
+    with replacing(path) as temporary:
+        temporary.write_bytes(_encoded(bgr, path.suffix).data)
+
+
+def encoded(picture: Picture, suffix: str) -> bytes:
+    """(H, W, 3), RGB, in the format given by a suffix such as ".png"."""
+    return _encoded(picture[..., ::-1], suffix).tobytes()
+
+
+def _encoded(bgr: Picture, suffix: str) -> NDArray[np.uint8]:
     import cv2
 
-    with replacing(path) as temporary:
-        picture = np.ascontiguousarray(picture[..., ::-1])  # frees what the caller does not keep
-        temporary.write_bytes(cv2.imencode(path.suffix, picture)[1].data)
+    return cv2.imencode(suffix, bgr)[1]
+
+
+def can_write(path: Path) -> bool:
+    """Whether pictures are written in the format given by the path's suffix."""
+    import cv2
+
+    return bool(path.suffix) and cv2.haveImageWriter(str(path))
