@@ -22,6 +22,7 @@ from fastcam.pictures.render import Region
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_LARGEST = 2**27  # pixels of a resized picture
 _CLIP_LENGTH = 16  # frames per clip in the training of torchvision's video networks ...
 _CLIP_LENGTHS = {f"swin3d_{size}": 32 for size in "tsb"}  # ... except for these
 
@@ -164,7 +165,7 @@ class LoadedModel:
         Raises:
             UsageError: if the number is out of range, or the name is unknown or ambiguous.
         """
-        if text.isdecimal():
+        if text.isdecimal() and len(text) < 19:  # no class id has more digits
             if self.classes and int(text) >= len(self.classes):
                 ids = f"the ids are 0 to {len(self.classes) - 1}"
                 raise UsageError(f"class {text} is out of range: {ids}")
@@ -186,7 +187,16 @@ def _extents(shape: Sequence[int]) -> str:
 
 
 def resized(images: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
-    """Resizes with antialiasing ("bilinear" or "bicubic"): (N, C, H, W) -> (N, C, *size), uint8."""
+    """Resizes with antialiasing ("bilinear" or "bicubic"): (N, C, H, W) -> (N, C, *size), uint8.
+
+    Raises:
+        FastcamError: if the result is huge, as for a picture that is long and one pixel wide.
+    """
+    if size[0] * size[1] > _LARGEST:
+        before, after = (f"{width}x{height}" for height, width in (images.shape[2:], size))
+        raise FastcamError(
+            f"a picture of {before} pixels would be resized to {after}: cut a less narrow part out"
+        )
     if images.is_cuda:  # torch interpolates uint8 only on a CPU
         large = F.interpolate(images.float(), size, mode=interpolation, antialias=True)
         return large.round_().clamp_(0, 255).byte()
