@@ -98,6 +98,7 @@ Size = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=10_000,
         help="The side of the network's input, in pixels. Default: that of the weights; for a "
         "function that returns a plain network 224, cut out of 256.",
     ),
@@ -138,6 +139,9 @@ Std = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if available.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that fastcam has not written.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -155,8 +159,15 @@ def image(
     method: Method = "gradcam++",
     layer: Layer = "auto",
     target: Target = "top1",
-    top_k: Annotated[int, typer.Option(min=1, help="The number of classes in the grid.")] = 3,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="The number of classes in the grid (default: 3, if it has them)."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out"),
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Skip larger pictures with an error, before decoding them.")
+    ] = 100_000_000,
+    overwrite: Overwrite = False,
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,
     size: Size = None,
@@ -173,56 +184,66 @@ def image(
     """
     from fastcam import pictures
     from fastcam.cli import image as images
-    from fastcam.cli import loading
+    from fastcam.cli import loading, options, outputs
     from fastcam.explainer import Explainer
-    from fastcam.pictures import render
 
-    render.check_colormap(colormap)
-    loaded = loading.load(
-        model,
-        weights,
-        _device(device),
-        classes=classes,
-        processor=processor,
-        preprocess=preprocess,
-        size=size,
-        crop=crop,
-        mean=mean,
-        std=std,
-    )
-    explainer = Explainer(loaded, method, layer)
-    targets = explainer.targets(target, top_k)
+    options.check(method, colormap, mean, std)
+    names = list(images.output_names(picture))
+    files = [path for name in names for path in images.files(out, name).values()]
+    inputs = [*picture, *options.files(weights, classes)]
     failed = 0
-    notes = loading.Notes(loaded, _say, None if as_json else print)
-    for path, name in zip(picture, images.output_names(picture), strict=True):
-        try:
-            shown = pictures.read(path)
-            explanation = images.explain(shown, explainer, targets, colormap, alpha)
-        except UsageError:
-            raise
-        except FastcamError as error:
-            failed += 1
-            _say(str(error))
+    with outputs.planned(lambda: files, inputs, overwrite):
+        loaded = loading.load(
+            model,
+            weights,
+            _device(device),
+            classes=classes,
+            processor=processor,
+            preprocess=preprocess,
+            size=size,
+            crop=crop,
+            mean=mean,
+            std=std,
+        )
+        explainer = Explainer(loaded, method, layer)
+        if loaded.clip_length is not None:
+            raise UsageError(
+                f"the network takes clips of {loaded.clip_length} frames, not pictures: "
+                "use fastcam video"
+            )
+        targets = options.targets(explainer, target, top_k)
+        notes = loading.Notes(loaded, _say, None if as_json else print)
+        for path, name in zip(picture, names, strict=True):
+            about: dict[str, Any] = {
+                "picture": str(path),
+                "model": model,
+                "weights": weights,
+                "method": method,
+                "target": target,
+            }
+            try:
+                with pictures.enough_memory(path):
+                    shown = pictures.read(path, max_pixels)
+                    explanation = images.explain(shown, explainer, targets, colormap, alpha)
+                    about["layer"] = explainer.layer
+                    about["preprocessing"] = loaded.preprocessing.report(*shown.shape[:2])
+                    report = images.save(explanation, out, name, about)
+            except UsageError:
+                raise
+            except FastcamError as error:
+                failed += 1
+                _say(str(error))
+                if as_json:
+                    _print_json({"picture": str(path), "error": str(error)})
+                continue
+            notes.once(*shown.shape[:2])
             if as_json:
-                _print_json({"picture": str(path), "error": str(error)})
-            continue
-        about = {
-            "picture": str(path),
-            "model": model,
-            "weights": weights,
-            "method": method,
-            "layer": explainer.layer,
-            "target": target,
-            "preprocessing": loaded.preprocessing.report(*shown.shape[:2]),
-        }
-        notes.once(*shown.shape[:2])
-        report = images.save(explanation, out, name, about)
-        if as_json:
-            _print_json(report)
-        else:
-            found = (f"{each['name']} {each['probability']:.1%}" for each in report["classes"])
-            print(f"{path}: {', '.join(found)}", *report["files"].values(), sep="\n  ")
-        notes.seen(*shown.shape[:2])
+                _print_json(report)
+            else:
+                found = (f"{each['name']} {each['probability']:.1%}" for each in report["classes"])
+                how = f"{method} at {explainer.layer or 'the input'}"
+                print(f"{path}: {', '.join(found)}", how, *report["files"].values(), sep="\n  ")
+            notes.seen(*shown.shape[:2])
     if failed:
         raise typer.Exit(1)
 
@@ -277,6 +298,7 @@ def video(
     raw: Annotated[
         str | None, typer.Option(help="WxH or WxH@RATE: read raw RGB frames from stdin.")
     ] = None,
+    overwrite: Overwrite = False,
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,
     size: Size = None,
@@ -292,12 +314,32 @@ def video(
     The target lock keeps the first frame's top class until another one leads for a while.
     """
     from fastcam import video as videos
-    from fastcam.cli import loading
+    from fastcam.cli import loading, options, outputs
     from fastcam.explainer import Explainer
-    from fastcam.pictures import render
 
-    render.check_colormap(colormap)
-    with videos.open_source(source, raw, _device(device).type) as opened, _bar(opened) as advance:
+    options.check(method, colormap, mean, std)
+    chosen = {
+        "target": target,
+        "norm": norm,
+        "smooth": smooth,
+        "stride": stride,
+        "layout": layout,
+        "colormap": colormap,
+        "alpha": alpha,
+        "max_height": max_height,
+        "batch": batch,
+        "codec": codec,
+    }
+    videos.check(sink, **chosen)
+    with (
+        videos.open_source(source, raw, _device(device).type) as opened,
+        outputs.planned(
+            lambda: videos.existing_files(sink),
+            [*opened.files, *options.files(weights, classes)],
+            overwrite,
+        ),
+        _bar(opened) as advance,
+    ):
         loaded = loading.load(
             model,
             weights,
@@ -311,22 +353,9 @@ def video(
             std=std,
         )
         explainer = Explainer(loaded, method, layer, fast)
-        done = videos.explain(
-            opened,
-            sink,
-            explainer,
-            target=target,
-            norm=norm,
-            smooth=smooth,
-            stride=stride,
-            layout=layout,
-            colormap=colormap,
-            alpha=alpha,
-            max_height=max_height,
-            batch=batch,
-            codec=codec,
-            progress=advance,
-        )
+        if target not in videos.CHOICES:
+            options.targets(explainer, target)
+        done = videos.explain(opened, sink, explainer, progress=advance, **chosen)
     if done.padded is not None:
         height, width = done.padded
         _say(f"the width or height is odd: padded to {width}x{height}")
@@ -354,6 +383,7 @@ def video(
     else:
         speed = f"{done.frames_per_second:.1f} frames/s, slowest: {done.slowest_stage}"
         print(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
+        print(f"  {method} at {explainer.layer or 'the input'}")
         for part, state in explainer.compiled.items():
             print(f"  {part}: {state}")
     notes.seen(*done.size)
@@ -362,21 +392,20 @@ def video(
 @app.command(cls=_Command)
 def demo(
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out/demo"),
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Explain the included picture and clip with the included network."""
-    from fastcam.cli import demonstration
+    from fastcam.cli import demonstration, outputs
 
-    for name, make in (
-        ("scene.png", demonstration.scene),
-        ("grid.png", demonstration.grid),
-        ("clip.mp4", demonstration.clip),
-    ):
-        text = make(out / name)
-        if as_json:
-            _print_json({"file": str(out / name), "shows": text})
-        else:
-            print(f"{out / name}\n  {text}", flush=True)
+    files = [out / name for name in demonstration.MAKERS]
+    with outputs.planned(lambda: files, demonstration.inputs(), overwrite):
+        for path, make in zip(files, demonstration.MAKERS.values(), strict=True):
+            text = make(path)
+            if as_json:
+                _print_json({"file": str(path), "shows": text})
+            else:
+                print(f"{path}\n  {text}", flush=True)
 
 
 @app.command(cls=_Command)

@@ -82,7 +82,7 @@ class LoadedModel:
         Raises:
             UsageError: if the number is out of range, or the name is unknown or ambiguous.
         """
-        if text.isdecimal():
+        if text.isdecimal() and len(text) < 19:  # no class id has more digits
             if self.classes and int(text) >= len(self.classes):
                 ids = f"the ids are 0 to {len(self.classes) - 1}"
                 raise UsageError(f"class {text} is out of range: {ids}")

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcam.errors import UsageError
+from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures.render import Region
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_LARGEST = 2**27  # pixels of a resized picture
 
 
 class Transform(ABC):
@@ -188,7 +189,16 @@ ASSUMED = Preprocessing(origin="ImageNet's values", assumed=True)
 
 
 def resized(images: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
-    """Resizes with antialiasing ("bilinear" or "bicubic"): (N, C, H, W) -> (N, C, *size), uint8."""
+    """Resizes with antialiasing ("bilinear" or "bicubic"): (N, C, H, W) -> (N, C, *size), uint8.
+
+    Raises:
+        FastcamError: if the result is huge, as for a picture that is long and one pixel wide.
+    """
+    if size[0] * size[1] > _LARGEST:
+        before, after = (f"{width}x{height}" for height, width in (images.shape[2:], size))
+        raise FastcamError(
+            f"a picture of {before} pixels would be resized to {after}: cut a less narrow part out"
+        )
     if images.is_cuda:  # torch interpolates uint8 only on a CPU
         large = F.interpolate(images.float(), size, mode=interpolation, antialias=True)
         return large.round_().clamp_(0, 255).byte()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -198,25 +198,34 @@ def caption(picture: Picture, title: Title) -> None:
     _draw(picture, line, (6, up + 4), scale, 255)
 
 
-def grid(panels: Sequence[tuple[Title, Picture]]) -> Picture:
-    """Arranges pictures of one size in rows of at most five, each below its title."""
-    import cv2
+def grid(panels: Iterable[tuple[Title, Picture]]) -> Picture:
+    """Arranges pictures of one size in rows of at most five, each below its title.
 
-    height, width = panels[0][1].shape[:2]
-    zoom = _PANEL / max(height, width)
-    height, width = max(round(height * zoom), 1), max(round(width * zoom), 1)
-    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    Shrinks each picture before it takes the next one, so that an iterator keeps only one in memory.
+    """
+    shown = [(title, _panel(picture)) for title, picture in panels]
+    height, width = shown[0][1].shape[:2]
     across, down = max(width, _PANEL // 2) + _GAP, _STRIP + height + _GAP
-    rows = -(-len(panels) // _COLUMNS)
-    columns = -(-len(panels) // rows)
+    rows = -(-len(shown) // _COLUMNS)
+    columns = -(-len(shown) // rows)
     page = np.full((rows * down, columns * across + _GAP, 3), 255, np.uint8)
-    for index, (title, picture) in enumerate(panels):
+    for index, (title, picture) in enumerate(shown):
         top, left = index // columns * down + _STRIP, index % columns * across + _GAP
         line, scale = _fit(title, across - _GAP, height=16)
         _draw(page, line, (left, top - 10), scale, 0)
-        shown = cv2.resize(picture, (width, height), interpolation=method)
-        page[top : top + height, left : left + width] = shown
+        page[top : top + height, left : left + width] = picture
     return page
+
+
+def _panel(picture: Picture) -> Picture:
+    """The picture with a longer side of 360 pixels."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    zoom = _PANEL / max(height, width)
+    size = max(round(width * zoom), 1), max(round(height * zoom), 1)
+    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    return cv2.resize(picture, size, interpolation=method)  # type: ignore[return-value]
 
 
 def _fit(title: Title, width: int, height: float) -> tuple[str, float]:
