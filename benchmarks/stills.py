@@ -102,9 +102,8 @@ def panels(still: Still) -> list[tuple[Title, Picture]]:
     explained = explain(inputs, explain.targets(still.target, 1))
     raw = explained.heat(0)
     region = render.Region(0, 0, *small.shape[:2])
-    heat = render.enlarged(raw, small.shape[:2], still.style.enlarge)
-    ours = render.heat(batch, heat, region, still.style)[0].numpy()
     low = (raw[0] - raw.min()) / (raw.max() - raw.min())
+    ours = render.heat(batch, low.unsqueeze(0), region, still.style)[0].numpy()
     share = f"{explained.probabilities[0, 0]:.1%}"
     peers: dict[str, Callable[[Picture, torch.Tensor], Picture]] = {
         "torchcam": by_torchcam,

@@ -19,9 +19,11 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import fastcam
 from fastcam import demo, pictures
 from fastcam.cli import image
 from fastcam.cli.commands import app
+from fastcam.cli.outputs import MANIFEST
 from fastcam.pictures import Picture, render
 
 COLORS = ("--model", "tiny_models:colors", "--method", "gradcam")
@@ -51,10 +53,11 @@ def picture(tmp_path: Path) -> Path:
 
 def test_what_image_writes(picture: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    result = run("image", picture, *COLORS, "--top-k", 2, "--target", "green", "--out", out)
+    options = ("--crop", "--top-k", 2, "--target", "green", "--out", out)
+    result = run("image", picture, *COLORS, *options)
     assert result.exit_code == 0
     assert result.stderr == ""
-    names = {"squares-overlay.png", "squares-grid.png", "squares.npy", "squares.json"}
+    names = {"squares-overlay.png", "squares-grid.png", "squares.npy", "squares.json", MANIFEST}
     assert {path.name for path in out.iterdir()} == names
 
     about = json.loads((out / "squares.json").read_text())
@@ -63,6 +66,15 @@ def test_what_image_writes(picture: Path, tmp_path: Path) -> None:
     assert about["layer"] == "features"
     assert about["method"] == "gradcam"
     assert about["region"] == {"top": 40, "left": 80, "bottom": 200, "right": 240}
+    assert about["preprocessing"] == {
+        "resize": [144, 192],
+        "crop": [96, 96],
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+        "interpolation": "bilinear",
+        "origin": "tiny_models:colors",
+    }
+    assert "the network sees 33% of the picture: columns 80 to 240 of 320" in result.stdout
     raw = np.load(out / "squares.npy")
     assert raw.shape == (2, 12, 12)
     assert raw.dtype == np.float32
@@ -72,7 +84,7 @@ def test_what_image_writes(picture: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (500, 333), (96, 96), (1000, 1003)])
-@pytest.mark.parametrize("options", [(), ("--no-crop",), ("--size", 192)])
+@pytest.mark.parametrize("options", [(), ("--crop",), ("--no-crop",), ("--size", 192)])
 def test_the_heat_is_where_it_belongs(
     tmp_path: Path, height: int, width: int, options: tuple[object, ...]
 ) -> None:
@@ -88,6 +100,50 @@ def test_the_heat_is_where_it_belongs(
         hot = np.argwhere(overlay[..., 0] > 128).mean(0)
         square = np.argwhere(shown[..., channel] == 255).mean(0)
         assert np.abs(hot - square).max() < max(height, width) / 50
+
+
+def test_the_whole_picture_is_seen_by_a_network_of_any_size(tmp_path: Path) -> None:
+    model = (*COLORS, "--out", tmp_path, "--json")
+    regions = []
+    for height, width in ((200, 320), (100, 500)):
+        pictures.write(tmp_path / "a.png", squares(height, width))
+        report = json.loads(run("image", tmp_path / "a.png", *model).stdout)
+        regions.append(tuple(report["region"].values()))
+        assert report["preprocessing"]["crop"] == [96, min(96 * width // height, 3 * 96)]
+    assert regions == [(0, 0, 200, 320), (0, 100, 100, 400)]
+
+
+def test_an_assumed_preprocessing_is_said_once(picture: Path, tmp_path: Path) -> None:
+    model = ("--model", "tiny_models:module", "--method", "gradcam", "--out", tmp_path)
+    result = run("image", picture, picture, *model)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("fastcam: preprocessing assumed: resized to 298x224, input 298x224")
+    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (ImageNet's values)" in line
+    origin = json.loads((tmp_path / "squares.json").read_text())["preprocessing"]["origin"]
+    assert origin == "assumed: ImageNet's values"
+
+    known = run("image", picture, *COLORS, "--out", tmp_path)
+    assert known.stderr == ""
+    said = known.stdout.splitlines()
+    assert said[0].startswith("preprocessing: resized to 128x96")
+    assert said[2] == "  gradcam at features"
+
+
+def test_preprocessing_by_a_function(picture: Path, tmp_path: Path) -> None:
+    model = ("--model", "tiny_models:module", "--method", "gradcam", "--out", tmp_path)
+    named = ("--preprocess", "tiny_models:left_half")
+    report = json.loads(run("image", picture, *model, *named, "--json").stdout)
+    assert report["region"] == {"top": 0, "left": 0, "bottom": 240, "right": 160}
+    assert report["preprocessing"]["origin"] == "tiny_models:left_half"
+    for refused, message in (
+        (("--size", 100), "size: cannot be changed, since tiny_models:left_half is a function"),
+        (("--no-crop",), "crop: cannot be changed"),
+        (("--std", 1, 1, 1), "mean and std: cannot be changed"),
+        (("--processor", "x"), "preprocess: got a processor too"),
+    ):
+        result = run("image", picture, *model, *named, *refused)
+        assert result.exit_code == 2
+        assert message in result.stderr
 
 
 def test_the_colours_of_the_picture_stay(picture: Path, tmp_path: Path) -> None:
@@ -136,6 +192,9 @@ def test_a_broken_picture_does_not_stop_the_others(picture: Path, tmp_path: Path
         (("--device", "gpu"), "device gpu cannot be used"),
         (("--model", "tiny_models:module", "--method", "cam"), "global average pooling"),
         (("--weights", "none"), "weights none is not supported for a function"),
+        (("--std", "0", "0", "0"), "std 0 0 0: expected three numbers above 0"),
+        (("--mean", "0", "nan", "0"), "mean 0 nan 0: expected three finite numbers"),
+        (("--target", 5000 * "9"), "unknown class 999"),
     ],
 )
 @pytest.mark.parametrize("command", ["image", "video"])
@@ -197,18 +256,20 @@ def test_an_interruption_keeps_what_is_finished(
     assert result.exit_code == 130
     assert "interrupted" in result.stderr
     assert pictures.read(tmp_path / "out" / "squares-grid.png").size
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 5
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert len(manifest["files"]) == 4
 
 
 def test_class_names_from_a_file(picture: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("rot\ngrün\nblau\n", encoding="utf-8")
     result = run(
         "image", picture, *COLORS, "--classes", tmp_path / "names.txt", "--target", "grün",
-        "--top-k", 9, "--out", tmp_path, "--json",
+        "--top-k", 3, "--out", tmp_path, "--json",
     )  # fmt: skip
     classes = json.loads(result.stdout)["classes"]
     assert classes[0]["name"] == "grün"
-    assert len(classes) == 3, "there are no more"
+    assert len(classes) == 3
 
 
 @pytest.mark.parametrize("method", ["guided-backprop", "guided-gradcam"])
@@ -245,6 +306,8 @@ def test_what_video_writes(clips: ModuleType, clip: Path, tmp_path: Path) -> Non
     assert report["frames_per_second"] == pytest.approx(7 / report["seconds"])
     before, after = clips.contents(clip), clips.contents(out)
     assert after.times == before.times
+    assert report["region"] == {"top": 0, "left": 0, "bottom": 96, "right": 120}
+    assert report["preprocessing"]["crop"] == [96, 120]
     assert [data for _, data in after.sound] == [data for _, data in before.sound]
     assert after.pictures[0].shape == (96, 120, 3)
 
@@ -272,6 +335,18 @@ def test_a_clip_cut_short_ends_with_a_word(clips: ModuleType, clip: Path, tmp_pa
     assert re.search(r"cut\.mp4: (cut short|broken) after the frame at", result.stderr)
     assert "error" in json.loads(result.stdout)
     assert 0 < len(clips.contents(out).times) < 7
+
+
+def test_a_clip_through_a_function(clips: ModuleType, clip: Path, tmp_path: Path) -> None:
+    model = ("--model", "tiny_models:module", "--preprocess", "tiny_models:left_half")
+    heat = ("--target", 0, "--layout", "heat", "--colormap", "bone", "--method", "gradcam")
+    result = run("video", clip, tmp_path / "out.mp4", *model, *heat, "--max-height", 80, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["region"]["right"] == 60
+    picture = clips.contents(tmp_path / "out.mp4").pictures[0][26:]  # below the caption
+    hot = np.argwhere(picture[..., 0] > 128).mean(0)
+    assert np.abs(hot - (35 - 26, 35)).max() < 4  # the red square, shrunk
+    assert picture[:, 54:].max() < 30
 
 
 def test_an_odd_size_is_mentioned(clips: ModuleType, tmp_path: Path) -> None:
@@ -401,9 +476,8 @@ def test_ctrl_c_leaves_a_clip_that_plays(clips: ModuleType, tmp_path: Path) -> N
     )
     out = tmp_path / "out.mp4"
     process = start("video", source, out, *COLORS)
-    growing = tmp_path / ".out.part.mp4"
     deadline = time.monotonic() + 30
-    while not growing.exists():
+    while not list(tmp_path.glob(".fastcam-*.part.mp4")):
         assert process.poll() is None, "it ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -423,3 +497,13 @@ def test_a_size_that_the_model_cannot_take(picture: Path, tmp_path: Path) -> Non
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert "the model fails on an input of 100x100 pixels" in line
+
+
+def test_version_and_completion() -> None:
+    command = [sys.executable, "-m", "fastcam"]
+    shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"fastcam {fastcam.__version__}\n"
+    script = subprocess.run(
+        [*command, "--show-completion", "bash"], capture_output=True, text=True, check=True
+    )
+    assert "_FASTCAM_COMPLETE" in script.stdout

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,13 +23,13 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+import fastcam
 from fastcam.cli import json
 from fastcam.errors import FastcamError, UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
 
-    from fastcam.models import LoadedModel
     from fastcam.video import Source
 
 
@@ -56,16 +54,34 @@ class _Command(TyperCommand):
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Class activation maps: see which parts of a picture support a class.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastcam {fastcam.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None: ...
+
 
 ModelName = Annotated[
     str,
     typer.Option(
         "--model",
-        help="digits (included), a torchvision name, timm:NAME or package.module:function.",
+        help="digits (included), a torchvision name, timm:NAME, hf:FOLDER-OR-NAME or "
+        "package.module:function.",
     ),
 ]
 Weights = Annotated[
@@ -88,20 +104,53 @@ Layout = Annotated[str, typer.Option(help="overlay, side-by-side, heat, contours
 Enlarge = Annotated[str, typer.Option(help="How to enlarge maps: bilinear or bicubic.")]
 Colorbar = Annotated[bool, typer.Option("--colorbar", help="Show colours and values below.")]
 Size = Annotated[
-    int | None, typer.Option(min=1, help="The side of the network's input, in pixels.")
+    int | None,
+    typer.Option(
+        min=1,
+        max=10_000,
+        help="The side of the network's input, in pixels. Default: that of the weights; for a "
+        "function that returns a plain network 224, cut out of 256.",
+    ),
+]
+Processor = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER-OR-NAME", help="A Hugging Face image processor to use."),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="A function from a PIL picture to the network's input (3, h, w).",
+    ),
 ]
 Crop = Annotated[
-    bool,
-    typer.Option("--crop/--no-crop", help="Crop the centre, as the model's preprocessing does."),
+    bool | None,
+    typer.Option(
+        "--crop/--no-crop",
+        help="--crop: the centre, as the model's preprocessing does. --no-crop: the whole picture. "
+        "Default: the whole picture, its long side at most 3 times the short one, if the network "
+        "takes any size, otherwise the centre.",
+        show_default=False,
+    ),
 ]
 Mean = Annotated[
-    tuple[float, float, float] | None, typer.Option(help="Channel means, for values in [0, 1].")
+    tuple[float, float, float] | None,
+    typer.Option(
+        help="Channel means, for values in [0, 1]. Default: those of the weights; for a function "
+        "that returns a plain network 0.485 0.456 0.406, ImageNet's.",
+    ),
 ]
 Std = Annotated[
     tuple[float, float, float] | None,
-    typer.Option(help="Channel standard deviations, for values in [0, 1]."),
+    typer.Option(
+        help="Channel standard deviations, for values in [0, 1]. Default: those of the weights; "
+        "for a function that returns a plain network 0.229 0.224 0.225, ImageNet's.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if available.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that fastcam has not written.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -114,19 +163,28 @@ def image(
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
     classes: Classes = None,
+    processor: Processor = None,
+    preprocess: Preprocess = None,
     method: Method = "gradcam++",
     layer: Layer = "auto",
     target: Target = "top1",
-    top_k: Annotated[int, typer.Option(min=1, help="The number of classes in the grid.")] = 3,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="The number of classes in the grid (default: 3, if it has them)."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out"),
     layout: Layout = "overlay",
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Skip larger pictures with an error, before decoding them.")
+    ] = 100_000_000,
+    overwrite: Overwrite = False,
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.65,
     fade: Fade = True,
     enlarge: Enlarge = "bilinear",
     colorbar: Colorbar = False,
     size: Size = None,
-    crop: Crop = True,
+    crop: Crop = None,
     mean: Mean = None,
     std: Std = None,
     device: Device = "auto",
@@ -139,39 +197,68 @@ def image(
     """
     from fastcam import pictures
     from fastcam.cli import image as images
+    from fastcam.cli import loading, options, outputs
     from fastcam.explainer import Explainer
     from fastcam.pictures import render
 
     style = render.Style(layout, colormap, alpha, fade, enlarge, colorbar)
-    loaded = _load(model, weights, classes, size, crop, mean, std, device)
-    explainer = Explainer(loaded, method, layer)
-    targets = explainer.targets(target, top_k)
+    options.check(method, mean, std)
+    names = list(images.output_names(picture))
+    files = [path for name in names for path in images.files(out, name).values()]
+    inputs = [*picture, *options.files(weights, classes)]
     failed = 0
-    for path, name in zip(picture, images.output_names(picture), strict=True):
-        try:
-            explanation = images.explain(pictures.read(path), explainer, targets, style)
-        except UsageError:
-            raise
-        except FastcamError as error:
-            failed += 1
-            _say(str(error))
+    with outputs.planned(lambda: files, inputs, overwrite):
+        loaded = loading.load(
+            model,
+            weights,
+            _device(device),
+            classes=classes,
+            processor=processor,
+            preprocess=preprocess,
+            size=size,
+            crop=crop,
+            mean=mean,
+            std=std,
+        )
+        explainer = Explainer(loaded, method, layer)
+        if loaded.clip_length is not None:
+            raise UsageError(
+                f"the network takes clips of {loaded.clip_length} frames, not pictures: "
+                "use fastcam video"
+            )
+        targets = options.targets(explainer, target, top_k)
+        notes = loading.Notes(loaded, _say, None if as_json else print)
+        for path, name in zip(picture, names, strict=True):
+            about: dict[str, Any] = {
+                "picture": str(path),
+                "model": model,
+                "weights": weights,
+                "method": method,
+                "target": target,
+            }
+            try:
+                with pictures.enough_memory(path):
+                    shown = pictures.read(path, max_pixels)
+                    explanation = images.explain(shown, explainer, targets, style)
+                    about["layer"] = explainer.layer
+                    about["preprocessing"] = loaded.preprocessing.report(*shown.shape[:2])
+                    report = images.save(explanation, out, name, about)
+            except UsageError:
+                raise
+            except FastcamError as error:
+                failed += 1
+                _say(str(error))
+                if as_json:
+                    _print_json({"picture": str(path), "error": str(error)})
+                continue
+            notes.once(*shown.shape[:2])
             if as_json:
-                _print_json({"picture": str(path), "error": str(error)})
-            continue
-        about = {
-            "picture": str(path),
-            "model": model,
-            "weights": weights,
-            "method": method,
-            "layer": explainer.layer,
-            "target": target,
-        }
-        report = images.save(explanation, out, name, about)
-        if as_json:
-            _print_json(report)
-        else:
-            found = (f"{each['name']} {each['probability']:.1%}" for each in report["classes"])
-            print(f"{path}: {', '.join(found)}", *report["files"].values(), sep="\n  ")
+                _print_json(report)
+            else:
+                found = (f"{each['name']} {each['probability']:.1%}" for each in report["classes"])
+                how = f"{method} at {explainer.layer or 'the input'}"
+                print(f"{path}: {', '.join(found)}", how, *report["files"].values(), sep="\n  ")
+            notes.seen(*shown.shape[:2])
     if failed:
         raise typer.Exit(1)
 
@@ -194,6 +281,8 @@ def video(
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
     classes: Classes = None,
+    processor: Processor = None,
+    preprocess: Preprocess = None,
     method: Method = "gradcam++",
     layer: Layer = "auto",
     target: Annotated[
@@ -224,13 +313,14 @@ def video(
     raw: Annotated[
         str | None, typer.Option(help="WxH or WxH@RATE: read raw RGB frames from stdin.")
     ] = None,
+    overwrite: Overwrite = False,
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.65,
     fade: Fade = True,
     enlarge: Enlarge = "bilinear",
     colorbar: Colorbar = False,
     size: Size = None,
-    crop: Crop = True,
+    crop: Crop = None,
     mean: Mean = None,
     std: Std = None,
     device: Device = "auto",
@@ -242,35 +332,56 @@ def video(
     The target lock keeps the first frame's top class until another one leads for a while.
     """
     from fastcam import video as videos
+    from fastcam.cli import loading, options, outputs
     from fastcam.explainer import Explainer
-    from fastcam.pictures import render
 
-    render.Style(layout, colormap, alpha, fade, enlarge, colorbar)  # unknown names are errors
-    with videos.open_source(source, raw, _device(device).type) as opened, _bar(opened) as advance:
-        loaded = _load(model, weights, classes, size, crop, mean, std, device)
-        explainer = Explainer(loaded, method, layer, fast)
-        done = videos.explain(
-            opened,
-            sink,
-            explainer,
-            target=target,
-            norm=norm,
-            smooth=smooth,
-            stride=stride,
-            layout=layout,
-            colormap=colormap,
-            alpha=alpha,
-            fade=fade,
-            enlarge=enlarge,
-            colorbar=colorbar,
-            max_height=max_height,
-            batch=batch,
-            codec=codec,
-            progress=advance,
+    options.check(method, mean, std)
+    chosen = {
+        "target": target,
+        "norm": norm,
+        "smooth": smooth,
+        "stride": stride,
+        "layout": layout,
+        "colormap": colormap,
+        "alpha": alpha,
+        "fade": fade,
+        "enlarge": enlarge,
+        "colorbar": colorbar,
+        "max_height": max_height,
+        "batch": batch,
+        "codec": codec,
+    }
+    videos.check(sink, **chosen)
+    with (
+        videos.open_source(source, raw, _device(device).type) as opened,
+        outputs.planned(
+            lambda: videos.existing_files(sink),
+            [*opened.files, *options.files(weights, classes)],
+            overwrite,
+        ),
+        _bar(opened) as advance,
+    ):
+        loaded = loading.load(
+            model,
+            weights,
+            _device(device),
+            classes=classes,
+            processor=processor,
+            preprocess=preprocess,
+            size=size,
+            crop=crop,
+            mean=mean,
+            std=std,
         )
+        explainer = Explainer(loaded, method, layer, fast)
+        if target not in videos.CHOICES:
+            options.targets(explainer, target)
+        done = videos.explain(opened, sink, explainer, progress=advance, **chosen)
     if done.padded is not None:
         height, width = done.padded
         _say(f"the width or height is odd: padded to {width}x{height}")
+    notes = loading.Notes(loaded, _say, None if as_json else print)
+    notes.once(*done.size)
     report = {
         "source": source,
         "model": model,
@@ -282,6 +393,8 @@ def video(
         "seconds": done.seconds,
         "frames_per_second": done.frames_per_second,
         "stages": done.stages,
+        "preprocessing": loaded.preprocessing.report(*done.size),
+        "region": loaded.preprocessing.region(*done.size)._asdict(),
         "compiled": explainer.compiled,
         "slowest_stage": done.slowest_stage,
         "sink": str(sink),
@@ -291,28 +404,29 @@ def video(
     else:
         speed = f"{done.frames_per_second:.1f} frames/s, slowest: {done.slowest_stage}"
         print(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
+        print(f"  {method} at {explainer.layer or 'the input'}")
         for part, state in explainer.compiled.items():
             print(f"  {part}: {state}")
+    notes.seen(*done.size)
 
 
 @app.command(cls=_Command)
 def demo(
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out/demo"),
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Explain the included picture and clip with the included network."""
-    from fastcam.cli import demonstration
+    from fastcam.cli import demonstration, outputs
 
-    for name, make in (
-        ("scene.png", demonstration.scene),
-        ("grid.png", demonstration.grid),
-        ("clip.mp4", demonstration.clip),
-    ):
-        text = make(out / name)
-        if as_json:
-            _print_json({"file": str(out / name), "shows": text})
-        else:
-            print(f"{out / name}\n  {text}", flush=True)
+    files = [out / name for name in demonstration.MAKERS]
+    with outputs.planned(lambda: files, demonstration.inputs(), overwrite):
+        for path, make in zip(files, demonstration.MAKERS.values(), strict=True):
+            text = make(path)
+            if as_json:
+                _print_json({"file": str(path), "shows": text})
+            else:
+                print(f"{path}\n  {text}", flush=True)
 
 
 @app.command(cls=_Command)
@@ -324,7 +438,7 @@ def info(as_json: Json = False) -> None:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     facts: dict[str, dict[str, str]] = {
-        "versions": {"fastcam": _version(), "torch": torch.__version__},
+        "versions": {"fastcam": fastcam.__version__, "torch": torch.__version__},
         "build": {key: str(value) for key, value in _kernels.build_info().items()},
         "devices": {
             "cpu": f"{torch.get_num_threads()} threads",
@@ -348,32 +462,6 @@ def main() -> None:
     app(prog_name="fastcam")
 
 
-def _load(
-    name: str,
-    weights: str,
-    classes: Path | None,
-    size: int | None,
-    crop: bool,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    device: str,
-) -> LoadedModel:
-    """Loads the model and applies the preprocessing and class-name options."""
-    from fastcam import models
-
-    model = models.load(name, weights, _device(device))
-    preprocessing = model.preprocessing
-    if size is not None:
-        preprocessing = preprocessing.sized(size)
-    if not crop:
-        preprocessing = replace(preprocessing, crop=None)
-    preprocessing = replace(
-        preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std
-    )
-    names = model.classes if classes is None else models.read_classes(classes)
-    return replace(model, preprocessing=preprocessing, classes=names)
-
-
 def _device(name: str) -> torch.device:
     import torch
 
@@ -385,13 +473,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise UsageError(f"device {name} cannot be used: {first_line(error)}") from None
     return device
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("fastcam")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 class _Speed(ProgressColumn):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fastcam import demo, models, pictures, video
 from fastcam.cli import image
@@ -41,6 +41,14 @@ def clip(path: Path) -> str:
     return f"the heat follows the {_DIGIT} from frame to frame"
 
 
+MAKERS: Final = {"scene.png": scene, "grid.png": grid, "clip.mp4": clip}
+
+
+def inputs() -> list[Path]:
+    """The files that are read."""
+    return [demo.asset(name) for name in ("scene.png", "scene.json", "clip.mp4", "clip.json")]
+
+
 def _explained_scene(top_k: int = 1) -> image.ImageExplanation:
     picture = pictures.read(demo.asset("scene.png"))
     explainer = _explainer("scene.json")
@@ -51,7 +59,9 @@ def _explainer(about: str) -> Explainer:
     """An explainer that shrinks enlarged pictures back to the size in the description."""
     size = _about(about)
     model = models.load("digits")
-    back = replace(model.preprocessing, resize=(size["height"], size["width"]))
+    back = models.Preprocessing(
+        resize=(size["height"], size["width"]), crop=None, mean=(0, 0, 0), std=(1, 1, 1)
+    )
     return Explainer(replace(model, preprocessing=back), "gradcam")
 
 

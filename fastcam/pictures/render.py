@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -10,17 +10,16 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcam import ops
-from fastcam.errors import UsageError
-
-Picture = NDArray[np.uint8]  # (H, W, 3), RGB
+from fastcam.errors import ArgumentError, UsageError
+from fastcam.pictures import Picture
+from fastcam.pictures.given import as_pil, is_pil, pictures_of
 
 _PANEL = 360  # longer side of a picture in a grid, in pixels
 _COLUMNS = 5
-MOST_PANELS: Final = 50  # of a grid, so that viewers open it
+MOST_PANELS: Final = 50  # that a grid should have, so that viewers open it
 _STRIP = 30  # height of the title above a panel
 _GAP = 12
 _TITLE = 16  # height of its letters
@@ -35,12 +34,39 @@ Enlargement = Literal["bilinear", "bicubic"]
 
 
 class Region(NamedTuple):
-    """A rectangle of a picture in pixels; ``bottom`` and ``right`` are exclusive."""
+    """A rectangle in pixels of a picture; ``bottom`` and ``right`` are exclusive.
+
+    It may exceed the picture.
+    """
 
     top: int
     left: int
     bottom: int
     right: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    def within(self, height: int, width: int) -> Region:
+        """The part inside a picture of this size."""
+        return Region(
+            max(self.top, 0), max(self.left, 0), min(self.bottom, height), min(self.right, width)
+        )
+
+    def resized(self, before: tuple[int, int], after: tuple[int, int]) -> Region:
+        """The rectangle after a picture is resized, from and to (height, width)."""
+        down, across = after[0] / before[0], after[1] / before[1]
+        return Region(
+            round(self.top * down),
+            round(self.left * across),
+            round(self.bottom * down),
+            round(self.right * across),
+        )
 
 
 class Title(NamedTuple):
@@ -138,26 +164,67 @@ def opacities(alpha: float, fade: bool, device: torch.device) -> Tensor:
 
 
 def overlay(
-    images: Tensor, maps: Tensor, colormap: str = "turbo", alpha: float = 0.65, fade: bool = True
-) -> Tensor:
+    images: Any, maps: Any, colormap: str = "turbo", alpha: float = 0.65, fade: bool = True
+) -> Any:
     """Overlays heatmaps on images.
 
     Args:
-        images: (N, 3, H, W) or (N, H, W, 3), RGB; uint8, or floating point in [0, 1]. The ambiguous
-            shape (N, 3, H, 3) is read as (N, H, W, 3).
-        maps: (N, h, w) in [0, 1], upsampled linearly; NaN counts as 0.
+        images: a tensor (N, 3, H, W) or (N, H, W, 3), RGB; uint8, or floating point in [0, 1]. The
+            ambiguous shape (N, 3, H, 3) is read as (N, H, W, 3). Or one picture, a PIL image or an
+            array (H, W, 3) of uint8.
+        maps: a tensor or array (N, h, w) in [0, 1], upsampled linearly; NaN counts as 0. For one
+            picture also (h, w).
         colormap: the name of an OpenCV colormap.
         alpha: the opacity of the hottest colour, in [0, 1].
         fade: whether the opacity follows the heat, so that cold parts stay as they were; otherwise
             it is ``alpha`` everywhere.
 
     Returns:
-        uint8, in the shape of ``images``.
+        uint8, in the shape of ``images``; for one picture a PIL image or an array (H, W, 3).
 
     Raises:
         UsageError: if OpenCV has no colormap of this name, or ``alpha`` is outside [0, 1].
+        ValueError: if values of the images or maps are outside [0, 1], or the shapes do not fit.
+        TypeError: if the images are none of these.
     """
     _check_alpha(alpha)
+    maps = torch.as_tensor(maps)
+    if isinstance(images, Tensor):
+        if images.is_floating_point():
+            _check_range("images", images)
+        _check_range("maps", maps)
+        return _blended(images, maps, colormap, alpha, fade)
+    found = pictures_of(images)
+    if found is None or isinstance(images, (list, tuple)):
+        raise TypeError(
+            f"images: got {type(images).__name__}, expected a tensor (N, 3, H, W) or (N, H, W, 3), "
+            "a PIL image or an array (H, W, 3) of uint8"
+        )
+    maps = maps if maps.dim() == 3 else maps.unsqueeze(0)
+    batch = torch.from_numpy(found[0])[None].to(maps.device)
+    picture = overlay(batch, maps, colormap, alpha, fade)[0].cpu().numpy()
+    return as_pil(picture) if is_pil(images) else picture
+
+
+def _check_range(name: str, values: Tensor) -> None:
+    """Raises ValueError if a value is outside [0, 1], up to rounding; NaN is allowed."""
+    if not values.numel():
+        return
+    low, high = values.nan_to_num(0.5).aminmax()
+    slack = 1e-3
+    if low < -slack or high > 1 + slack:
+        raise ArgumentError(
+            name,
+            f"got values from {low.item():.3g} to {high.item():.3g}, expected [0, 1]; "
+            + (
+                "explain with normalize=True"
+                if name == "maps"
+                else "give the pictures from before the normalization, or divide by 255"
+            ),
+        )
+
+
+def _blended(images: Tensor, maps: Tensor, colormap: str, alpha: float, fade: bool) -> Tensor:
     on = images.device
     return ops.overlay(images, maps, color_table(colormap, on), opacities(alpha, fade, on))
 
@@ -168,36 +235,46 @@ def heat(pictures: Tensor, maps: Tensor, region: Region, style: Style | None = N
     Args:
         pictures: (N, H, W, 3) uint8, RGB.
         maps: (N, h, w) in [0, 1], enlarged to the region; NaN counts as 0.
-        region: the part inside the network's input.
+        region: the part that the maps cover; may exceed the pictures.
         style: the colours. "side-by-side" is drawn as "overlay"; :func:`arranged` adds the picture.
 
     Returns:
         (N, H, W, 3) uint8.
     """
     style = style or Style()
+    height, width = pictures.shape[1:3]
+    if style.enlarge == "bicubic":
+        maps = _bicubic(maps.nan_to_num(0), (region.height, region.width)).clamp(0, 1)
+    maps, region = visible(maps, region, height, width), region.within(height, width)
     rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
     seen = pictures[:, rows, columns]
     result = torch.zeros_like(pictures) if style.layout == "heat" else pictures >> 1
-    if style.enlarge == "bicubic":
-        maps = _bicubic(maps.nan_to_num(0), seen.shape[1:3]).clamp(0, 1)
     if style.layout == "heat":
-        drawn = overlay(torch.zeros_like(seen), maps, style.colormap, 1.0, fade=False)
+        drawn = _blended(torch.zeros_like(seen), maps, style.colormap, 1.0, False)
     elif style.layout == "contours":
         drawn = _contours(seen, maps, color_table(style.colormap, seen.device))
     elif style.layout == "outline":
         white = torch.full((256, 3), 255, dtype=torch.uint8, device=seen.device)
         drawn = _lines(seen, _enlarged(maps, seen), [_HALF], white)
     else:
-        drawn = overlay(seen, maps, style.colormap, style.alpha, style.fade)
+        drawn = _blended(seen, maps, style.colormap, style.alpha, style.fade)
     result[:, rows, columns] = drawn
     return result
 
 
-def enlarged(maps: Tensor, size: tuple[int, int], enlarge: str) -> Tensor:
-    """Raw maps (N, h, w) -> (N, *size), brought to [0, 1] by their minimum and maximum."""
-    if enlarge == "bicubic":
-        return ops.normalize(_bicubic(maps, size))
-    return ops.upsample(maps, size)
+def visible(maps: Tensor, region: Region, height: int, width: int) -> Tensor:
+    """The maps (N, h, w) of a region, without what lies outside a picture of this size.
+
+    Upsamples linearly only along the axes that are cut.
+    """
+    seen = region.within(height, width)
+    if (seen.top, seen.bottom) != (region.top, region.bottom):
+        tall = ops.upsample(maps, (region.height, maps.shape[2]), normalize=False)
+        maps = tall[:, seen.top - region.top : seen.bottom - region.top]
+    if (seen.left, seen.right) != (region.left, region.right):
+        wide = ops.upsample(maps, (maps.shape[1], region.width), normalize=False)
+        maps = wide[:, :, seen.left - region.left : seen.right - region.left]
+    return maps
 
 
 def arranged(
@@ -237,31 +314,33 @@ def caption(picture: Picture, title: Title) -> None:
     _draw(picture[:bottom, :right], line, (margin, size + margin - 1), size, 255)
 
 
-def grid(panels: Sequence[tuple[Title, Picture]]) -> Picture:
+def grid(panels: Iterable[tuple[Title, Picture]]) -> Picture:
     """Arranges pictures of one size in rows of at most five, each below its title.
 
-    Raises:
-        ValueError: if there are more than :data:`MOST_PANELS`.
+    Shrinks each picture before it takes the next one, so that an iterator keeps only one in memory.
     """
-    import cv2
-
-    if len(panels) > MOST_PANELS:
-        raise ValueError(f"panels: got {len(panels)}, expected at most {MOST_PANELS}")
-
-    height, width = panels[0][1].shape[:2]
-    zoom = _PANEL / max(height, width)
-    height, width = max(round(height * zoom), 1), max(round(width * zoom), 1)
-    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    shown = [(title, _panel(picture)) for title, picture in panels]
+    height, width = shown[0][1].shape[:2]
     across, down = max(width, _PANEL // 2) + _GAP, _STRIP + height + _GAP
-    rows = -(-len(panels) // _COLUMNS)
-    columns = -(-len(panels) // rows)
+    rows = -(-len(shown) // _COLUMNS)
+    columns = -(-len(shown) // rows)
     page = np.full((rows * down, columns * across + _GAP, 3), 255, np.uint8)
-    for index, (title, picture) in enumerate(panels):
+    for index, (title, picture) in enumerate(shown):
         top, left = index // columns * down + _STRIP, index % columns * across + _GAP
         _draw(page, _fit(title, across - _GAP, _TITLE), (left, top - 10), _TITLE, 0)
-        shown = cv2.resize(picture, (width, height), interpolation=method)
-        page[top : top + height, left : left + width] = shown
+        page[top : top + height, left : left + width] = picture
     return page
+
+
+def _panel(picture: Picture) -> Picture:
+    """The picture with a longer side of 360 pixels."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    zoom = _PANEL / max(height, width)
+    size = max(round(width * zoom), 1), max(round(height * zoom), 1)
+    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    return cv2.resize(picture, size, interpolation=method)  # type: ignore[return-value]
 
 
 def _contours(pictures: Tensor, maps: Tensor, table: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
-from fastcam.models import Preprocessing, resized
+from fastcam.models import Transform, resized
 from fastcam.pictures import Picture, render
 from fastcam.video.frame import Frame
 from fastcam.video.temporal import Range
@@ -62,16 +62,17 @@ class Drawing:
         max_height: shrink taller frames to this height, in pixels.
     """
 
-    preprocessing: Preprocessing
+    preprocessing: Transform
     style: render.Style = field(default_factory=render.Style)
     max_height: int | None = None
 
     def __call__(self, explained: ExplainedFrame) -> Picture:
+        size = explained.frame.size
         picture = self._shrunk(explained.frame.rgb().unsqueeze(0))  # (1, H, W, 3)
         heated = render.heat(
             picture,
             explained.map.unsqueeze(0).to(picture.device),
-            self.preprocessing.region(*picture.shape[1:3]),
+            self.preprocessing.region(*size).resized(size, (picture.shape[1], picture.shape[2])),
             self.style,
         )
         drawn: Picture = heated[0].cpu().numpy()

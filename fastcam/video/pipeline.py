@@ -11,20 +11,23 @@ from typing import Any, Final, TypeVar, overload
 
 from fastcam.engine.cores import single_threaded
 from fastcam.errors import FastcamError, UsageError
-from fastcam.explainer import Explainer
+from fastcam.explainer import TOP_CLASS, Explainer
 from fastcam.pictures import Picture
 from fastcam.pictures.render import Style
 from fastcam.targets import ClassChoice, TopClasses
 from fastcam.video.drawing import Drawing, ExplainedFrame
 from fastcam.video.frame import Frame
 from fastcam.video.network import Fitted, Network
-from fastcam.video.sinks import Sink, open_sink
+from fastcam.video.sinks import Sink, check_suffix, open_sink
 from fastcam.video.sources import Source, open_source
 from fastcam.video.temporal import Lock, Norm, Range, RawMap, Smoothing, scaled
 from fastcam.video.threads import Ahead, Behind, Clock, Interrupts
+from fastcam.video.writer import check_codec
 
 LOCK: Final = "lock"
 CLIP: Final = "clip"
+CHOICES: Final = (LOCK, CLIP, TOP_CLASS)
+"""Targets that no class has to be named for."""
 _BATCH, _BATCH_ON_GPU = 4, 32
 _DRAWN = 2  # drawn pictures queued for the encoder; they take twice the memory of planes
 
@@ -42,6 +45,8 @@ class Report:
     """Busy seconds of decode, network, draw and encode; they overlap."""
     padded: tuple[int, int] | None
     """(height, width) of the output if an odd height or width was padded, else None."""
+    size: tuple[int, int]
+    """(height, width) of the source's frames."""
 
     @property
     def frames_per_second(self) -> float:
@@ -85,6 +90,15 @@ class Options(Style):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: expected at least 1")
+        Norm(self.norm)
+        Smoothing(self.smooth)
+        check_codec(self.codec)
+
+
+def check(sink: Path, **options: Any) -> None:
+    """Raises UsageError if the sink or an option of :func:`explain` is wrong for any model."""
+    check_suffix(sink)
+    Options(**options)
 
 
 @overload
@@ -157,10 +171,11 @@ def explain(
         ):
             put = drawer.put if made.draws else encoder.put
             for each in explained:
+                size = each.frame.size
                 put(each)
                 chosen.progress()
     seconds = time.perf_counter() - started
-    return Report(made.frames, seconds, run.clock.seconds, made.padded)
+    return Report(made.frames, seconds, run.clock.seconds, made.padded, size)
 
 
 class _Run:
