@@ -20,6 +20,7 @@ from fastcam.cli import image
 from fastcam.errors import FastcamError
 from fastcam.explainer import Explainer
 from fastcam.models import LoadedModel, MeasuredTransform
+from fastcam.pictures.render import Style
 
 transformers = pytest.importorskip("transformers", reason="transformers is missing")
 pytest.importorskip("torchvision", reason="torchvision is missing")
@@ -129,7 +130,7 @@ def test_a_square_in_a_corner_is_hot_where_it_is(
     for top, left in ((seen.top, seen.left), (seen.bottom - down, seen.right - across)):
         picture = np.full((height, width, 3), 10, np.uint8)
         picture[top : top + down, left : left + across] = (250, 10, 10)
-        made = image.explain(picture, explainer, explainer.targets("red"), "bone", 1)
+        made = image.explain(picture, explainer, explainer.targets("red"), Style("heat", "bone"))
         hot = np.argwhere(made.overlay[..., 0] > 128).mean(0)
         right = top + (down - 1) / 2, left + (across - 1) / 2
         cell = seen.height / 8, seen.width / 8

@@ -14,7 +14,7 @@ from fastcam import models
 from fastcam.errors import FastcamError, UsageError
 from fastcam.models import LoadedModel, MeasuredTransform, Preprocessing
 from fastcam.pictures import render
-from fastcam.pictures.render import Region
+from fastcam.pictures.render import Region, Style
 
 pytest.importorskip("PIL.Image", reason="Pillow is missing")
 transforms = pytest.importorskip("torchvision.transforms.v2", reason="torchvision is missing")
@@ -182,7 +182,7 @@ def test_heat_over_a_padded_picture() -> None:
     maps = torch.zeros(1, 4, 4)
     maps[0, 2, 3] = 1  # the second of the picture's two rows, the last column
     picture = torch.zeros(1, 20, 40, 3, dtype=torch.uint8)
-    drawn = render.heat(picture, maps, Region(-10, 0, 30, 40), "bone", 1)[0, ..., 0]
+    drawn = render.heat(picture, maps, Region(-10, 0, 30, 40), Style("heat", "bone"))[0, ..., 0]
     assert drawn.shape == (20, 40)
     assert np.abs(np.argwhere(drawn.numpy() > 128).mean(0) - (14.5, 36)).max() < 3
 
