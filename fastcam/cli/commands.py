@@ -165,11 +165,7 @@ def image(
     with outputs.planned(lambda: files, inputs, overwrite):
         loaded = _load(model, weights, classes, size, crop, mean, std, device)
         explainer = Explainer(loaded, method, layer)
-        if loaded.clip_length is not None:
-            raise UsageError(
-                f"the network takes clips of {loaded.clip_length} frames, not pictures: "
-                "use fastcam video"
-            )
+        images.check(loaded)
         targets = options.targets(explainer, target, top_k)
         for path, name in zip(picture, names, strict=True):
             about: dict[str, Any] = {
