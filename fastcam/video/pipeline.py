@@ -44,6 +44,8 @@ class Report:
     """Busy seconds of decode, network, draw and encode; they overlap."""
     padded: tuple[int, int] | None
     """(height, width) of the output if an odd height or width was padded, else None."""
+    size: tuple[int, int]
+    """(height, width) of the source's frames."""
 
     @property
     def frames_per_second(self) -> float:
@@ -171,10 +173,11 @@ def explain(
         ):
             put = drawer.put if made.draws else encoder.put
             for each in explained:
+                size = each.frame.size
                 put(each)
                 chosen.progress()
     seconds = time.perf_counter() - started
-    return Report(made.frames, seconds, run.clock.seconds, made.padded)
+    return Report(made.frames, seconds, run.clock.seconds, made.padded, size)
 
 
 class _Run:
