@@ -28,7 +28,7 @@ from fastcam.video import sinks, sources
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-NAME = re.compile(r"\bfastcam(?:\.[A-Za-z_]\w*)+")
+NAME = re.compile(r"(?<!\.)\bfastcam(?:\.[A-Za-z_]\w*)+")
 IMPORT = re.compile(r"^from (fastcam[\w.]*) import (\w+(?:, \w+)*)$", re.MULTILINE)
 FILE = re.compile(r"`([\w./+-]+\.(?:py|h|cuh|cpp|cu|sh|md|toml|yml|yaml))`")
 

@@ -221,11 +221,7 @@ def image(
             std=std,
         )
         explainer = Explainer(loaded, method, layer)
-        if loaded.clip_length is not None:
-            raise UsageError(
-                f"the network takes clips of {loaded.clip_length} frames, not pictures: "
-                "use fastcam video"
-            )
+        images.check(loaded)
         targets = options.targets(explainer, target, top_k)
         notes = loading.Notes(loaded, _say, None if as_json else print)
         for path, name in zip(picture, names, strict=True):

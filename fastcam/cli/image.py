@@ -13,7 +13,9 @@ import torch
 
 from fastcam import ops, pictures
 from fastcam.cli import json
+from fastcam.errors import UsageError
 from fastcam.explainer import Explained, Explainer
+from fastcam.models import LoadedModel
 from fastcam.pictures import Picture, render
 from fastcam.targets import TopClasses
 
@@ -73,10 +75,11 @@ def explain(
         style: how the maps are drawn.
 
     Raises:
-        UsageError: as :class:`fastcam.explainer.Explainer` does.
+        UsageError: if the network takes clips, or as :class:`fastcam.explainer.Explainer` does.
         FastcamError: if the model fails on this picture, or there is not enough memory.
     """
     model = explainer.model
+    check(model)
     batch = torch.from_numpy(picture).unsqueeze(0)
     region = model.preprocessing.region(*picture.shape[:2])
     explained = explainer(model.preprocessing(batch), targets)
@@ -99,6 +102,15 @@ def explain(
             stacklevel=2,
         )
     return ImageExplanation(picture, explained, classes, region, style or render.Style())
+
+
+def check(model: LoadedModel) -> None:
+    """Raises UsageError if the network takes clips."""
+    if model.clip_length is not None:
+        raise UsageError(
+            f"the network takes clips of {model.clip_length} frames, not pictures: "
+            "use fastcam video"
+        )
 
 
 _KINDS = {
