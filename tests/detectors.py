@@ -1,4 +1,4 @@
-"""Small detectors of torchvision's kinds with random weights, and what whole-graph autograd says."""
+"""Small random detectors of torchvision's kinds, and what whole-graph autograd says of them."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def make(kind: str) -> Any:
         made: Any
         if kind == "mask":
             parts["mask_roi_pool"] = MultiScaleRoIAlign(["0", "1"], 4, 2)
+            parts["mask_predictor"] = detection.mask_rcnn.MaskRCNNPredictor(256, 8, CLASSES)
             made = detection.MaskRCNN(Pyramid(), **parts)
         else:
             made = detection.FasterRCNN(Pyramid(), **parts)

@@ -78,7 +78,7 @@ class DigitsViT(nn.Module):
 
 
 def sines(channels: int, height: int, width: int) -> Tensor:
-    """Positions as sines and cosines, half of the channels for rows, half for columns: (C, H, W)."""
+    """Positions as sines and cosines, (C, H, W): half of the channels for rows."""
     rates = torch.exp(-math.log(100) * torch.arange(channels // 4) / (channels // 4))
     down, across = (torch.arange(side) * rates[:, None] for side in (height, width))
     rows = torch.cat([down.sin(), down.cos()])[:, :, None].expand(-1, -1, width)
