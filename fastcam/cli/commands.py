@@ -54,6 +54,8 @@ class _Command(TyperCommand):
             raise typer.Exit(130) from None
 
 
+_BOXES = "boxes"  # a target
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -65,7 +67,8 @@ ModelName = Annotated[
     str,
     typer.Option(
         "--model",
-        help="digits (included), a torchvision name, timm:NAME or package.module:function.",
+        help="digits, digits-vit, digits-detector (included), a torchvision name, timm:NAME or "
+        "package.module:function.",
     ),
 ]
 Weights = Annotated[
@@ -73,9 +76,27 @@ Weights = Annotated[
     typer.Option(help="DEFAULT, none (random weights) or a .safetensors or .pth file."),
 ]
 Classes = Annotated[Path | None, typer.Option(help="A text file with one class name per line.")]
-Method = Annotated[str, typer.Option(help="cam, gradcam, gradcam++, layercam, scorecam, ...")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="cam, gradcam, gradcam++, layercam, scorecam, ...; auto: gradcam++, or layercam for "
+        "boxes."
+    ),
+]
 Layer = Annotated[str, typer.Option(help="The layer's dotted name; auto: the last suitable one.")]
-Target = Annotated[str, typer.Option(help="The class to explain: top1, an id or a name.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="The class to explain: top1, an id or a name; not:NAME for what speaks against it; "
+        "boxes for all that a detector finds."
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="The least score of a box, with --target boxes (default: 0.5)."
+    ),
+]
 Colormap = Annotated[str, typer.Option(help="The name of an OpenCV colormap.")]
 Alpha = Annotated[float, typer.Option(min=0, max=1, help="The opacity of the heatmap.")]
 Size = Annotated[
@@ -105,10 +126,13 @@ def image(
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
     classes: Classes = None,
-    method: Method = "gradcam++",
+    method: Method = "auto",
     layer: Layer = "auto",
     target: Target = "top1",
-    top_k: Annotated[int, typer.Option(min=1, help="The number of classes in the grid.")] = 3,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="The number of classes in the grid; all boxes are shown.")
+    ] = 3,
+    threshold: Threshold = None,
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out"),
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,
@@ -121,7 +145,8 @@ def image(
 ) -> None:
     """Explain pictures: an overlay, a grid of the top classes and the raw maps.
 
-    Writes NAME-overlay.png, NAME-grid.png, NAME.npy and NAME.json for each picture.
+    Writes NAME-overlay.png, NAME-grid.png, NAME.npy and NAME.json for each picture, and
+    NAME-boxes.png in place of NAME-overlay.png with --target boxes.
     Regions outside the network's input are darkened. --json prints one line per picture.
     """
     from fastcam import pictures
@@ -130,13 +155,33 @@ def image(
     from fastcam.pictures import render
 
     render.check_colormap(colormap)
-    loaded = _load(model, weights, classes, size, crop, mean, std, device)
-    explainer = Explainer(loaded, method, layer)
-    targets = explainer.targets(target, top_k)
+    about = {"model": model, "weights": weights, "target": target}
+    if target == _BOXES:
+        from fastcam.cli import boxes
+
+        loaded = _load_detector(model, weights, classes, size, mean, std, device)
+        finder = boxes.BoxExplainer(loaded, method, layer, threshold, colormap, alpha)
+
+        def report_of(path: Path, name: str) -> dict[str, Any]:
+            found = finder(pictures.read(path))
+            more = {"picture": str(path), "method": finder.method, "layers": finder.layers}
+            return boxes.save(found, out, name, {**about, **more})
+    else:
+        _check_threshold(threshold)
+        loaded = _load(model, weights, classes, size, crop, mean, std, device)
+        method = _usual(method)
+        explainer = Explainer(loaded, method, layer)
+        targets = explainer.targets(target, top_k)
+
+        def report_of(path: Path, name: str) -> dict[str, Any]:
+            explanation = images.explain(pictures.read(path), explainer, targets, colormap, alpha)
+            more = {"picture": str(path), "method": method, "layer": explainer.layer}
+            return images.save(explanation, out, name, {**about, **more})
+
     failed = 0
     for path, name in zip(picture, images.output_names(picture), strict=True):
         try:
-            explanation = images.explain(pictures.read(path), explainer, targets, colormap, alpha)
+            report = report_of(path, name)
         except UsageError:
             raise
         except FastcamError as error:
@@ -145,20 +190,10 @@ def image(
             if as_json:
                 _print_json({"picture": str(path), "error": str(error)})
             continue
-        about = {
-            "picture": str(path),
-            "model": model,
-            "weights": weights,
-            "method": method,
-            "layer": explainer.layer,
-            "target": target,
-        }
-        report = images.save(explanation, out, name, about)
         if as_json:
             _print_json(report)
         else:
-            found = (f"{each['name']} {each['probability']:.1%}" for each in report["classes"])
-            print(f"{path}: {', '.join(found)}", *report["files"].values(), sep="\n  ")
+            print(f"{path}: {report['found']}", *report["files"].values(), sep="\n  ")
     if failed:
         raise typer.Exit(1)
 
@@ -181,11 +216,16 @@ def video(
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
     classes: Classes = None,
-    method: Method = "gradcam++",
+    method: Method = "auto",
     layer: Layer = "auto",
     target: Annotated[
-        str, typer.Option(help="The class to explain: lock, clip, top1, an id or a name.")
+        str,
+        typer.Option(
+            help="The class to explain: lock, clip, top1, an id or a name; not:NAME for what "
+            "speaks against it; boxes for all that a detector finds."
+        ),
     ] = "lock",
+    threshold: Threshold = None,
     norm: Annotated[
         str, typer.Option(help="How to normalize maps: running, clip, frame or fixed:LOW,HIGH.")
     ] = "running",
@@ -230,8 +270,27 @@ def video(
     from fastcam.pictures import render
 
     render.check_colormap(colormap)
+    if target == _BOXES:
+        from fastcam.cli import boxes
+
+        boxes.check_clip_options(stride, fast, norm, smooth, layout, sink)
+        loaded = _load_detector(model, weights, classes, size, mean, std, device)
+        finder = boxes.BoxExplainer(loaded, method, layer, threshold, colormap, alpha)
+        with videos.open_source(source, raw) as opened, _bar(opened) as advance:
+            report = boxes.explain_clip(
+                opened, sink, finder, max_height=max_height, codec=codec, progress=advance
+            )
+        if as_json:
+            about = {"source": source, "model": model, "weights": weights, "target": target}
+            _print_json({**about, **report})
+        else:
+            seconds = report["seconds"]
+            print(f"{sink}: {report['boxes']} boxes in {report['frames']} frames, {seconds:.1f} s")
+        return
+    _check_threshold(threshold)
     with videos.open_source(source, raw, _device(device).type) as opened, _bar(opened) as advance:
         loaded = _load(model, weights, classes, size, crop, mean, std, device)
+        method = _usual(method)
         explainer = Explainer(loaded, method, layer, fast)
         done = videos.explain(
             opened,
@@ -353,6 +412,37 @@ def _load(
     )
     names = model.classes if classes is None else models.read_classes(classes)
     return replace(model, preprocessing=preprocessing, classes=names)
+
+
+def _load_detector(
+    name: str,
+    weights: str,
+    classes: Path | None,
+    size: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    device: str,
+) -> LoadedModel:
+    """Loads the detector and applies the option for class names."""
+    from fastcam import models
+    from fastcam.models.detection import load_detector
+
+    for option, value in (("size", size), ("mean", mean), ("std", std)):
+        if value is not None:
+            raise UsageError(
+                f"{option} {value}: a detector resizes and normalizes pictures itself; leave it out"
+            )
+    model = load_detector(name, weights, _device(device))
+    return model if classes is None else replace(model, classes=models.read_classes(classes))
+
+
+def _check_threshold(threshold: float | None) -> None:
+    if threshold is not None:
+        raise UsageError(f"threshold {threshold}: only boxes have one; add --target boxes")
+
+
+def _usual(method: str) -> str:
+    return "gradcam++" if method == "auto" else method
 
 
 def _device(name: str) -> torch.device:

@@ -67,7 +67,7 @@ def explain(
         classes.append(
             {
                 "id": class_id,
-                "name": model.class_name(class_id),
+                "name": explainer.title(class_id, targets),
                 "score": explained.scores[0, k].item(),
                 "probability": explained.probabilities[0, k].item(),
                 "range": [raw.min().item(), raw.max().item()],
@@ -99,8 +99,10 @@ def save(
     pictures.write(files["grid"], explanation.grid)
     with pictures.replacing(files["maps"]) as temporary:
         np.save(temporary, maps)
+    found = (f"{each['name']} {each['probability']:.1%}" for each in explanation.classes)
     report = {
         **about,
+        "found": ", ".join(found),
         "classes": explanation.classes,
         "shape": list(maps.shape),
         "region": explanation.region._asdict(),
