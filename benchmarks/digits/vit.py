@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--crops", type=int, default=8_000)
     parser.add_argument("--crop-epochs", type=int, default=3)
-    parser.add_argument("--scenes", type=int, default=6_000)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--scenes", type=int, default=8_000)
+    parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
 
     training = Training("digits-vit", args.seed)
