@@ -300,7 +300,7 @@ def test_a_class_on_top_nowhere_is_an_error() -> None:
         select(logits, Segmentation(1))
     with pytest.raises(ValueError, match=r"^targets: Segmentation expects an output"):
         select(LOGITS, Segmentation(1))
-    with pytest.raises(TypeError, match=r"^class_id: got 'cat', expected an int"):
+    with pytest.raises(TypeError, match=r"^class_id: got 'cat', expected one class id"):
         Segmentation("cat")
 
 
@@ -351,6 +351,7 @@ def test_margins_and_negatives_are_those_of_the_whole_graph(pooled) -> None:
     assert_same(
         explained(pooled, Margin(1, 3)), whole_graph(pooled, lambda row, i: row[1] - row[3])
     )
+    assert_same(explained(pooled, Margin(np.int64(1), 3)), explained(pooled, Margin(1, 3)))
     ids = torch.tensor([4, 2])
     minus = whole_graph(pooled, lambda row, i: -row[ids[i]])
     assert_same(explained(pooled, Negative(ids)), minus)
@@ -383,7 +384,7 @@ def test_negative_segmentation_and_a_single_logit() -> None:
 def test_wrong_margins() -> None:
     with pytest.raises(ValueError, match=r"^targets: got class 9, expected 0 to 3"):
         select(LOGITS, Margin(0, 9))
-    with pytest.raises(TypeError, match=r"^b: got 'dog', expected a class id"):
+    with pytest.raises(TypeError, match=r"^b: got 'dog', expected one class id"):
         Margin(0, "dog")
 
 

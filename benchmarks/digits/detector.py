@@ -16,9 +16,19 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+import fastcam
 from benchmarks.digits.scenes import Scene
-from benchmarks.digits.training import Training, begin_with, held_out
+from benchmarks.digits.training import (
+    Training,
+    as_input,
+    begin_with,
+    held_out,
+    parser,
+    points_at,
+)
+from fastcam import demo
 from fastcam.demo.detector import SHORT_SIDE, detector
+from fastcam.targets import Boxes
 
 
 def truth(scene: Scene) -> dict[str, Tensor]:
@@ -38,7 +48,7 @@ def evaluate(model: Any, scenes: Sequence[Scene], threshold: float = 0.5) -> dic
     found = right = there = 0
     for scene in scenes:
         known = truth(scene)
-        (seen,) = model([torch.from_numpy(scene.image).permute(2, 0, 1) / 255])
+        (seen,) = model(list(as_input(scene)))
         sure = seen["scores"] >= threshold
         overlap = box_iou(known["boxes"], seen["boxes"][sure])
         overlap = overlap * (known["labels"][:, None] == seen["labels"][sure])
@@ -48,15 +58,40 @@ def evaluate(model: Any, scenes: Sequence[Scene], threshold: float = 0.5) -> dic
     return {"recall": right / there, "precision": right / max(found, 1)}
 
 
+def pointing(model: Any, scenes: Sequence[Scene]) -> dict[str, float]:
+    """By method, the share of detections whose map has its maximum in the box."""
+    figures = {}
+    for name, cam in (("layercam", fastcam.LayerCAM(model)), ("gradcam", fastcam.GradCAM(model))):
+        hits = []
+        for scene in scenes:
+            images = [as_input(scene)[0]]
+            with torch.no_grad():
+                (seen,) = model(images)
+            sure = seen["scores"] >= 0.5
+            if not sure.any():
+                continue
+            boxes = seen["boxes"][sure]
+            (maps,) = cam(images, Boxes(boxes, seen["labels"][sure]))
+            hits += [points_at(heat, [box]) for heat, box in zip(maps, boxes.tolist(), strict=True)]
+        figures[f"pointing_{name}"] = sum(hits) / len(hits)
+    return figures
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=4_000)
-    parser.add_argument("--epochs", type=int, default=3)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--scenes", type=int, default=4_000)
+    options.add_argument("--epochs", type=int, default=3)
+    args = options.parse_args()
 
     training = Training("digits-detector", args.seed)
+    model = demo.digits_detector() if args.score else trained(training, args)
+    scenes = held_out(300)
+    training.score(**evaluate(model, scenes), **pointing(model, scenes[:100]))
+
+
+def trained(training: Training, args: argparse.Namespace) -> Any:
+    """The detector after its training; writes its weights."""
     model = detector()
     # the classifier's edges and strokes, which stay; the rest is learned
     begin_with(model.backbone, {"stem": "stem", "stages.0": "stages.0", "stages.1": "stages.1"})
@@ -73,7 +108,7 @@ def main() -> None:
     training.fit(model, scenes, loss_of, args.epochs, rate=3e-3)
     model.transform.min_size = (SHORT_SIDE,)
     training.save(model)
-    training.score(**evaluate(model, held_out(300)))
+    return model
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from benchmarks.digits.scenes import Scene, Size, handwriting, scene
-from benchmarks.digits.train import WEIGHTS, augment, in_half, write
+from benchmarks.digits.scenes import Box, Scene, Size, handwriting, scene
+from benchmarks.digits.train import WEIGHTS, augment, in_half, peak_inside, write
 
 ASSETS = WEIGHTS.parent
 SCORES = Path(__file__).parent
@@ -105,6 +106,29 @@ class Training:
         self.report(", ".join(f"{name} {value}" for name, value in rounded.items()))
         record = {"seed": self.seed, **rounded}
         write(SCORES / f"{self.name}.json", (json.dumps(record, indent=2) + "\n").encode())
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line that all trainings have."""
+    made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--score", action="store_true", help="only score the weights that are there")
+    return made
+
+
+def points_at(heat: Tensor, boxes: Sequence[Box]) -> bool:
+    """Whether the maximum of a map (H, W) lies inside one of the boxes."""
+    return peak_inside(heat.numpy(), boxes)
+
+
+def boxes_of(scene: Scene, label: int) -> list[Box]:
+    """The boxes of all digits of a class."""
+    return [digit.box for digit in scene.digits if digit.label == label]
+
+
+def as_input(scene: Scene) -> Tensor:
+    """The picture as the networks take it, (1, 3, H, W)."""
+    return torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255
 
 
 def several(

@@ -15,9 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import fastcam
 from benchmarks.digits.scenes import Scene
-from benchmarks.digits.training import Training, begin_with, held_out
+from benchmarks.digits.training import (
+    Training,
+    as_input,
+    begin_with,
+    boxes_of,
+    held_out,
+    parser,
+    points_at,
+)
+from fastcam import demo
 from fastcam.demo.unet import DigitsUNet
+from fastcam.targets import Segmentation
 
 BACKGROUND = 10
 
@@ -36,22 +47,40 @@ def evaluate(model: DigitsUNet, scenes: Sequence[Scene]) -> dict[str, float]:
     both, either = torch.zeros(10), torch.zeros(10)
     for scene in scenes:
         known = truth(scene)
-        seen = model(torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255)[0].argmax(0)
+        seen = model(as_input(scene))[0].argmax(0)
         for label in range(10):
             both[label] += ((known == label) & (seen == label)).sum()
             either[label] += ((known == label) | (seen == label)).sum()
     return {"mean_iou": float((both / either).mean())}
 
 
+def pointing(model: DigitsUNet, scenes: Sequence[Scene]) -> dict[str, float]:
+    """The share of digits that it sees whose Grad-CAM has its maximum in a box of theirs."""
+    cam, hits = fastcam.GradCAM(model), []
+    for scene in scenes:
+        seen = model(as_input(scene))[0].argmax(0)
+        for label in sorted({digit.label for digit in scene.digits}):
+            if (seen == label).any():
+                heat = cam(as_input(scene), Segmentation(label))[0]
+                hits.append(points_at(heat, boxes_of(scene, label)))
+    return {"pointing_gradcam": sum(hits) / len(hits)}
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=6_000)
-    parser.add_argument("--epochs", type=int, default=4)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--scenes", type=int, default=6_000)
+    options.add_argument("--epochs", type=int, default=4)
+    args = options.parse_args()
 
     training = Training("digits-unet", args.seed)
+    model = demo.digits_unet() if args.score else trained(training, args)
+    scenes = held_out(300)
+    training.score(**evaluate(model, scenes), **pointing(model, scenes[:100]))
+
+
+def trained(training: Training, args: argparse.Namespace) -> DigitsUNet:
+    """The U-Net after its training; writes its weights."""
     model = DigitsUNet()
     begin_with(model, {"stem": "stem", "stages.0": "down.0"})
     scenes = training.scenes(args.scenes)
@@ -64,7 +93,7 @@ def main() -> None:
 
     training.fit(model, scenes, loss_of, args.epochs, rate=4e-3)
     training.save(model)
-    training.score(**evaluate(model, held_out(300)))
+    return model
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,6 +21,14 @@ from fastcam.targets.selection import (
 )
 
 
+def _id(name: str, given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, Integral):
+        raise TypeError(
+            f"{name}: got {given!r}, expected one class id (an int); call the method once for each"
+        )
+    return int(given)
+
+
 class Segmentation(OutputTarget):
     """The sum of a class's logits over a mask, for outputs with a logit per class and pixel.
 
@@ -35,12 +44,7 @@ class Segmentation(OutputTarget):
     """
 
     def __init__(self, class_id: int, mask: Any = None) -> None:
-        if isinstance(class_id, bool) or not isinstance(class_id, int):
-            raise TypeError(
-                f"class_id: got {class_id!r}, expected an int; for several classes, call the "
-                "method once for each"
-            )
-        self.class_id = class_id
+        self.class_id = _id("class_id", class_id)
         self.mask = None if mask is None else torch.as_tensor(mask)
 
     def functions(self, outputs: Tensor, extents: Sequence[int] | None) -> list[Target]:
@@ -138,10 +142,7 @@ class Margin(OutputTarget):
     """The logit of class ``a`` minus that of class ``b``: what speaks for a rather than b."""
 
     def __init__(self, a: int, b: int) -> None:
-        for name, given in (("a", a), ("b", b)):
-            if isinstance(given, bool) or not isinstance(given, int):
-                raise TypeError(f"{name}: got {given!r}, expected a class id (an int)")
-        self.a, self.b = a, b
+        self.a, self.b = _id("a", a), _id("b", b)
 
     def functions(self, outputs: Tensor, extents: Sequence[int] | None) -> list[Target]:
         """See :class:`OutputTarget`; outputs are (N, classes)."""
