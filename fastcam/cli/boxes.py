@@ -60,7 +60,7 @@ class Found:
     colormap: str
     alpha: float
 
-    def drawn(self, numbers: Iterable[int]) -> Picture:
+    def drawn(self, numbers: Iterable[int], named: bool = True) -> Picture:
         """The picture with these boxes and their heat, the hottest at each pixel."""
         chosen = list(numbers)
         if not chosen:
@@ -69,7 +69,8 @@ class Found:
         batch = torch.from_numpy(self.picture).unsqueeze(0)
         heated = render.overlay(batch, heat, self.colormap, self.alpha)[0].numpy()
         each = [self.detections[number] for number in chosen]
-        return draw_boxes(heated, [d.box for d in each], [d.title for d in each])
+        names = [detection.title if named else "" for detection in each]
+        return draw_boxes(heated, [detection.box for detection in each], names)
 
     def every(self) -> Picture:
         """The picture with all boxes."""
@@ -81,7 +82,7 @@ class Found:
         panels = [
             (
                 render.Title(self.detections[k].name, f"{self.detections[k].score:.0%}"),
-                self.drawn([k]),
+                self.drawn([k], named=False),
             )
             for k in shown
         ]

@@ -19,12 +19,12 @@ _COLOURS = (
 
 
 def draw_boxes(picture: Picture, boxes: Sequence[Sequence[float]], names: Sequence[str]) -> Picture:
-    """A copy of the picture with boxes, each in a colour of its own and below its name.
+    """A copy of the picture with boxes, each in another colour and below its name.
 
     Args:
         picture: (H, W, 3), RGB.
         boxes: left, top, right, bottom in pixels.
-        names: one per box.
+        names: one per box; an empty one is not drawn.
     """
     import cv2
 
@@ -38,6 +38,8 @@ def draw_boxes(picture: Picture, boxes: Sequence[Sequence[float]], names: Sequen
         left, top, right, bottom = (round(each) for each in box)
         cv2.rectangle(drawn, (left, top), (right, bottom), (0, 0, 0), line + 2)
         cv2.rectangle(drawn, (left, top), (right, bottom), colour, line)
+        if not name:
+            continue
         (across, up), down = cv2.getTextSize(name, font, scale, 1)
         # above the box, or inside if there is no room
         x = int(np.clip(left, 0, max(width - across - 4, 0)))
