@@ -19,6 +19,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import fastcam
 from fastcam import demo, pictures
 from fastcam.cli import image
 from fastcam.cli.commands import app
@@ -423,3 +424,13 @@ def test_a_size_that_the_model_cannot_take(picture: Path, tmp_path: Path) -> Non
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert "the model fails on an input of 100x100 pixels" in line
+
+
+def test_version_and_completion() -> None:
+    command = [sys.executable, "-m", "fastcam"]
+    shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"fastcam {fastcam.__version__}\n"
+    script = subprocess.run(
+        [*command, "--show-completion", "bash"], capture_output=True, text=True, check=True
+    )
+    assert "_FASTCAM_COMPLETE" in script.stdout

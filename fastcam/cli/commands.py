@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+import fastcam
 from fastcam.cli import json
 from fastcam.errors import FastcamError, UsageError, first_line
 
@@ -58,10 +58,27 @@ _BOXES = "boxes"  # a target
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Class activation maps: see which parts of a picture support a class.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastcam {fastcam.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None: ...
+
 
 ModelName = Annotated[
     str,
@@ -364,7 +381,7 @@ def info(as_json: Json = False) -> None:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     facts: dict[str, dict[str, str]] = {
-        "versions": {"fastcam": _version(), "torch": torch.__version__},
+        "versions": {"fastcam": fastcam.__version__, "torch": torch.__version__},
         "build": {key: str(value) for key, value in _kernels.build_info().items()},
         "devices": {
             "cpu": f"{torch.get_num_threads()} threads",
@@ -456,13 +473,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise UsageError(f"device {name} cannot be used: {first_line(error)}") from None
     return device
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("fastcam")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 class _Speed(ProgressColumn):

@@ -20,8 +20,8 @@ from fastcam.engine.running import run
 from fastcam.engine.values import tensors_of
 from fastcam.errors import ArgumentError
 from fastcam.methods.base import Method
-from fastcam.methods.explanation import Explanation
 from fastcam.methods.fast_mode import FastMode
+from fastcam.methods.result import Result
 from fastcam.methods.verification import Verification, gradients_of, relative_error
 from fastcam.targets import Selection, Targets, select
 
@@ -138,7 +138,7 @@ class MapMethod(Method):
         Raises:
             ValueError, TypeError: if layers, targets or sizes do not fit the model and the images.
         """
-        with self.calling(), self.watching(images, targets) as targets:
+        with self.calling(images), self.watching(images, targets) as targets:
             self.find_layers(images)
             wanted = Wanted(
                 tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else size,
@@ -151,7 +151,7 @@ class MapMethod(Method):
                 raise ArgumentError("targets", "the fast mode explains classes, not boxes")
             return self.keep(self._fast.explained(self, images, targets, wanted))
 
-    def explained(self, images: Inputs, targets: Targets, wanted: Wanted) -> Explanation:
+    def explained(self, images: Inputs, targets: Targets, wanted: Wanted) -> Result:
         """One explanation, from a run of the network that :meth:`network` returns."""
         record, selection = self.capture_scores(images, targets)
         with torch.autocast(record.logits.device.type, enabled=False):
@@ -160,10 +160,10 @@ class MapMethod(Method):
             else:
                 maps = self._without_padding(record, selection, wanted, self._watch.visible)
             self._look(maps, record, wanted.relu)
-        explanation = Explanation.of(maps, record, selection)
+        result = Result.of(maps, record, selection)
         if self._watch is None:
-            return explanation
-        return replace(explanation, class_ids=self._watch.class_ids)
+            return result
+        return replace(result, class_ids=self._watch.class_ids)
 
     def _without_padding(
         self, record: Capture, selection: Selection, wanted: Wanted, visible: tuple[float, float]
@@ -206,7 +206,7 @@ class MapMethod(Method):
         Raises:
             ValueError: if the score does not depend on a layer, even in the whole graph.
         """
-        with self.calling(), self.watching(images, targets) as targets:
+        with self.calling(images), self.watching(images, targets) as targets:
             self.find_layers(images)
             whole = self.capture(images, exact=True)
             selection = select(whole.logits, targets, whole.extents)

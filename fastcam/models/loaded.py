@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from fastcam.errors import UsageError, near
+from fastcam.errors import ArgumentError, UsageError, near
 from fastcam.models.preprocessing import ASSUMED, Transform
+from fastcam.pictures import Picture
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,30 @@ class LoadedModel:
                 "or MeasuredTransform(function) for a function of a picture"
             )
 
+    def inputs_of(self, pictures: Sequence[Picture]) -> Tensor:
+        """Preprocesses pictures (H, W, 3), each of any size: (N, 3, h, w) on the module's device.
+
+        Raises:
+            ValueError: if the inputs differ in size, or the module takes clips.
+        """
+        if self.clip_length is not None:
+            raise ArgumentError(
+                "images",
+                f"got pictures, but the network takes clips of {self.clip_length} frames; pass a "
+                "tensor (N, 3, T, H, W)",
+            )
+        inputs = [self.preprocessing(torch.from_numpy(each)[None]) for each in pictures]
+        for picture, image in zip(pictures, inputs, strict=True):
+            if image.shape != inputs[0].shape:
+                raise ArgumentError(
+                    "images",
+                    f"pictures of {_extents(pictures[0].shape)} and {_extents(picture.shape)} "
+                    f"pixels become inputs of {_extents(inputs[0].shape[2:])} and "
+                    f"{_extents(image.shape[2:])} pixels; explain them one at a time",
+                )
+        parameter = next(self.module.parameters(), None)
+        return torch.cat(inputs).to(None if parameter is None else parameter.device)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (N, classes) -> probabilities (N, classes)."""
         if self.multilabel or logits.shape[1] == 1:
@@ -69,3 +96,7 @@ class LoadedModel:
             )
             raise UsageError(f"unknown class {text}{hint}")
         return found[0]
+
+
+def _extents(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[0]}"

@@ -43,10 +43,22 @@ def read(path: Path) -> Picture:
 
 def write(path: Path, picture: Picture) -> None:
     """Writes (H, W, 3), RGB, in the format given by the path's suffix."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded(picture, path.suffix))
+
+
+def encoded(picture: Picture, suffix: str) -> bytes:
+    """(H, W, 3), RGB, in the format given by a suffix such as ".png"."""
     import cv2
 
-    with replacing(path) as temporary:
-        temporary.write_bytes(cv2.imencode(path.suffix, picture[..., ::-1])[1].tobytes())
+    return cv2.imencode(suffix, picture[..., ::-1])[1].tobytes()
+
+
+def can_write(path: Path) -> bool:
+    """Whether pictures are written in the format given by the path's suffix."""
+    import cv2
+
+    return bool(path.suffix) and cv2.haveImageWriter(str(path))
 
 
 @contextmanager
