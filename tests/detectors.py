@@ -68,7 +68,7 @@ def make(kind: str) -> Any:
     else:
         anchors = DefaultBoxGenerator([[2]] * 2, scales=[0.2, 0.4, 0.6])
         head = detection.ssd.SSDHead([32, 32], anchors.num_anchors_per_location(), CLASSES)
-        made = detection.SSD(Pyramid(), anchors, (64, 96), CLASSES, head=head, score_thresh=0.0)
+        made = detection.ssd.SSD(Pyramid(), anchors, (64, 96), CLASSES, head=head, score_thresh=0.0)
     for parameter in made.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=1.4 / parameter[0].numel() ** 0.5)

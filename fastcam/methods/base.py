@@ -131,6 +131,7 @@ class Method:
         self._start: Start | None = None  # of the graph, found by the first call
         self._started: list[ReferenceType[Tensor]] = []
         self._watch: Watch | None = None  # of the targets, during a call
+        self._levels: tuple[str, ...] = ()  # layers that were found as those of a pyramid
         self._turn = threading.RLock()
         self._keeps: bool | None = None  # whether the model keeps tensors; None: not known yet
         self._layouts: dict[Any, Layouts] = {}  # by the inputs' shapes; None for all shapes
@@ -216,13 +217,15 @@ class Method:
             start = Start("model", passing_on)
         else:
             model, inputs = self.network(inputs)
+        # (N, C, H, W), whatever their extents look like
+        are_levels = self.layers == self._levels != ()
         # fused attention has no second derivative
         with sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext():
             record = capture(
                 model,
                 inputs,
                 self.layers,
-                reshape=self._reshape,
+                reshape=_unchanged if are_levels else self._reshape,
                 output=self.output,
                 graph=graph,
                 start=start,
@@ -257,6 +260,7 @@ class Method:
             watch, output = self._watch, self.output
             one = self.per_image.first(self.model, inputs, output)
             self.layers = find_levels(self.model, one, lambda: watch.levels, output)
+            self._levels = () if self._reshape else self.layers
             return
         found = find_layer(
             self.model,
@@ -366,3 +370,7 @@ class Method:
             stepwise = self.find_layouts(inputs).stepwise if chosen is None else None
             self._start = find_start(self.model, first, self.layers, self.output, chosen, stepwise)
         return self._start
+
+
+def _unchanged(activations: Tensor) -> Tensor:
+    return activations
