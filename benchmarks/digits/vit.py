@@ -1,7 +1,7 @@
 """Trains the digits transformer and records how well it knows digits that it never saw.
 
     python -m benchmarks.digits.vit
-    python -m benchmarks.digits.vit --more --seed 1
+    python -m benchmarks.digits.vit --more --seed 1 --epochs 3
 
 Writes `fastcam/demo/assets/digits-vit.safetensors` and, beside this file, `digits-vit.json`.
 """

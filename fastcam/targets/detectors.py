@@ -21,7 +21,7 @@ class Detector(ABC):
 
     Args:
         model: the detector.
-        watched: by a name of our own, the module whose input and output are noted.
+        watched: the modules whose input and output are noted, by the names to note them under.
     """
 
     def __init__(self, watched: Mapping[str, nn.Module]) -> None:
