@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from fastcam.targets import TopClasses, look_like_probabilities, select
+import fastcam
+from fastcam.targets import (
+    Boxes,
+    Margin,
+    Negative,
+    Segmentation,
+    Similarity,
+    TopClasses,
+    look_like_probabilities,
+    select,
+)
 
 LOGITS = torch.tensor([[1.0, 5.0, 2.0, 0.0], [7.0, 4.0, 6.0, -1.0], [0.0, 1.0, 3.0, 2.0]])
 
@@ -142,3 +153,241 @@ def test_one_hot_rows_are_no_class_ids(make) -> None:
     assert select(LOGITS[:, :2], make(two)).class_ids.tolist() == two
     assert select(LOGITS[:1, :3], make([[0, 1, 2]])).class_ids.tolist() == [[0, 1, 2]]
     assert select(LOGITS[:0], torch.zeros(0, 4, dtype=torch.int64)).scores.shape == (0, 4)
+
+
+class Dense(nn.Module):
+    """Logits (N, classes, h, w) at half the images' size, in a container of some kind."""
+
+    def __init__(self, classes: int = 4, wrap=lambda logits: logits) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Tanh())
+        self.head = nn.Sequential(
+            nn.Conv2d(8, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, classes, 1)
+        )
+        self.wrap = wrap
+
+    def forward(self, images):
+        return self.wrap(self.head(self.body(images)))
+
+
+class Logits:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+WRAPS = {
+    "tensor": lambda logits: logits,
+    "torchvision": lambda logits: {"out": logits, "aux": 2 * logits},
+    "transformers": Logits,
+}
+IMAGES = torch.rand(2, 3, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def dense(classes: int = 4, wrap: str = "tensor") -> Dense:
+    torch.manual_seed(5)
+    return Dense(classes, WRAPS[wrap]).double().eval()
+
+
+def whole_graph(model: Dense, score_of) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (N,) and HiResCAM's maps (N, h, w) by plain autograd."""
+    activations = model.body(IMAGES).detach().requires_grad_()
+    logits = model.head(activations)
+    scores = torch.stack([score_of(row, i) for i, row in enumerate(logits)])
+    (gradients,) = torch.autograd.grad(scores.sum(), activations)
+    return scores.detach(), (gradients * activations.detach()).sum(1)
+
+
+def explained(model: nn.Module, targets) -> tuple[torch.Tensor, torch.Tensor]:
+    cam = fastcam.HiResCAM(model, "body")
+    maps = cam(IMAGES, targets, size="layer", normalize=False, relu=False)
+    assert cam.class_ids is None
+    return cam.scores, maps
+
+
+def assert_same(found, expected) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def rounded(mask: torch.Tensor) -> torch.Tensor:
+    """A mask (12, 16) at (6, 8), by the rule in the docstring."""
+    rows, columns = (torch.arange(6) + 0.5) * 2, (torch.arange(8) + 0.5) * 2
+    return mask[rows.long()][:, columns.long()]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_segmentation_is_that_of_the_whole_graph(wrap) -> None:
+    model = dense(wrap=wrap)
+    class_id = int(model.head(model.body(IMAGES)).argmax(1)[0, 0, 0])
+    top = model.head(model.body(IMAGES)).argmax(1) == class_id
+    if not top.flatten(1).any(1).all():
+        pytest.fail("the class has to be on top in both images")
+    expected = whole_graph(model, lambda row, i: (row[class_id] * top[i]).sum())
+    assert_same(explained(model, Segmentation(class_id)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_segmentation_masks(dtype) -> None:
+    model, generator = dense(), torch.Generator().manual_seed(2)
+    small, large = (torch.rand(2, *size, generator=generator) > 0.5 for size in ((6, 8), (12, 16)))
+    for mask, of in (
+        (small[0], lambda i: small[0]),
+        (small, lambda i: small[i]),
+        (large[1], lambda i: rounded(large[1])),
+        (large, lambda i: rounded(large[i])),
+        (large[1].numpy(), lambda i: rounded(large[1])),
+    ):
+        expected = whole_graph(model, lambda row, i, of=of: (row[2] * of(i)).sum())
+        given = mask if isinstance(mask, np.ndarray) else mask.to(dtype)
+        assert_same(explained(model, Segmentation(2, given)), expected)
+    chosen = [(1, small[0]), (3, rounded(large[1]))]
+    expected = whole_graph(model, lambda row, i: (row[chosen[i][0]] * chosen[i][1]).sum())
+    each = [Segmentation(1, small[0]), Segmentation(3, large[1])]
+    assert_same(explained(model, each), expected)
+
+
+def test_segmentation_with_one_logit_per_pixel() -> None:
+    model = dense(classes=1)
+    model.head[2].bias.data -= (
+        model.head(model.body(IMAGES)).mean().item()
+    )  # some above, some below
+    on = model.head(model.body(IMAGES))[:, 0] > 0
+    assert on.flatten(1).any(1).all() and not on.flatten(1).all(1).any()
+    expected = whole_graph(model, lambda row, i: (row[0] * on[i]).sum())
+    assert_same(explained(model, Segmentation(0)), expected)
+    with pytest.raises(
+        ValueError, match=r"^class_id: got 1, expected 0: there is one logit per pixel"
+    ):
+        explained(model, Segmentation(1))
+
+
+def test_masking_methods_keep_the_pixels_of_the_unmasked_image() -> None:
+    model = dense()
+    logits = model(IMAGES)
+    class_id = int(logits.argmax(1)[0, 0, 0])
+    selection = select(logits, Segmentation(class_id))
+    blank = torch.zeros_like(logits)
+    blank[:, class_id] = 1
+    pixels = (logits.argmax(1) == class_id).flatten(1).sum(1)
+    assert selection.of(blank, torch.tensor([1, 0])).tolist() == pixels[[1, 0]].tolist()
+    assert fastcam.ScoreCAM(model, "body")(IMAGES, Segmentation(class_id)).shape == (2, 12, 16)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (lambda: Segmentation(9), r"^class_id: got 9, expected 0 to 3"),
+        (
+            lambda: Segmentation(1, torch.ones(5, 8)),
+            r"^mask: got shape \(5, 8\), expected the logits' or the images' size, "
+            r"\(6, 8\) or \(12, 16\), with 2 in front",
+        ),
+        (lambda: Segmentation(1, torch.ones(3, 6, 8)), r"^mask: got shape \(3, 6, 8\)"),
+        (lambda: Segmentation(1, torch.ones(1, 2, 6, 8)), r"^mask: got shape \(1, 2, 6, 8\)"),
+    ],
+)
+def test_wrong_segmentations(target, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        explained(dense(), target())
+
+
+def test_a_class_on_top_nowhere_is_an_error() -> None:
+    logits = torch.zeros(2, 3, 2, 2)
+    logits[0, 1] = logits[:, 2, 0] = 1
+    with pytest.raises(
+        ValueError, match=r"^mask: got None, but class 1 is on top at no pixel of im"
+    ):
+        select(logits, Segmentation(1))
+    with pytest.raises(ValueError, match=r"^targets: Segmentation expects an output"):
+        select(LOGITS, Segmentation(1))
+    with pytest.raises(TypeError, match=r"^class_id: got 'cat', expected one class id"):
+        Segmentation("cat")
+
+
+class Pooled(nn.Module):
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Tanh())
+        heads = [
+            lambda: nn.Linear(8, 5),
+            lambda: nn.Sequential(nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 5)),
+            lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5)),
+        ]
+        self.last = heads[kind]()
+
+    def head(self, activations):
+        return self.last(activations.mean((2, 3)))
+
+    def forward(self, images):
+        return self.head(self.body(images))
+
+
+@pytest.fixture(params=range(3))
+def pooled(request) -> Pooled:
+    torch.manual_seed(request.param)
+    return Pooled(request.param).double().eval()
+
+
+def test_similarity_is_that_of_the_whole_graph(pooled) -> None:
+    each = torch.randn(2, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def cosine(row, embedding):
+        return row @ embedding / (row.norm() * embedding.norm())
+
+    expected = whole_graph(pooled, lambda row, i: cosine(row, each[0]))
+    assert_same(explained(pooled, Similarity(each[0])), expected)
+    expected = whole_graph(pooled, lambda row, i: cosine(row, each[i]))
+    assert_same(explained(pooled, Similarity(each)), expected)
+
+
+def test_wrong_embeddings() -> None:
+    with pytest.raises(ValueError, match=r"^embedding: got shape \(5,\) for an output \(3, 4\)"):
+        select(LOGITS, Similarity(torch.rand(5)))
+    with pytest.raises(ValueError, match=r"^embedding: got shape \(3,\) of torch.int64"):
+        Similarity([1, 2, 3])
+
+
+def test_margins_and_negatives_are_those_of_the_whole_graph(pooled) -> None:
+    assert_same(
+        explained(pooled, Margin(1, 3)), whole_graph(pooled, lambda row, i: row[1] - row[3])
+    )
+    assert_same(explained(pooled, Margin(np.int64(1), 3)), explained(pooled, Margin(1, 3)))
+    ids = torch.tensor([4, 2])
+    minus = whole_graph(pooled, lambda row, i: -row[ids[i]])
+    assert_same(explained(pooled, Negative(ids)), minus)
+    assert_same(explained(pooled, Negative([lambda row: row[4], lambda row: row[2]])), minus)
+    plus = whole_graph(pooled, lambda row, i: row[ids[i]])
+    assert_same(explained(pooled, Negative(Negative(ids))), plus)
+    assert_same(
+        explained(pooled, Negative(Margin(3, 1))), whole_graph(pooled, lambda r, i: r[1] - r[3])
+    )
+    several = torch.tensor([[4, 1], [2, 0]])
+    scores, maps = explained(pooled, Negative(several))
+    for k in range(2):
+        expected = whole_graph(pooled, lambda row, i, k=k: -row[several[i, k]])
+        assert_same((scores[:, k], maps[:, k]), expected)
+    top = explained(pooled, Negative(None))
+    best = pooled(IMAGES).argmax(1)
+    assert_same(top, whole_graph(pooled, lambda row, i: -row[best[i]]))
+
+
+def test_negative_segmentation_and_a_single_logit() -> None:
+    model = dense()
+    mask = torch.ones(6, 8)
+    assert_same(
+        explained(model, Negative(Segmentation(1, mask))),
+        whole_graph(model, lambda row, i: -row[1].sum()),
+    )
+    assert select(LOGITS[:, 0], Negative(0)).scores.tolist() == [-1, -7, 0]
+
+
+def test_wrong_margins() -> None:
+    with pytest.raises(ValueError, match=r"^targets: got class 9, expected 0 to 3"):
+        select(LOGITS, Margin(0, 9))
+    with pytest.raises(TypeError, match=r"^b: got 'dog', expected one class id"):
+        Margin(0, "dog")
+
+
+def test_boxes_are_for_methods_that_watch_the_model() -> None:
+    with pytest.raises(ValueError, match=r"^targets: Boxes is not supported here"):
+        select(LOGITS, Boxes([[0, 0, 1, 1]], [0]))

@@ -30,6 +30,7 @@ from fastcam.errors import FastcamError, UsageError, first_line
 if TYPE_CHECKING:
     import torch
 
+    from fastcam.pictures import Picture
     from fastcam.video import Source
 
 
@@ -80,7 +81,8 @@ ModelName = Annotated[
     str,
     typer.Option(
         "--model",
-        help="digits (included), a torchvision name, timm:NAME, hf:FOLDER-OR-NAME or "
+        help="digits, digits-vit, digits-detector (included), a torchvision name, timm:NAME, "
+        "hf:FOLDER-OR-NAME or "
         "package.module:function.",
     ),
 ]
@@ -89,9 +91,27 @@ Weights = Annotated[
     typer.Option(help="DEFAULT, none (random weights) or a .safetensors or .pth file."),
 ]
 Classes = Annotated[Path | None, typer.Option(help="A text file with one class name per line.")]
-Method = Annotated[str, typer.Option(help="cam, gradcam, gradcam++, layercam, scorecam, ...")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="cam, gradcam, gradcam++, layercam, scorecam, ...; auto: gradcam++, or layercam for "
+        "boxes."
+    ),
+]
 Layer = Annotated[str, typer.Option(help="The layer's dotted name; auto: the last suitable one.")]
-Target = Annotated[str, typer.Option(help="The class to explain: top1, an id or a name.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="The class to explain: top1, an id or a name; not:NAME for what speaks against it; "
+        "boxes for all that a detector finds."
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="The least score of a box, with --target boxes (default: 0.5)."
+    ),
+]
 Colormap = Annotated[str, typer.Option(help="The name of an OpenCV colormap.")]
 Alpha = Annotated[float, typer.Option(min=0, max=1, help="The opacity of the hottest parts.")]
 Fade = Annotated[
@@ -165,13 +185,18 @@ def image(
     classes: Classes = None,
     processor: Processor = None,
     preprocess: Preprocess = None,
-    method: Method = "gradcam++",
+    method: Method = "auto",
     layer: Layer = "auto",
     target: Target = "top1",
     top_k: Annotated[
         int | None,
-        typer.Option(min=1, help="The number of classes in the grid (default: 3, if it has them)."),
+        typer.Option(
+            min=1,
+            help="The number of classes in the grid (default: 3, if it has them); all boxes are "
+            "shown.",
+        ),
     ] = None,
+    threshold: Threshold = None,
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out"),
     layout: Layout = "overlay",
     max_pixels: Annotated[
@@ -192,23 +217,29 @@ def image(
 ) -> None:
     """Explain pictures: an overlay, a grid of the top classes and the raw maps.
 
-    Writes NAME-overlay.png, NAME-grid.png, NAME.npy and NAME.json for each picture.
+    Writes NAME-overlay.png, NAME-grid.png, NAME.npy and NAME.json for each picture, and
+    NAME-boxes.png in place of NAME-overlay.png with --target boxes.
     Regions outside the network's input are darkened. --json prints one line per picture.
     """
     from fastcam import pictures
+    from fastcam.cli import boxes, loading, options, outputs
     from fastcam.cli import image as images
-    from fastcam.cli import loading, options, outputs
     from fastcam.explainer import Explainer
     from fastcam.pictures import render
 
     style = render.Style(layout, colormap, alpha, fade, enlarge, colorbar)
-    options.check(method, mean, std)
+    detects = options.check(target, method, threshold, mean, std)
+    if detects:
+        boxes.check_style(style)
     names = list(images.output_names(picture))
-    files = [path for name in names for path in images.files(out, name).values()]
+    kind = boxes if detects else images
+    files = [path for name in names for path in kind.files(out, name).values()]
     inputs = [*picture, *options.files(weights, classes)]
+    about = {"model": model, "weights": weights, "target": target}
     failed = 0
     with outputs.planned(lambda: files, inputs, overwrite):
-        loaded = loading.load(
+        load = loading.load_detector if detects else loading.load
+        loaded = load(
             model,
             weights,
             _device(device),
@@ -220,25 +251,34 @@ def image(
             mean=mean,
             std=std,
         )
-        explainer = Explainer(loaded, method, layer)
-        images.check(loaded)
-        targets = options.targets(explainer, target, top_k)
-        notes = loading.Notes(loaded, _say, None if as_json else print)
+        notes: loading.Notes | None = None
+        if detects:
+            finder = boxes.BoxExplainer(loaded, method, layer, threshold, style)
+
+            def report_of(shown: Picture, name: str, about: dict[str, Any]) -> dict[str, Any]:
+                found = finder(shown)
+                more = {"method": finder.method, "layers": finder.layers}
+                return boxes.save(found, out, name, {**about, **more})
+        else:
+            explainer = Explainer(loaded, options.usual(method), layer)
+            images.check(loaded)
+            targets = options.targets(explainer, target, top_k)
+            notes = loading.Notes(loaded, _say, None if as_json else print)
+
+            def report_of(shown: Picture, name: str, about: dict[str, Any]) -> dict[str, Any]:
+                explanation = images.explain(shown, explainer, targets, style)
+                more = {
+                    "method": options.usual(method),
+                    "layer": explainer.layer,
+                    "preprocessing": loaded.preprocessing.report(*shown.shape[:2]),
+                }
+                return images.save(explanation, out, name, {**about, **more})
+
         for path, name in zip(picture, names, strict=True):
-            about: dict[str, Any] = {
-                "picture": str(path),
-                "model": model,
-                "weights": weights,
-                "method": method,
-                "target": target,
-            }
             try:
                 with pictures.enough_memory(path):
                     shown = pictures.read(path, max_pixels)
-                    explanation = images.explain(shown, explainer, targets, style)
-                    about["layer"] = explainer.layer
-                    about["preprocessing"] = loaded.preprocessing.report(*shown.shape[:2])
-                    report = images.save(explanation, out, name, about)
+                    report = report_of(shown, name, {"picture": str(path), **about})
             except UsageError:
                 raise
             except FastcamError as error:
@@ -247,14 +287,16 @@ def image(
                 if as_json:
                     _print_json({"picture": str(path), "error": str(error)})
                 continue
-            notes.once(*shown.shape[:2])
+            if notes is not None:
+                notes.once(*shown.shape[:2])
             if as_json:
                 _print_json(report)
             else:
-                found = (f"{each['name']} {each['probability']:.1%}" for each in report["classes"])
-                how = f"{method} at {explainer.layer or 'the input'}"
-                print(f"{path}: {', '.join(found)}", how, *report["files"].values(), sep="\n  ")
-            notes.seen(*shown.shape[:2])
+                layers = report.get("layer") or ", ".join(report.get("layers", ())) or "the input"
+                how = f"{report['method']} at {layers}"
+                print(f"{path}: {report['found']}", how, *report["files"].values(), sep="\n  ")
+            if notes is not None:
+                notes.seen(*shown.shape[:2])
     if failed:
         raise typer.Exit(1)
 
@@ -279,11 +321,16 @@ def video(
     classes: Classes = None,
     processor: Processor = None,
     preprocess: Preprocess = None,
-    method: Method = "gradcam++",
+    method: Method = "auto",
     layer: Layer = "auto",
     target: Annotated[
-        str, typer.Option(help="The class to explain: lock, clip, top1, an id or a name.")
+        str,
+        typer.Option(
+            help="The class to explain: lock, clip, top1, an id or a name; not:NAME for what "
+            "speaks against it; boxes for all that a detector finds."
+        ),
     ] = "lock",
+    threshold: Threshold = None,
     norm: Annotated[
         str, typer.Option(help="How to normalize maps: running, clip, frame or fixed:LOW,HIGH.")
     ] = "running",
@@ -328,10 +375,11 @@ def video(
     The target lock keeps the first frame's top class until another one leads for a while.
     """
     from fastcam import video as videos
-    from fastcam.cli import loading, options, outputs
+    from fastcam.cli import boxes, loading, options, outputs
     from fastcam.explainer import Explainer
+    from fastcam.pictures import render
 
-    options.check(method, mean, std)
+    detects = options.check(target, method, threshold, mean, std)
     chosen = {
         "target": target,
         "norm": norm,
@@ -347,9 +395,13 @@ def video(
         "batch": batch,
         "codec": codec,
     }
+    style = render.Style(layout, colormap, alpha, fade, enlarge, colorbar)
+    if detects:
+        boxes.check_style(style)
+        boxes.check_clip_options(stride, fast, norm, smooth, sink)
     videos.check(sink, **chosen)
     with (
-        videos.open_source(source, raw, _device(device).type) as opened,
+        videos.open_source(source, raw, "cpu" if detects else _device(device).type) as opened,
         outputs.planned(
             lambda: videos.existing_files(sink),
             [*opened.files, *options.files(weights, classes)],
@@ -357,7 +409,8 @@ def video(
         ),
         _bar(opened) as advance,
     ):
-        loaded = loading.load(
+        load = loading.load_detector if detects else loading.load
+        loaded = load(
             model,
             weights,
             _device(device),
@@ -369,6 +422,21 @@ def video(
             mean=mean,
             std=std,
         )
+        if detects:
+            finder = boxes.BoxExplainer(loaded, method, layer, threshold, style)
+            found = boxes.explain_clip(
+                opened, sink, finder, max_height=max_height, codec=codec, progress=advance
+            )
+            if as_json:
+                about = {"source": source, "model": model, "weights": weights, "target": target}
+                _print_json({**about, **found})
+            else:
+                seconds = found["seconds"]
+                print(
+                    f"{sink}: {found['boxes']} boxes in {found['frames']} frames, {seconds:.1f} s"
+                )
+            return
+        method = options.usual(method)
         explainer = Explainer(loaded, method, layer, fast)
         if target not in videos.CHOICES:
             options.targets(explainer, target)

@@ -89,7 +89,7 @@ def explain(
         classes.append(
             {
                 "id": class_id,
-                "name": model.class_name(class_id),
+                "name": explainer.title(class_id, targets),
                 "score": explained.scores[0, k].item(),
                 "probability": explained.probabilities[0, k].item(),
                 "range": [raw.min().item(), raw.max().item()],
@@ -140,8 +140,10 @@ def save(
     pictures.write(paths["grid"], explanation.grid)
     with pictures.replacing(paths["maps"]) as temporary:
         np.save(temporary, maps)
+    found = (f"{each['name']} {each['probability']:.1%}" for each in explanation.classes)
     report = {
         **about,
+        "found": ", ".join(found),
         "classes": explanation.classes,
         "shape": list(maps.shape),
         "region": explanation.region._asdict(),

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fastcam import models
-from fastcam.models import LoadedModel
+from fastcam.errors import UsageError
+from fastcam.models import LoadedModel, detection
 
 
 def load(
@@ -51,6 +52,33 @@ def load(
     names = model.classes if classes is None else models.read_classes(classes)
     model = replace(model, preprocessing=seen, classes=names)
     return models.whole_picture(model) if crop is None else model
+
+
+def load_detector(
+    name: str,
+    weights: str,
+    device: torch.device,
+    *,
+    classes: Path | None = None,
+    **preprocessing: Any,
+) -> LoadedModel:
+    """Loads the detector, with the class names that the option names.
+
+    Args:
+        name, weights, device: see :func:`fastcam.models.detection.load_detector`.
+        classes: a file with class names.
+        preprocessing: the other options of :func:`load`, which a detector does not take.
+
+    Raises:
+        UsageError, FastcamError: as the function named above, and for any of ``preprocessing``.
+    """
+    for option, value in preprocessing.items():
+        if value is not None:
+            raise UsageError(
+                f"{option} {value}: a detector resizes and normalizes pictures itself; leave it out"
+            )
+    model = detection.load_detector(name, weights, device)
+    return model if classes is None else replace(model, classes=models.read_classes(classes))
 
 
 class Notes:

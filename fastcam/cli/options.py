@@ -12,16 +12,26 @@ from fastcam.explainer import Explainer
 from fastcam.methods import METHODS
 from fastcam.targets import TopClasses
 
+BOXES, AUTO = "boxes", "auto"  # a target; a method
 _BLANK = 256  # side of a picture, in pixels; the preprocessing makes it what the network takes
 
 
 def check(
+    target: str,
     method: str,
+    threshold: float | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-) -> None:
-    """Raises UsageError if an option is wrong for any model."""
-    if method not in METHODS:
+) -> bool:
+    """Raises UsageError if an option is wrong for any model.
+
+    Returns:
+        Whether the target is a detector's boxes.
+    """
+    detects = target == BOXES
+    if threshold is not None and not detects:
+        raise UsageError(f"threshold {threshold}: only boxes have one; add --target boxes")
+    if method != AUTO and method not in METHODS:
         hint = near(method, METHODS) or f"; choose from {', '.join(METHODS)}"
         raise UsageError(f"unknown method {method}{hint}")
     for name, values in (("mean", mean), ("std", std)):
@@ -29,6 +39,12 @@ def check(
             raise UsageError(f"{name} {_shown(values)}: expected three finite numbers")
     if std is not None and min(std) <= 0:
         raise UsageError(f"std {_shown(std)}: expected three numbers above 0")
+    return detects
+
+
+def usual(method: str) -> str:
+    """The method for classes: Grad-CAM++ if none is named."""
+    return "gradcam++" if method == AUTO else method
 
 
 def files(weights: str, classes: Path | None) -> list[Path]:

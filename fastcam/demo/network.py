@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps pictures centred."""
     # 3x3, or 4x4 at stride 2: the even kernel centres each output on its 2x2 inputs, so that the
     # enlarged map is aligned with the image
     return nn.Conv2d(inputs, outputs, 2 + stride, stride=stride, padding=1, bias=False)
@@ -17,10 +18,10 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = _conv(inputs, outputs, stride)
+        self.conv1 = conv(inputs, outputs, stride)
         self.norm1 = nn.BatchNorm2d(outputs)
         self.relu1 = nn.ReLU()
-        self.conv2 = _conv(outputs, outputs)
+        self.conv2 = conv(outputs, outputs)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.relu2 = nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()
@@ -48,7 +49,7 @@ class DigitsNet(nn.Module):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, 16, stride=2), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem = nn.Sequential(conv(3, 16, stride=2), nn.BatchNorm2d(16), nn.ReLU())
         # Smoothing moves the peak of a map from the most telling part of a digit, often at its rim,
         # to its centre. It changes the pooled score only at the image border.
         smooth = nn.AvgPool2d(5, stride=1, padding=2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from fastcam.engine.inputs import Inputs, are_pictures, arguments, count_of, images_of
 from fastcam.engine.layouts import Layouts, follow, reading_of
@@ -109,6 +111,48 @@ def find_layer(
             failure = failure or error
     assert failure is not None
     raise failure
+
+
+def find_levels(
+    model: nn.Module, one: Inputs, levels: Callable[[], Sequence[Tensor]], output: Output
+) -> tuple[str, ...]:
+    """The layers that return the levels of a feature pyramid, as far as the top score needs them.
+
+    If no module returns a level, as behind a function, the nearest one below it counts.
+
+    Args:
+        model: the model.
+        one: its inputs for one image.
+        levels: returns the levels of the last run.
+        output: picks the scores.
+
+    Raises:
+        ValueError: if there is no such layer.
+    """
+    seen = survey(model, rebuild(one, Tensor.clone), output)
+    made: dict[Node, str] = {}
+    for group in seen.groups:
+        for layer in reversed(group):  # the innermost last
+            if layer.edge is not None and layer.tensor.shape[2:].numel() > 1:
+                made[layer.edge.node] = layer.name
+    found: dict[str, None] = {}
+    for level in levels():
+        waiting, met = deque([level.grad_fn]), set()
+        while waiting:
+            node = waiting.popleft()
+            if node in made:
+                found[made[node]] = None
+                break
+            if node is not None and node not in met:
+                met.add(node)
+                waiting += [source for source, _ in node.next_functions]
+    if not found:
+        raise ArgumentError(
+            "target_layers",
+            "none given, and no layer was found that returns a level of the feature pyramid; name "
+            "the layers to explain",
+        )
+    return tuple(found)
 
 
 def _are_alike(inputs: Inputs, picture: int) -> bool:

@@ -19,10 +19,16 @@ from fastcam.methods import METHODS
 from fastcam.methods.maps import MapMethod
 from fastcam.models import LoadedModel
 from fastcam.pictures.given import pictures_of
-from fastcam.targets import ClassChoice, TopClasses
+from fastcam.targets import ClassChoice, Negative, TopClasses
 
 TOP_CLASS = "top1"
+AGAINST = "not:"
+"""What a target begins with that asks for the evidence against a class."""
 _TOP = TopClasses(1)
+
+
+class Against(TopClasses):
+    """Targets: what speaks against one class, for :class:`Explainer`."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,8 @@ class Explainer:
     def targets(self, name: str = TOP_CLASS, top_k: int = 1) -> TopClasses:
         """The classes to explain: "top1", a class id or name, then the most probable others.
 
+        "not:" and an id or name explains what speaks against that class, and no other class.
+
         Args:
             name: the first class.
             top_k: the number of classes.
@@ -131,7 +139,14 @@ class Explainer:
         Raises:
             UsageError: if the class is unknown.
         """
+        if name.startswith(AGAINST):
+            return Against(1, self.model.class_id(name.removeprefix(AGAINST)))
         return TopClasses(top_k, None if name == TOP_CLASS else self.model.class_id(name))
+
+    def title(self, class_id: int, targets: ClassChoice) -> str:
+        """The name of a class as a caption of its map."""
+        name = self.model.class_name(class_id)
+        return f"against {name}" if isinstance(targets, Against) else name
 
     def __call__(self, images: Any, targets: ClassChoice = _TOP) -> Explained:
         """Explains K classes of each image in one forward pass.
@@ -158,9 +173,13 @@ class Explainer:
             )
         images = images.to(self.device)
         with self._failures(images):
-            maps = _as_usage_error(lambda: self._method(images, targets, **self._raw))
+            against = isinstance(targets, Against)
+            asked = Negative(targets) if against else targets
+            maps = _as_usage_error(lambda: self._method(images, asked, **self._raw))
         ids, scores = self._method.class_ids, self._method.scores
-        probabilities = self._probabilities(self._method.outputs, len(ids))
+        probabilities = self._probabilities(self._method.outputs, len(images))
+        if against:
+            ids, scores = targets.ids(probabilities), -scores
         return Explained(
             maps.float().cpu(),
             ids.cpu(),

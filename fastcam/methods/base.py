@@ -22,7 +22,7 @@ from fastcam.engine.inputs import (
     Inputs,
     rows_of,
 )
-from fastcam.engine.layers import Layers, find_layer, layer_names
+from fastcam.engine.layers import Layers, find_layer, find_levels, layer_names
 from fastcam.engine.layouts import Layouts, find_layouts
 from fastcam.engine.outputs import (
     Output,
@@ -31,7 +31,7 @@ from fastcam.engine.outputs import (
 from fastcam.engine.per_image import PerImage
 from fastcam.engine.recorded_run import Graph
 from fastcam.engine.repeats import Repeats
-from fastcam.engine.running import Hooks, unwrap
+from fastcam.engine.running import Hooks, Loan, unwrap
 from fastcam.engine.shapes import Reshape
 from fastcam.engine.start import find_start
 from fastcam.engine.values import tensors_of
@@ -40,8 +40,10 @@ from fastcam.methods.result import Result
 from fastcam.targets import (
     Selection,
     Targets,
+    Watch,
     look_like_probabilities,
     select,
+    watched,
 )
 
 Size = Sequence[int] | Literal["layer"] | None
@@ -128,6 +130,8 @@ class Method:
         self._checked = False  # whether a call has checked the outputs and the layers
         self._start: Start | None = None  # of the graph, found by the first call
         self._started: list[ReferenceType[Tensor]] = []
+        self._watch: Watch | None = None  # of the targets, during a call
+        self._levels: tuple[str, ...] = ()  # layers that were found as those of a pyramid
         self._turn = threading.RLock()
         self._keeps: bool | None = None  # whether the model keeps tensors; None: not known yet
         self._layouts: dict[Any, Layouts] = {}  # by the inputs' shapes; None for all shapes
@@ -165,7 +169,7 @@ class Method:
             hooks: further forward hooks, for this run.
         """
         record = self.capture(inputs, hooks)
-        selection = select(record.logits, targets)
+        selection = select(record.logits, targets, record.extents)
         if not self._checked:
             self._checked = True
             if look_like_probabilities(record.logits):
@@ -213,13 +217,15 @@ class Method:
             start = Start("model", passing_on)
         else:
             model, inputs = self.network(inputs)
+        # (N, C, H, W), whatever their extents look like
+        are_levels = self.layers == self._levels != ()
         # fused attention has no second derivative
         with sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext():
             record = capture(
                 model,
                 inputs,
                 self.layers,
-                reshape=self._reshape,
+                reshape=_unchanged if are_levels else self._reshape,
                 output=self.output,
                 graph=graph,
                 start=start,
@@ -248,15 +254,54 @@ class Method:
         return found
 
     def find_layers(self, inputs: Inputs) -> None:
-        if self.takes_layers and not self.layers:
-            found = find_layer(
-                self.model,
-                inputs,
-                reshape=self._reshape,
-                output=self.output,
-                per_image=self.per_image,
+        if not self.takes_layers or self.layers:
+            return
+        if self._watch is not None and self.output is not None:
+            watch, output = self._watch, self.output
+            one = self.per_image.first(self.model, inputs, output)
+            self.layers = find_levels(self.model, one, lambda: watch.levels, output)
+            self._levels = () if self._reshape else self.layers
+            return
+        found = find_layer(
+            self.model,
+            inputs,
+            reshape=self._reshape,
+            output=self.output,
+            per_image=self.per_image,
+        )
+        self.layers = (found,)
+
+    @contextmanager
+    def watching(self, inputs: Inputs, targets: Targets) -> Iterator[Targets]:
+        """Within the context, runs give the scores of targets that come from inside of the model.
+
+        Yields:
+            The targets for these scores; other targets as they are.
+
+        Raises:
+            ValueError: if the method cannot explain such targets.
+        """
+        target, rest = watched(targets)
+        if target is None:
+            yield targets
+            return
+        kind = type(target).__name__
+        if self.reruns or self.captures or not self.takes_layers:
+            raise ArgumentError(
+                "targets",
+                f"{kind} needs a method of one run with its gradients, but '{self.name}' is not; "
+                "take GradCAM, HiResCAM or LayerCAM",
             )
-            self.layers = (found,)
+        if self.output is not None:
+            raise ArgumentError("output", f"got a function, but {kind} picks the scores itself")
+        images = rows_of(inputs)
+        self._watch = target.watch(self.model, 0 if images is None else images)
+        self.output = self._watch.scores
+        try:
+            with Loan(self._watch.hooks):
+                yield rest
+        finally:
+            self._watch = self.output = None
 
     @contextmanager
     def calling(self, inputs: Inputs) -> Iterator[None]:
@@ -325,3 +370,7 @@ class Method:
             stepwise = self.find_layouts(inputs).stepwise if chosen is None else None
             self._start = find_start(self.model, first, self.layers, self.output, chosen, stepwise)
         return self._start
+
+
+def _unchanged(activations: Tensor) -> Tensor:
+    return activations

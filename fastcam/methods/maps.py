@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -138,7 +138,7 @@ class MapMethod(Method):
         Raises:
             ValueError, TypeError: if layers, targets or sizes do not fit the model and the images.
         """
-        with self.calling(images):
+        with self.calling(images), self.watching(images, targets) as targets:
             self.find_layers(images)
             wanted = Wanted(
                 tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else size,
@@ -147,15 +147,39 @@ class MapMethod(Method):
             )
             if self._fast is None:
                 return self.keep(self.explained(images, targets, wanted))
+            if self._watch is not None:
+                raise ArgumentError("targets", "the fast mode explains classes, not boxes")
             return self.keep(self._fast.explained(self, images, targets, wanted))
 
     def explained(self, images: Inputs, targets: Targets, wanted: Wanted) -> Result:
         """One explanation, from a run of the network that :meth:`network` returns."""
         record, selection = self.capture_scores(images, targets)
         with torch.autocast(record.logits.device.type, enabled=False):
-            maps = self.finished(record, selection, wanted)
+            if self._watch is None or wanted.size == "layer":
+                maps = self.finished(record, selection, wanted)
+            else:
+                maps = self._without_padding(record, selection, wanted, self._watch.visible)
             self._look(maps, record, wanted.relu)
-        return Result.of(maps, record, selection)
+        result = Result.of(maps, record, selection)
+        if self._watch is None:
+            return result
+        return replace(result, class_ids=self._watch.class_ids)
+
+    def _without_padding(
+        self, record: Capture, selection: Selection, wanted: Wanted, visible: tuple[float, float]
+    ) -> Any:
+        """The maps of images that fill only a part of the network's input, from the top left."""
+        extents = extents_of(record, wanted.size)
+        padded = tuple(round(e / share) for e, share in zip(extents, visible, strict=True))
+        maps = self.finished(record, selection, replace(wanted, size=padded))
+        if padded == extents:
+            return maps
+        height, width = extents
+        listed = maps if isinstance(maps, list) else [maps]
+        cut = [each[..., :height, :width].contiguous() for each in listed]
+        if wanted.normalize:
+            cut = [ops.normalize(each, 2) for each in cut]
+        return cut if isinstance(maps, list) else cut[0]
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
@@ -182,10 +206,10 @@ class MapMethod(Method):
         Raises:
             ValueError: if the score does not depend on a layer, even in the whole graph.
         """
-        with self.calling(images):
+        with self.calling(images), self.watching(images, targets) as targets:
             self.find_layers(images)
             whole = self.capture(images, exact=True)
-            selection = select(whole.logits, targets)
+            selection = select(whole.logits, targets, whole.extents)
             gradients = None if self.graph is None else gradients_of(whole, selection)
             with torch.autocast(whole.logits.device.type, enabled=False):
                 expected = self.layer_maps(whole, selection, self.relu)

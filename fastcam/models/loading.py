@@ -19,6 +19,13 @@ from fastcam.models.weights import build, fill, read_state
 _CLIP_LENGTH = 16  # frames per clip in the training of torchvision's video networks ...
 _CLIP_LENGTHS = {f"swin3d_{size}": 32 for size in "tsb"}  # ... except for these
 
+_DIGITS = {
+    "digits": ("digits", "DigitsNet"),
+    "digits-unet": ("digits_unet", "DigitsUNet"),
+    "digits-vit": ("digits_vit", "DigitsViT"),
+}
+"""The included networks: what makes them with their weights, and without."""
+
 
 def load(
     name: str,
@@ -31,7 +38,8 @@ def load(
     """Loads a model with its weights, in evaluation mode.
 
     Args:
-        name: "digits" (included), the name of a torchvision classifier, "timm:NAME",
+        name: "digits", "digits-vit" or "digits-unet" (included; the last one has a logit per
+            pixel), the name of a torchvision classifier, "timm:NAME",
             "hf:FOLDER-OR-NAME" for a Hugging Face image classifier, or "package.module:function"
             for a function that returns a module or a LoadedModel.
         weights: "DEFAULT" for the pretrained weights, "none" for random ones (not supported for a
@@ -55,8 +63,8 @@ def load(
     elif processor is not None:
         transform = hugging_face.transform_of(processor)
     state = None if weights in ("DEFAULT", "none") else read_state(Path(weights))
-    if name == "digits":
-        model = _digits(weights)
+    if name in _DIGITS:
+        model = _digits(name, weights)
     elif ":" not in name:
         model = _torchvision(name, weights, state)
     elif name.startswith("timm:"):
@@ -80,15 +88,17 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise FastcamError(f"{path}: cannot read the class names: {error}") from None
 
 
-def _digits(weights: str) -> LoadedModel:
+def _digits(name: str, weights: str) -> LoadedModel:
     from fastcam import demo
 
     unchanged = Preprocessing(
         resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1), origin="the included network's"
     )
-    names = demo.DIGITS_CLASSES
-    module = demo.digits() if weights == "DEFAULT" else demo.DigitsNet(len(names))
-    return LoadedModel(module, unchanged, names, multilabel=True)
+    trained, untrained = _DIGITS[name]
+    module = getattr(demo, trained if weights == "DEFAULT" else untrained)()
+    dense = name == "digits-unet"
+    names = (*demo.DIGITS_CLASSES, "background") if dense else demo.DIGITS_CLASSES
+    return LoadedModel(module, unchanged, names, multilabel=not dense)
 
 
 def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedModel:
@@ -100,7 +110,7 @@ def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> Lo
     pictures = models.list_models(module=models)
     known = [*pictures, *models.list_models(module=models.video)]
     if name not in known:
-        hint = near(name, ["digits", *known])
+        hint = near(name, [*_DIGITS, *known])
         raise UsageError(
             f"unknown model {name}{hint} (or timm:NAME, hf:FOLDER-OR-NAME, "
             "or package.module:function)"

@@ -218,7 +218,7 @@ class _Run:
 
     def explained(self, source: Source) -> Generator[ExplainedFrame]:
         """Yields the explained frames and closes the source at the end."""
-        model = self._explainer.model
+        asked = self._targets or TopClasses(1)
         with source, closing(self._maps(source)) as maps:
             for frame, raw, (low, high) in maps:
                 yield ExplainedFrame(
@@ -226,7 +226,7 @@ class _Run:
                     scaled(raw.map, (low, high)),
                     (low, high),
                     raw.class_id,
-                    model.class_name(raw.class_id),
+                    self._explainer.title(raw.class_id, asked),
                     raw.score,
                     raw.probability,
                     self._drawing,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcam.errors import ArgumentError
 
@@ -53,16 +53,79 @@ class TopClasses(ClassChoice):
 
 
 Target = Callable[[Tensor], Tensor]
+
+
+class OutputTarget(ABC):
+    """A target whose scores are computed from the outputs of the forward pass being explained."""
+
+    @abstractmethod
+    def functions(self, outputs: Tensor, extents: Sequence[int] | None) -> list[Target]:
+        """One function per image, from that image's output to its score, or to K scores (K,).
+
+        What the outputs decide (the pixels of a class) is decided here: the functions keep it for
+        further runs.
+
+        Args:
+            outputs: (N, ...), with their graph.
+            extents: those of the images' positions, if they are known.
+        """
+
+
+class Watch(ABC):
+    """What a :class:`ModelTarget` sees of the runs of one model."""
+
+    hooks: list[tuple[nn.Module, Callable[..., None]]]
+    """The forward hooks that have to be set during each run."""
+    class_ids: Tensor
+    """The class of each score, (N, K)."""
+
+    @property
+    @abstractmethod
+    def levels(self) -> list[Tensor]:
+        """The feature maps that the scores of the last run were computed from."""
+
+    @property
+    @abstractmethod
+    def visible(self) -> tuple[float, float]:
+        """The share of the height and width of the network's input that the image fills.
+
+        It lies in the top left corner; the rest is padding.
+        """
+
+    @abstractmethod
+    def scores(self, outputs: Any) -> Tensor:
+        """The scores of the last run, (N, K), with their graph; used as ``output=``."""
+
+
+class ModelTarget(ABC):
+    """A target whose scores are computed from what modules inside of the model return."""
+
+    @abstractmethod
+    def watch(self, model: nn.Module, images: int) -> Watch:
+        """Prepares for runs of the model, to explain this number of images."""
+
+
 Targets = (
     int
     | Sequence[int]
     | Tensor
     | np.ndarray[Any, Any]
     | ClassChoice
+    | OutputTarget
+    | ModelTarget
     | Target
-    | Sequence[Target]
+    | Sequence[Target | OutputTarget]
     | None
 )
+
+
+@dataclass(frozen=True)
+class EveryScore(ClassChoice):
+    """Targets: all columns of the logits."""
+
+    def ids(self, logits: Tensor) -> Tensor:
+        """(N, K), for logits (N, K)."""
+        return torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
 
 
 @dataclass(frozen=True)
@@ -105,7 +168,9 @@ class Selection:
         return _gather(logits, self.class_ids[images])
 
 
-def select(logits: Tensor, targets: Targets = None) -> Selection:
+def select(
+    logits: Tensor, targets: Targets = None, extents: Sequence[int] | None = None
+) -> Selection:
     """The scores that the targets name.
 
     Args:
@@ -113,21 +178,30 @@ def select(logits: Tensor, targets: Targets = None) -> Selection:
             need a function.
         targets: an int for every image; a list, array or 1-D tensor of N ints; ids (N, K), K
             classes per image (not one-hot rows), or :class:`TopClasses`; a function from one
-            image's logits to a scalar, or N of them; None for the top class. The range of ids on a
-            GPU is not checked, because that would synchronize with it.
+            image's logits to a scalar or an :class:`OutputTarget`, or N of them; None for the top
+            class. The range of ids on a GPU is not checked, because that would synchronize with
+            it.
+        extents: those of the images' positions, if they are known.
 
     Raises:
         ValueError, TypeError: if the targets do not fit the logits.
     """
     with torch.enable_grad():
-        functions = _functions(targets, logits.shape[0])
+        if isinstance(targets, ModelTarget):
+            raise ArgumentError(
+                "targets",
+                f"{type(targets).__name__} is not supported here; call a method that returns maps "
+                "of one run, such as GradCAM",
+            )
+        functions = _functions(targets, logits, extents)
         if functions is not None:
             return Selection(_apply(functions, logits), None, functions)
         if logits.dim() > 2:
             raise ArgumentError(
                 "targets",
                 "a class is not a single score in an output of shape "
-                f"{tuple(logits.shape)}; pass a function from one image's output to a scalar",
+                f"{tuple(logits.shape)}; pass Segmentation(class_id), or a function from one "
+                "image's output to a scalar",
             )
         rows = logits if logits.dim() == 2 else logits.unsqueeze(1)
         if targets is None:
@@ -155,32 +229,50 @@ def probabilities(logits: Tensor) -> Tensor:
     return logits.softmax(1) if logits.dim() > 1 and logits.shape[1] > 1 else logits.sigmoid()
 
 
-def _functions(targets: Any, images: int) -> list[Target] | None:
-    """One function per image, or None if the targets are not functions."""
+def _functions(targets: Any, logits: Tensor, extents: Sequence[int] | None) -> list[Target] | None:
+    """One function per image, or None if the targets are class ids."""
+    images = logits.shape[0]
+    if isinstance(targets, OutputTarget):
+        return targets.functions(logits, extents)
     if callable(targets):
-        return [targets] * images
-    if not isinstance(targets, (list, tuple)) or not any(map(callable, targets)):
+        return [_one_score(targets)] * images
+    if not isinstance(targets, (list, tuple)) or not any(map(_is_function, targets)):
         return None
-    if len(targets) != images or not all(map(callable, targets)):
+    if len(targets) != images or not all(map(_is_function, targets)):
         raise ArgumentError(
             "targets", f"got a list of {len(targets)}, expected {images} functions, one per image"
         )
-    return list(targets)
+    return [
+        each.functions(logits[i : i + 1], extents)[0]
+        if isinstance(each, OutputTarget)
+        else _one_score(each)
+        for i, each in enumerate(targets)
+    ]
+
+
+def _is_function(target: Any) -> bool:
+    return callable(target) or isinstance(target, OutputTarget)
+
+
+def _one_score(function: Target) -> Target:
+    """The user's function, whose result is checked."""
+
+    def score(row: Tensor) -> Tensor:
+        found = function(row)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ArgumentError(
+                "targets", f"a function returned {came}, expected one value in a tensor"
+            )
+        return found.reshape(())
+
+    return score
 
 
 def _apply(functions: list[Target], logits: Tensor) -> Tensor:
     if not functions:
         return logits.new_zeros(0)
-    scores = []
-    for function, row in zip(functions, logits, strict=True):
-        score = function(row)
-        if not isinstance(score, Tensor) or score.numel() != 1:
-            came = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ArgumentError(
-                "targets", f"a function returned {came}, expected one value in a tensor"
-            )
-        scores.append(score.reshape(()))
-    return torch.stack(scores)
+    return torch.stack([of(row) for of, row in zip(functions, logits, strict=True)])
 
 
 def _gather(logits: Tensor, ids: Tensor) -> Tensor:
@@ -191,9 +283,10 @@ def _gather(logits: Tensor, ids: Tensor) -> Tensor:
 
 def name_classes(targets: Targets) -> bool:
     """Whether the targets are class ids, which do not depend on the model's output."""
-    if targets is None or isinstance(targets, ClassChoice) or callable(targets):
+    chosen = isinstance(targets, (ClassChoice, ModelTarget)) or _is_function(targets)
+    if targets is None or chosen:
         return False
-    return not isinstance(targets, (list, tuple)) or not any(map(callable, targets))
+    return not isinstance(targets, (list, tuple)) or not any(map(_is_function, targets))
 
 
 def class_ids(targets: Any, images: int, classes: int, device: torch.device) -> Tensor:
