@@ -6,7 +6,7 @@ import importlib.metadata
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +26,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from fastcam.cli import json
+from fastcam.cli.signals import interrupting
 from fastcam.errors import FastcamError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -43,15 +44,17 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with interrupting():
+                return super().invoke(ctx)
         except FastcamError as error:
             _say(str(error))
             if ctx.params["as_json"]:
-                _print_json({"error": str(error)})
+                _print_json({"error": str(error), **error.details})
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            _say("interrupted; finished output is kept")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:
+            with suppress(OSError):  # after SIGHUP there may be no terminal
+                _say("interrupted; finished output is kept")
+            raise typer.Exit(getattr(error, "exit_code", 130)) from None
 
 
 app = typer.Typer(
