@@ -472,7 +472,7 @@ def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     from fastcam.video import sinks
 
-    monkeypatch.setattr(sinks, "_SHARD", 4)
+    monkeypatch.setattr(sinks, "_CAPACITY", 4)
     options = {"target": "red", "norm": "running"}
     report = video.explain(iter(squares(6)), tmp_path / "maps.safetensors", colors(), **options)
     assert report.frames == 6

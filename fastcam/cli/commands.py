@@ -263,12 +263,15 @@ def video(
         "layer": explainer.layer,
         "target": target,
         "frames": done.frames,
+        "lost_packets": done.lost_packets,
+        "decode_errors": done.decode_errors,
         "seconds": done.seconds,
         "frames_per_second": done.frames_per_second,
         "stages": done.stages,
         "compiled": explainer.compiled,
         "slowest_stage": done.slowest_stage,
         "sink": str(sink),
+        "files": [str(each) for each in done.files],
     }
     if as_json:
         _print_json(report)

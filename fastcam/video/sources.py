@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 RATE = Fraction(25)
 """The default frame rate, per second."""
 _TIMEOUT = 20.0  # seconds without network data
+_SOUND = 0.25  # seconds that a packet of sound may last without saying so
 _MICROSECONDS = Fraction(1, 1_000_000)
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -50,6 +51,10 @@ class Source(ABC):
     """A file or URL with the frames' sound."""
     twice: bool = True
     """Whether it can be iterated over twice."""
+    lost_packets: int = 0
+    """How many packets are missing or incomplete, as far as it has been read."""
+    decode_errors: int = 0
+    """How many frames were decoded with errors or not at all."""
 
     def __iter__(self) -> Iterator[Frame]:
         last: Frame | None = None
@@ -92,7 +97,8 @@ class Clip(Source):
 
     Raises:
         FastcamError: if the file does not exist or contains no video; while iterating, after the
-            last readable frame, if it is broken or shorter than its header declares.
+            last readable frame, if it is damaged. Damage is what FFmpeg notices: incomplete or
+            missing packets, errors while decoding, and an end before the declared one.
     """
 
     def __init__(
@@ -135,28 +141,73 @@ class Clip(Source):
         if not self._container.streams.video:
             self._container.close()
             raise FastcamError(f"{self.name}: contains no video stream")
-        self._stream = self._container.streams.video[0]
+        streams = self._container.streams.video
+        self._stream = min(streams, key=self._is_attached_picture)  # the first that is none
         self._stream.thread_type = "AUTO"
+
+    @staticmethod
+    def _is_attached_picture(stream: Any) -> bool:
+        """Whether it is a cover."""
+        return bool(stream.disposition & av_library().stream.Disposition.attached_pic)
 
     def _read(self) -> Iterator[Frame]:
         if self._begun:
             self._container.close()
             self._open()
         self._begun = True
+        self.lost_packets = self.decode_errors = 0
         last: Frame | None = None
-        damaged, end = False, 0.0
+        place = reason = ""  # where the first damage is, and why reading ended
+        end = reached = 0.0  # seconds: of the frames, of all streams
+        cut = False
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._packets():
+                if packet.pts is not None:
+                    packet_end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                    reached = max(reached, float(packet_end))
+                if packet.stream is not self._stream:
+                    continue
                 if packet.size:  # the last packet is empty and flushes the decoder
-                    damaged = packet.is_corrupt
-                for decoded in packet.decode():
+                    cut = packet.is_corrupt
+                    self.lost_packets += cut
+                for decoded in self._decoded(packet):
+                    place = place or self._place_of_damage(last)
                     last = self._frame(decoded, last)
                     end = last.time + float((decoded.duration or 0) * last.time_base)
                     yield last
+                place = place or self._place_of_damage(last)
         except (av_library().FFmpegError, OSError) as error:
-            raise FastcamError(f"{self.name}: broken {_place(last)}: {error.strerror}") from None
-        if last is not None and (damaged or self._announced_end() - end > 1.5 / self.rate):
-            raise FastcamError(f"{self.name}: cut short {_place(last)}")
+            reason, place = error.strerror or str(error), place or _place(last)
+            self.lost_packets += 1
+        missing = self._missing(end, reached) if last is not None else 0
+        if missing or self._ends_within_a_packet():
+            cut = True
+            self.lost_packets = max(self.lost_packets, round(missing * self.rate), 1)
+        if cut and not reason:
+            raise FastcamError(f"{self.name}: cut short {_place(last)}: {self._counts()}")
+        if place:
+            why = f"{reason}, {self._counts()}" if reason else self._counts()
+            raise FastcamError(f"{self.name}: broken {place}: {why}")
+
+    def _packets(self) -> Iterator[Any]:
+        try:
+            yield from self._container.demux()
+        except IndexError:  # PyAV's, at the end, about a stream that appeared while it read
+            return
+
+    def _decoded(self, packet: Any) -> Iterator[av.VideoFrame]:
+        """The frames that follow from a packet; counts its errors."""
+        try:
+            frames = packet.decode()
+        except av_library().FFmpegError:
+            self.decode_errors += 1
+            return
+        for frame in frames:
+            self.decode_errors += frame.is_corrupt
+            yield frame
+
+    def _place_of_damage(self, last: Frame | None) -> str:
+        return _place(last) if self.lost_packets or self.decode_errors else ""
 
     def _frame(self, decoded: av.VideoFrame, last: Frame | None) -> Frame:
         turns = round(decoded.rotation / 90) % 4  # degrees, counterclockwise
@@ -180,6 +231,8 @@ class Clip(Source):
     def _announced_end(self) -> float:
         """The end of the last frame that the file declares, in seconds; 0 if it declares none."""
         stream = self._stream
+        if self._container.format.name == "avi":  # the duration is that of the index
+            return float(stream.frames / self.rate)
         if stream.duration is not None:
             return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
         try:  # Matroska has a free-text tag
@@ -187,6 +240,39 @@ class Clip(Source):
             return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
         except (KeyError, ValueError):
             return 0
+
+    def _missing(self, end: float, reached: float) -> float:
+        """How much of the declared duration was not read, in seconds; 0 if less than a frame.
+
+        Args:
+            end: that of the last frame, in seconds.
+            reached: the end of the last packet of any stream.
+        """
+        if self._is_attached_picture(self._stream):
+            return 0
+        missing = 0.0
+        if announced := self._announced_end():
+            missing = announced - end
+        elif self._container.format.name in ("flv", "matroska,webm"):  # others estimate it
+            missing = (self._container.duration or 0) / 1e6 - reached - _SOUND
+        return missing if missing > 1.5 / self.rate else 0
+
+    def _counts(self) -> str:
+        found = ((self.lost_packets, "lost packet"), (self.decode_errors, "decode error"))
+        return ", ".join(f"{count} {name}{'s' * (count > 1)}" for count, name in found if count)
+
+    def _ends_within_a_packet(self) -> bool:
+        """Whether the file is an MPEG transport stream whose last packet of bytes is incomplete."""
+        path = Path(self.name)
+        if self._container.format.name != "mpegts" or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(5 * 204)
+        for length, before in ((188, 0), (192, 4), (204, 0)):  # before: a time in front of 0x47
+            for start in range(length):
+                if set(head[start::length]) == {0x47}:
+                    return (path.stat().st_size - start + before) % length != 0
+        return False
 
     def close(self) -> None:
         self._container.close()
