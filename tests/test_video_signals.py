@@ -121,9 +121,9 @@ def test_a_signal_while_pictures_are_explained(tmp_path: Path) -> None:
 
     original, image.save = image.save, save
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    options = ("--model", "tiny_models:colors", "--method", "gradcam", "--out", tmp_path / "out")
     try:
-        result = run("image", tmp_path / "a.png", tmp_path / "b.png", "--model",
-                     "tiny_models:colors", "--method", "gradcam", "--out", tmp_path / "out")  # fmt: skip
+        result = run("image", tmp_path / "a.png", tmp_path / "b.png", *options)
     finally:
         image.save = original
     assert result.exit_code == 128 + signal.SIGTERM

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """Serializes a value; what JSON does not have becomes null (NaN, infinities) or text (paths)."""
+    """Serializes a value; NaN and infinities, which JSON does not have, become null, paths text."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False, default=str)
 
 

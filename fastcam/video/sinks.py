@@ -257,9 +257,7 @@ class Maps(Sink):
             self._finish(self._shard() if self._files else self._path)
 
     def _shard(self) -> Path:
-        return self._path.with_name(
-            f"{self._path.stem}-{len(self._files):05d}{self._path.suffix}"
-        )
+        return self._path.with_name(f"{self._path.stem}-{len(self._files):05d}{self._path.suffix}")
 
     def _finish(self, path: Path) -> None:
         made, self._open = self._open, None
@@ -285,7 +283,7 @@ class _MapFile:
         self._file.seek(_HEAD)
         self._shape: tuple[int, ...] = ()
         self._names: dict[int, str] = {}
-        self._rest = {
+        self._rest: dict[str, array[Any]] = {
             "ranges": array("f"),
             "times": array("d"),
             "classes": array("q"),

@@ -20,6 +20,7 @@ from typing_extensions import Self
 from fastcam import pictures
 from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import Picture
+from fastcam.video.damage import Damage, is_cover, place
 from fastcam.video.frame import Decoded, Frame
 from fastcam.video.pyav import av_library, has_av
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 RATE = Fraction(25)
 """The default frame rate, per second."""
 _TIMEOUT = 20.0  # seconds without network data
-_SOUND = 0.25  # seconds that a packet of sound may last without saying so
 _MICROSECONDS = Fraction(1, 1_000_000)
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -51,10 +51,16 @@ class Source(ABC):
     """A file or URL with the frames' sound."""
     twice: bool = True
     """Whether it can be iterated over twice."""
-    lost_packets: int = 0
-    """How many packets are missing or incomplete, as far as it has been read."""
-    decode_errors: int = 0
-    """How many frames were decoded with errors or not at all."""
+
+    @property
+    def lost_packets(self) -> int:
+        """How many packets are missing or incomplete, as far as it has been read."""
+        return 0
+
+    @property
+    def decode_errors(self) -> int:
+        """How many frames were decoded with errors or not at all, as far as it has been read."""
+        return 0
 
     def __iter__(self) -> Iterator[Frame]:
         last: Frame | None = None
@@ -63,7 +69,7 @@ class Source(ABC):
                 (height, width), (before_height, before_width) = frame.size, last.size
                 raise FastcamError(
                     f"{self.name}: the frame size changes from {before_width}x{before_height} to "
-                    f"{width}x{height} pixels {_place(last)}"
+                    f"{width}x{height} pixels {place(last)}"
                 )
             last = frame
             yield frame
@@ -127,7 +133,7 @@ class Clip(Source):
             from fastcam.video import cuda
 
             self._options |= cuda.decoding(self.name)
-        self._begun = False
+        self._damage: Damage | None = None  # in the pass that is under way
         self._open()
         self.rate = self._stream.average_rate or RATE
         duration = self._container.duration or 0  # microseconds
@@ -142,52 +148,58 @@ class Clip(Source):
             self._container.close()
             raise FastcamError(f"{self.name}: contains no video stream")
         streams = self._container.streams.video
-        self._stream = min(streams, key=self._is_attached_picture)  # the first that is none
-        self._stream.thread_type = "AUTO"
+        self._stream = min(streams, key=is_cover)  # the first that is none
 
-    @staticmethod
-    def _is_attached_picture(stream: Any) -> bool:
-        """Whether it is a cover."""
-        return bool(stream.disposition & av_library().stream.Disposition.attached_pic)
+    @property
+    def lost_packets(self) -> int:
+        return self._damage.lost_packets if self._damage else 0
+
+    @property
+    def decode_errors(self) -> int:
+        return self._damage.decode_errors if self._damage else 0
 
     def _read(self) -> Iterator[Frame]:
-        if self._begun:
+        last: Frame | None = None
+        try:
+            for last in self._pass("AUTO"):
+                yield last
+        except FastcamError:
+            # at an error near the end, FFmpeg's threads for whole frames lose those in them
+            damage, more = self._damage, False
+            if Path(self.name).is_file():
+                try:
+                    for frame in self._pass("SLICE"):
+                        if last is None or frame.time > last.time:
+                            more = True
+                            yield frame
+                except FastcamError:
+                    if more:
+                        raise
+            self._damage = damage
+            raise
+
+    def _pass(self, threads: str) -> Iterator[Frame]:
+        """Reads the clip from the start."""
+        if self._damage is not None:
             self._container.close()
             self._open()
-        self._begun = True
-        self.lost_packets = self.decode_errors = 0
+        self._stream.thread_type = threads
+        damage = self._damage = Damage(self._container, self._stream, self.name, self.rate)
         last: Frame | None = None
-        place = reason = ""  # where the first damage is, and why reading ended
-        end = reached = 0.0  # seconds: of the frames, of all streams
-        cut = False
         try:
             for packet in self._packets():
-                if packet.pts is not None:
-                    packet_end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                    reached = max(reached, float(packet_end))
+                damage.packet(packet)
                 if packet.stream is not self._stream:
                     continue
-                if packet.size:  # the last packet is empty and flushes the decoder
-                    cut = packet.is_corrupt
-                    self.lost_packets += cut
-                for decoded in self._decoded(packet):
-                    place = place or self._place_of_damage(last)
+                for decoded in self._decoded(packet, damage):
                     last = self._frame(decoded, last)
-                    end = last.time + float((decoded.duration or 0) * last.time_base)
+                    damage.frame(last, float((decoded.duration or 0) * last.time_base))
                     yield last
-                place = place or self._place_of_damage(last)
         except (av_library().FFmpegError, OSError) as error:
-            reason, place = error.strerror or str(error), place or _place(last)
-            self.lost_packets += 1
-        missing = self._missing(end, reached) if last is not None else 0
-        if missing or self._ends_within_a_packet():
-            cut = True
-            self.lost_packets = max(self.lost_packets, round(missing * self.rate), 1)
-        if cut and not reason:
-            raise FastcamError(f"{self.name}: cut short {_place(last)}: {self._counts()}")
-        if place:
-            why = f"{reason}, {self._counts()}" if reason else self._counts()
-            raise FastcamError(f"{self.name}: broken {place}: {why}")
+            damage.stop(error.strerror or str(error))
+        complaint = damage.complaint()
+        if complaint is not None:
+            raise FastcamError(f"{self.name}: {complaint}")
 
     def _packets(self) -> Iterator[Any]:
         try:
@@ -195,19 +207,16 @@ class Clip(Source):
         except IndexError:  # PyAV's, at the end, about a stream that appeared while it read
             return
 
-    def _decoded(self, packet: Any) -> Iterator[av.VideoFrame]:
-        """The frames that follow from a packet; counts its errors."""
+    def _decoded(self, packet: Any, damage: Damage) -> Iterator[av.VideoFrame]:
         try:
             frames = packet.decode()
         except av_library().FFmpegError:
-            self.decode_errors += 1
+            damage.error()
             return
         for frame in frames:
-            self.decode_errors += frame.is_corrupt
+            if frame.is_corrupt:
+                damage.error()
             yield frame
-
-    def _place_of_damage(self, last: Frame | None) -> str:
-        return _place(last) if self.lost_packets or self.decode_errors else ""
 
     def _frame(self, decoded: av.VideoFrame, last: Frame | None) -> Frame:
         turns = round(decoded.rotation / 90) % 4  # degrees, counterclockwise
@@ -227,52 +236,6 @@ class Clip(Source):
             return decoded.pts, time_base
         period = max(1, round(1 / (self.rate * time_base)))
         return (last.pts + period if last is not None else 0), time_base
-
-    def _announced_end(self) -> float:
-        """The end of the last frame that the file declares, in seconds; 0 if it declares none."""
-        stream = self._stream
-        if self._container.format.name == "avi":  # the duration is that of the index
-            return float(stream.frames / self.rate)
-        if stream.duration is not None:
-            return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-        try:  # Matroska has a free-text tag
-            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-            return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-        except (KeyError, ValueError):
-            return 0
-
-    def _missing(self, end: float, reached: float) -> float:
-        """How much of the declared duration was not read, in seconds; 0 if less than a frame.
-
-        Args:
-            end: that of the last frame, in seconds.
-            reached: the end of the last packet of any stream.
-        """
-        if self._is_attached_picture(self._stream):
-            return 0
-        missing = 0.0
-        if announced := self._announced_end():
-            missing = announced - end
-        elif self._container.format.name in ("flv", "matroska,webm"):  # others estimate it
-            missing = (self._container.duration or 0) / 1e6 - reached - _SOUND
-        return missing if missing > 1.5 / self.rate else 0
-
-    def _counts(self) -> str:
-        found = ((self.lost_packets, "lost packet"), (self.decode_errors, "decode error"))
-        return ", ".join(f"{count} {name}{'s' * (count > 1)}" for count, name in found if count)
-
-    def _ends_within_a_packet(self) -> bool:
-        """Whether the file is an MPEG transport stream whose last packet of bytes is incomplete."""
-        path = Path(self.name)
-        if self._container.format.name != "mpegts" or not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(5 * 204)
-        for length, before in ((188, 0), (192, 4), (204, 0)):  # before: a time in front of 0x47
-            for start in range(length):
-                if set(head[start::length]) == {0x47}:
-                    return (path.stat().st_size - start + before) % length != 0
-        return False
 
     def close(self) -> None:
         self._container.close()
@@ -330,7 +293,7 @@ class OpenCV(Source):
             last = Frame(np.ascontiguousarray(picture[..., ::-1]), pts, base)
             yield last
         if self._live and last is not None:
-            raise FastcamError(f"{self.name}: stopped {_place(last)}")
+            raise FastcamError(f"{self.name}: stopped {place(last)}")
 
     def close(self) -> None:
         self._capture.release()
@@ -470,10 +433,6 @@ def _raw_format(text: str) -> tuple[int, int, Fraction]:
     except (ValueError, ZeroDivisionError):
         pass
     raise UsageError(f"raw {text}: expected WIDTHxHEIGHT or WIDTHxHEIGHT@RATE, as in 640x480@25")
-
-
-def _place(last: Frame | None) -> str:
-    return "at the start" if last is None else f"after the frame at {last.time:.2f} s"
 
 
 def open_container(given: Any, name: str, **options: Any) -> Any:
