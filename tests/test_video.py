@@ -160,6 +160,27 @@ def test_lock_holds_the_class_until_another_leads_for_a_while() -> None:
     assert own == [{"r": "red", "g": "green"}[name] for name in "rrgggrggggggggggr"]
 
 
+@pytest.mark.parametrize("stride", [1, 4, 12])
+@pytest.mark.parametrize("network", [colors, lambda: motion()], ids=["pictures", "clips"])
+def test_lock_lets_go_at_a_cut(
+    tmp_path: Path, network: Callable[[], Explainer], stride: int
+) -> None:
+    """Neither class leads by much."""
+    random = np.random.default_rng(0)
+    scenes = []
+    for tint in ((150, 60, 30), (20, 60, 30)):
+        noise = random.integers(0, 40, (SIDE, SIDE, 3))
+        scenes += [(np.roll(noise, index, 1) + tint).astype(np.uint8) for index in range(48)]
+    source = write_clip(
+        tmp_path / "in.mp4", [40 * i for i in range(96)], picture=lambda index: scenes[index]
+    )
+    shown = [each.name for each in video.explain(source, None, network(), stride=stride)]
+    assert shown[:48] == ["red"] * 48
+    late = shown[48:].index("green")
+    assert late / 25 < 1
+    assert shown[48 + late :] == ["green"] * (48 - late)
+
+
 def test_clip_takes_the_class_of_the_highest_mean(tmp_path: Path) -> None:
     for index, picture in enumerate(chroma("r", "ggg", "r")):
         pictures.write(tmp_path / f"{index}.png", picture)
@@ -510,7 +531,7 @@ def test_names_that_do_not_fit_into_one_file_of_maps(
 ) -> None:
     from fastcam.video import sinks
 
-    monkeypatch.setattr(sinks, "_HEAD", 608)
+    monkeypatch.setattr(sinks, "_HEAD", 584)
     shown = chroma("r", "g", "r")
     report = video.explain(shown, tmp_path / "maps.safetensors", colors(), target="top1")
     assert len(report.files) == 3
@@ -715,9 +736,13 @@ def test_two_runs_with_one_output(tmp_path: Path, sink: str) -> None:
         assert ended.wait(60)
         yield from (replace(frame, pts=frame.pts + 10) for frame in squares(10))
 
-    thread = threading.Thread(
-        target=lambda: video.explain(slow(), tmp_path / sink, colors(), target="red", batch=1)
-    )
+    reports = []
+
+    def run() -> None:
+        explained = video.explain(slow(), tmp_path / sink, colors(), target="red", batch=1)
+        reports.append(explained)
+
+    thread = threading.Thread(target=run)
     thread.start()
     assert begun.wait(60)
     video.explain(iter(squares(5)), tmp_path / sink, colors(), target="red", batch=1)
@@ -727,6 +752,7 @@ def test_two_runs_with_one_output(tmp_path: Path, sink: str) -> None:
         assert len(contents(tmp_path / sink).times) == 5
     ended.set()
     thread.join(60)
+    assert [report.frames for report in reports] == [20]
     if sink.endswith("tensors"):
         assert len(maps_in(tmp_path / sink)[0]["maps"]) == 20
     else:

@@ -20,6 +20,7 @@ from fastcam import video
 from fastcam.errors import FastcamError
 from fastcam.video import Frame
 from fastcam.video.sources import Clip
+from fastcam.video.temporal import _Cuts
 
 NOISE = np.random.default_rng(0).integers(0, 256, (30, 64, 96, 3), dtype=np.uint8)
 CONTAINERS = {
@@ -117,6 +118,19 @@ def remuxed(source: Path, target: Path, *kinds: str) -> Path:
 def test_recorded_clips(tmp_path: Path, path: Path, suffix: str) -> None:
     """With B-frames, sound that is longer than the pictures, and several sizes."""
     whole(remuxed(path, tmp_path / f"clip{suffix}"))
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_cuts_in_recorded_clips(stride: int) -> None:
+    """Found by looking at the frames."""
+    known = {"bikes": [30, 76, 137, 187, 242], "bigbuckbunny": [], "carphone_pristine": []}
+    for path in recorded():
+        if path.stem in known:
+            cuts = _Cuts()
+            frames, _, _ = read(path)
+            pictures = [frame.rgb().permute(2, 0, 1) for frame in frames[::stride]]
+            found = [index for index, picture in enumerate(pictures) if cuts.next(picture)]
+            assert found == [-(-index // stride) for index in known[path.stem]]
 
 
 def test_recordings_are_installed() -> None:

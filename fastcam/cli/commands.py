@@ -226,7 +226,8 @@ def video(
     """Explain every frame of a clip with a heatmap and the class name.
 
     Keeps the timestamps, sound and orientation of the clip.
-    The target lock keeps the first frame's top class until another one leads for a while.
+    The target lock keeps the top class of a scene's first frame until another leads for 0.3 s.
+    A damaged clip is explained as far as it can be decoded; then the exit code is 1.
     """
     from fastcam import video as videos
     from fastcam.explainer import Explainer

@@ -63,10 +63,10 @@ class Options:
     """Options of :func:`explain`."""
 
     target: str = LOCK
-    """The class: "lock" keeps the first frame's top class until another one leads for a while (see
-    :class:`fastcam.video.temporal.Lock`); "clip" uses the class with the highest mean probability,
-    which takes an extra pass over the clip; "top1" uses each frame's top class; or a class id or
-    name."""
+    """The class: "lock" keeps the top class of a scene's first frame until another one leads for a
+    while (see :class:`fastcam.video.temporal.Lock`); "clip" uses the class with the highest mean
+    probability, which takes an extra pass over the clip; "top1" uses each frame's top class; or a
+    class id or name."""
     norm: str = "running"
     """How to normalize maps to [0, 1]; see :class:`fastcam.video.temporal.Norm`."""
     smooth: str = "none"

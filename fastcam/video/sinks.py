@@ -292,10 +292,10 @@ class _MapFile:
         }
 
     def has_room_for(self, explained: ExplainedFrame) -> bool:
+        if explained.class_id in self._names:
+            return self.frames < _CAPACITY
         names = {**self._names, explained.class_id: explained.name}
-        return self.frames < _CAPACITY and (
-            len(names) == len(self._names) or len(self._header(names)) <= _HEAD
-        )
+        return self.frames < _CAPACITY and len(self._header(names, _CAPACITY)) <= _HEAD - 8
 
     def write(self, explained: ExplainedFrame) -> None:
         self._write(explained.map.half().contiguous().numpy().tobytes())
@@ -332,37 +332,39 @@ class _MapFile:
                 self._temporary.unlink()
 
     def _write_rest(self) -> None:
-        self._file.truncate(_HEAD + self._sizes()["maps"])
+        sizes = self._sizes(self.frames)
+        self._file.truncate(_HEAD + sizes.pop("maps"))
         self._file.seek(0, os.SEEK_END)
-        for name, size in self._sizes().items():
-            if name != "maps":
-                self._write(self._rest[name].tobytes()[:size])
+        for name, size in sizes.items():
+            self._write(self._rest[name].tobytes()[:size])
+        header = self._header(self._names, self.frames).ljust(_HEAD - 8)
         self._file.seek(0)
-        self._write(self._header(self._names))
+        self._write(struct.pack("<Q", len(header)) + header)
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self, frames: int) -> dict[str, int]:
         """In bytes."""
-        maps = 2 * self.frames * math.prod(self._shape)
-        sizes = {
-            name: self.frames * values.itemsize * (2 if name == "ranges" else 1)
-            for name, values in self._rest.items()
+        return {
+            "maps": 2 * frames * math.prod(self._shape),
+            "ranges": 8 * frames,
+            "times": 8 * frames,
+            "classes": 8 * frames,
+            "scores": 4 * frames,
+            "probabilities": 4 * frames,
         }
-        return {"maps": maps, **sizes}
 
-    def _header(self, names: dict[int, str]) -> bytes:
-        """As in https://github.com/huggingface/safetensors#format, filled with spaces."""
+    def _header(self, names: dict[int, str], frames: int) -> bytes:
+        """As in https://github.com/huggingface/safetensors#format; spaces may follow."""
         kinds = {"maps": "F16", "times": "F64", "classes": "I64"}
-        shapes = {"maps": (self.frames, *self._shape), "ranges": (self.frames, 2)}
+        shapes = {"maps": (frames, *self._shape), "ranges": (frames, 2)}
         entries: dict[str, Any] = {"__metadata__": {"classes": json.dumps(names)}}
         end = 0
-        for name, size in self._sizes().items():
+        for name, size in self._sizes(frames).items():
             entries[name] = {
                 "dtype": kinds.get(name, "F32"),
-                "shape": shapes.get(name, (self.frames,)),
+                "shape": shapes.get(name, (frames,)),
                 "data_offsets": (end, end := end + size),
             }
-        text = json.dumps(entries).encode().ljust(_HEAD - 8)
-        return struct.pack("<Q", len(text)) + text
+        return json.dumps(entries).encode()
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)

@@ -159,27 +159,21 @@ class Clip(Source):
         return self._damage.decode_errors if self._damage else 0
 
     def _read(self) -> Iterator[Frame]:
+        if not Path(self.name).is_file():
+            yield from self._pass("AUTO")
+            return
         last: Frame | None = None
         try:
-            for last in self._pass("AUTO"):
+            for last in self._pass("AUTO", stops=True):
                 yield last
         except FastcamError:
-            # at an error near the end, FFmpeg's threads for whole frames lose those in them
-            damage, more = self._damage, False
-            if Path(self.name).is_file():
-                try:
-                    for frame in self._pass("SLICE"):
-                        if last is None or frame.time > last.time:
-                            more = True
-                            yield frame
-                except FastcamError:
-                    if more:
-                        raise
-            self._damage = damage
-            raise
+            # after an error, FFmpeg's threads for whole frames lose those that are in them
+            for frame in self._pass("SLICE"):
+                if last is None or frame.time > last.time:
+                    yield frame
 
-    def _pass(self, threads: str) -> Iterator[Frame]:
-        """Reads the clip from the start."""
+    def _pass(self, threads: str, stops: bool = False) -> Iterator[Frame]:
+        """Reads the clip from the start; raises an error at the end, or ``stops`` at the first."""
         if self._damage is not None:
             self._container.close()
             self._open()
@@ -191,7 +185,7 @@ class Clip(Source):
                 damage.packet(packet)
                 if packet.stream is not self._stream:
                     continue
-                for decoded in self._decoded(packet, damage):
+                for decoded in self._decoded(packet, damage, stops):
                     last = self._frame(decoded, last)
                     damage.frame(last, float((decoded.duration or 0) * last.time_base))
                     yield last
@@ -207,11 +201,13 @@ class Clip(Source):
         except IndexError:  # PyAV's, at the end, about a stream that appeared while it read
             return
 
-    def _decoded(self, packet: Any, damage: Damage) -> Iterator[av.VideoFrame]:
+    def _decoded(self, packet: Any, damage: Damage, stops: bool) -> Iterator[av.VideoFrame]:
         try:
             frames = packet.decode()
-        except av_library().FFmpegError:
+        except av_library().FFmpegError as error:
             damage.error()
+            if stops:
+                raise FastcamError(f"{self.name}: {error.strerror}") from error
             return
         for frame in frames:
             if frame.is_corrupt:
