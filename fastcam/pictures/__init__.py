@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,8 +66,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden path in the same folder, with the same suffix."""
-    return path.with_name(f".{path.stem}.part{path.suffix}")
+    """A hidden path in the same folder, with the same suffix; a new one at every call."""
+    return path.with_name(f".fastcam-{secrets.token_hex(8)}.part{path.suffix}")
 
 
 def cannot_write(path: Path, error: Exception, where: str = "") -> FastcamError:

@@ -28,7 +28,7 @@ WEAK_SECONDS = 1.0
 """... is not shown for longer than this."""
 CUT = 0.1
 """The mean change of an 8 x 8 thumbnail, of values in [0, 1], from which on it may be a cut ..."""
-CUT_RATIO = 3
+CUT_RATIO = 2.5
 """... if it also is this many times the usual change."""
 FORGETTING = 0.001
 """The decay per frame of the running range towards the frame's range: a half-life of 700 frames."""
