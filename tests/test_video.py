@@ -160,12 +160,10 @@ def test_lock_holds_the_class_until_another_leads_for_a_while() -> None:
     assert own == [{"r": "red", "g": "green"}[name] for name in "rrgggrggggggggggr"]
 
 
-@pytest.mark.parametrize("stride", [1, 4, 12])
-@pytest.mark.parametrize("network", [colors, lambda: motion()], ids=["pictures", "clips"])
-def test_lock_lets_go_at_a_cut(
-    tmp_path: Path, network: Callable[[], Explainer], stride: int
-) -> None:
+@pytest.mark.parametrize(("takes", "stride"), [("pictures", 1), ("pictures", 12), ("clips", 1)])
+def test_lock_lets_go_at_a_cut(tmp_path: Path, takes: str, stride: int) -> None:
     """Neither class leads by much."""
+    explainer = colors() if takes == "pictures" else motion()
     random = np.random.default_rng(0)
     scenes = []
     for tint in ((150, 60, 30), (20, 60, 30)):
