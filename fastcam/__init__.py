@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcam.explainer import Explainer as Explainer
+    from fastcam.explainer import Explanation as Explanation
+    from fastcam.explainer import explain as explain
     from fastcam.methods import *  # noqa: F403
     from fastcam.methods.factorization import (
         Factorization as Factorization,
@@ -16,17 +20,34 @@ if TYPE_CHECKING:
     from fastcam.pictures.render import overlay as overlay
     from fastcam.targets import TopClasses as TopClasses
 
+    __version__: str
+
 _OTHERS = {
+    "Explainer": "fastcam.explainer",
+    "Explanation": "fastcam.explainer",
     "Factorization": "fastcam.methods.factorization",
     "TopClasses": "fastcam.targets",
     "deep_feature_factorization": "fastcam.methods.factorization",
+    "explain": "fastcam.explainer",
     "overlay": "fastcam.pictures.render",
 }
 """The module of each public name that is not a method."""
 _MODULES = {
     **{
         name: f"fastcam.{name}"
-        for name in ("demo", "metrics", "models", "ops", "pictures", "reference", "video")
+        for name in (
+            "compat",
+            "demo",
+            "dropin",
+            "explainer",
+            "metrics",
+            "models",
+            "ops",
+            "pictures",
+            "reference",
+            "targets",
+            "video",
+        )
     },
     "render": "fastcam.pictures.render",
 }
@@ -34,8 +55,10 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     """Imports a public name on first use, so that ``fastcam --help`` does not import torch."""
-    if name in _MODULES:
-        value: Any = importlib.import_module(_MODULES[name])
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _MODULES:
+        value = importlib.import_module(_MODULES[name])
     elif name in _OTHERS:
         value = getattr(importlib.import_module(_OTHERS[name]), name)
     elif name.startswith("__") and name != "__all__":
@@ -52,5 +75,12 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fastcam")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__"), *_MODULES})
+    return sorted({*globals(), *__getattr__("__all__"), *_MODULES, "__version__"})

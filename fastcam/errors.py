@@ -40,6 +40,13 @@ class ArgumentError(ValueError):
         return f"{self.argument}: {self.problem}"
 
 
+def check_positive(**numbers: int | None) -> None:
+    """Raises ArgumentError if one of the arguments is below 1; None stands for a default."""
+    for argument, number in numbers.items():
+        if number is not None and number < 1:
+            raise ArgumentError(argument, f"got {number}, expected at least 1")
+
+
 def near(name: str, names: Iterable[str]) -> str:
     """The closest names to ``name`` as a message suffix, "; near names: a, b", or ""."""
     wanted = name.casefold()

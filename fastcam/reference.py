@@ -165,8 +165,8 @@ def saliency(
 ) -> Tensor:
     if len(size) != activations.dim() - 2:
         raise RuntimeError(
-            f"size: got {tuple(size)}, expected {activations.dim() - 2} extents, as many as the "
-            "activations have positions in"
+            f"size: got {tuple(size)}, expected {activations.dim() - 2} extents, one for each "
+            "spatial dimension of the activations"
         )
     return upsample(cam(activations, gradients, method, relu, eps), size, normalize)
 
@@ -231,10 +231,12 @@ def overlay(images: Tensor, maps: Tensor, colormap: Tensor, alpha: float = 0.5) 
 
 
 def impute(images: Tensor, known: Tensor) -> Tensor:
-    if images.dim() != 4 or known.shape != (len(images), *images.shape[2:]):
+    if images.dim() != 4:
+        raise RuntimeError(f"images: got shape {tuple(images.shape)}, expected (N, C, H, W)")
+    if known.shape != (len(images), *images.shape[2:]):
         raise RuntimeError(
-            f"known: got shape {tuple(known.shape)}, expected (N, H, W) as in the images, which "
-            f"came as {tuple(images.shape)}, expected (N, C, H, W)"
+            f"known: got shape {tuple(known.shape)}, expected (N, H, W) for images of shape "
+            f"{tuple(images.shape)}"
         )
     if images.numel() == 0:
         return torch.empty_like(images, memory_format=torch.contiguous_format)

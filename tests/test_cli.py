@@ -19,9 +19,11 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import fastcam
 from fastcam import demo, pictures
 from fastcam.cli import image
 from fastcam.cli.commands import app
+from fastcam.cli.outputs import MANIFEST
 from fastcam.pictures import Picture, render
 
 COLORS = ("--model", "tiny_models:colors", "--method", "gradcam")
@@ -54,7 +56,7 @@ def test_what_image_writes(picture: Path, tmp_path: Path) -> None:
     result = run("image", picture, *COLORS, "--top-k", 2, "--target", "green", "--out", out)
     assert result.exit_code == 0
     assert result.stderr == ""
-    names = {"squares-overlay.png", "squares-grid.png", "squares.npy", "squares.json"}
+    names = {"squares-overlay.png", "squares-grid.png", "squares.npy", "squares.json", MANIFEST}
     assert {path.name for path in out.iterdir()} == names
 
     about = json.loads((out / "squares.json").read_text())
@@ -136,6 +138,9 @@ def test_a_broken_picture_does_not_stop_the_others(picture: Path, tmp_path: Path
         (("--device", "gpu"), "device gpu cannot be used"),
         (("--model", "tiny_models:module", "--method", "cam"), "global average pooling"),
         (("--weights", "none"), "weights none is not supported for a function"),
+        (("--std", "0", "0", "0"), "std 0 0 0: expected three numbers above 0"),
+        (("--mean", "0", "nan", "0"), "mean 0 nan 0: expected three finite numbers"),
+        (("--target", 5000 * "9"), "unknown class 999"),
     ],
 )
 @pytest.mark.parametrize("command", ["image", "video"])
@@ -197,18 +202,20 @@ def test_an_interruption_keeps_what_is_finished(
     assert result.exit_code == 130
     assert "interrupted" in result.stderr
     assert pictures.read(tmp_path / "out" / "squares-grid.png").size
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 5
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert len(manifest["files"]) == 4
 
 
 def test_class_names_from_a_file(picture: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("rot\ngrün\nblau\n", encoding="utf-8")
     result = run(
         "image", picture, *COLORS, "--classes", tmp_path / "names.txt", "--target", "grün",
-        "--top-k", 9, "--out", tmp_path, "--json",
+        "--top-k", 3, "--out", tmp_path, "--json",
     )  # fmt: skip
     classes = json.loads(result.stdout)["classes"]
     assert classes[0]["name"] == "grün"
-    assert len(classes) == 3, "there are no more"
+    assert len(classes) == 3
 
 
 @pytest.mark.parametrize("method", ["guided-backprop", "guided-gradcam"])
@@ -402,7 +409,7 @@ def test_ctrl_c_leaves_a_clip_that_plays(clips: ModuleType, tmp_path: Path) -> N
     out = tmp_path / "out.mp4"
     process = start("video", source, out, *COLORS)
     deadline = time.monotonic() + 30
-    while not any(tmp_path.glob(".*.part.mp4")):
+    while not list(tmp_path.glob(".fastcam-*.part.mp4")):
         assert process.poll() is None, "it ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -422,3 +429,13 @@ def test_a_size_that_the_model_cannot_take(picture: Path, tmp_path: Path) -> Non
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert "the model fails on an input of 100x100 pixels" in line
+
+
+def test_version_and_completion() -> None:
+    command = [sys.executable, "-m", "fastcam"]
+    shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"fastcam {fastcam.__version__}\n"
+    script = subprocess.run(
+        [*command, "--show-completion", "bash"], capture_output=True, text=True, check=True
+    )
+    assert "_FASTCAM_COMPLETE" in script.stdout

@@ -469,6 +469,30 @@ def test_smooth_grad_cam_plus_plus(dims: int) -> None:
     near(raw("smoothgradcam++", model, images), summed(a, weights))
 
 
+def test_smooth_grad_cam_plus_plus_takes_two_runs() -> None:
+    model, images = case(2)
+    cam = fastcam.SmoothGradCAMPlusPlus(model, "layer")
+    cam(images, 1)
+    runs = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    cam(images, 1)
+    assert len(runs) == 2  # on the images and on their noisy copies
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        *[(name, "batch_size") for name in ("scorecam", "sscam", "iscam", "ablationcam")],
+        *[(name, "samples") for name in ("sscam", "iscam", "smoothgradcam++")],
+        ("finercam", "references"),
+    ],
+)
+def test_counts_are_at_least_one(name: str, option: str) -> None:
+    model, _ = case(2)
+    with pytest.raises(ValueError, match=f"^{option}: got 0, expected at least 1$"):
+        fastcam.METHODS[name](model, "layer", **{option: 0})
+
+
 def test_smooth_grad_cam_plus_plus_without_underflow() -> None:
     model, images = small(), small_images()
     expected = fastcam.SmoothGradCAMPlusPlus(model, "features")(images, CLASSES)

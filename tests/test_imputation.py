@@ -208,7 +208,7 @@ def test_errors_name_the_argument() -> None:
     images, known = torch.randn(2, 3, 8, 9), torch.ones(2, 8, 9, dtype=torch.bool)
     with pytest.raises(RuntimeError, match=r"known: got shape \(2, 9, 8\).*expected \(N, H, W\)"):
         ops.impute(images, known.mT)
-    with pytest.raises(RuntimeError, match="of float32"):
+    with pytest.raises(RuntimeError, match="dtype float32"):
         ops.impute(images, known.float())
     with pytest.raises(RuntimeError, match="images: got dtype int32"):
         ops.impute(images.int(), known)

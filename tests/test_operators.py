@@ -675,7 +675,7 @@ WRONG = {
     ),
     "saliency": (
         (torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 3), "gradcam", [9]),
-        "size: got (9), expected 2 extents, as many as the activations have positions in",
+        "size: got (9), expected 2 extents, one for each spatial dimension of the activations",
     ),
     "normalize": ((torch.rand(2, 2), 4), "spatial_dims: got 4, expected 1, 2 or 3"),
     "upsample": ((torch.rand(2, 3, 3), [0, 4]), "size: got (0, 4), expected spatial extents"),
@@ -686,15 +686,16 @@ WRONG = {
     ),
     "guided_product": (
         (torch.rand(2, 3, 3), torch.rand(1, 3, 6, 6)),
-        "guided: got shape (1, 3, 6, 6), expected (N, C, *T)",
+        "guided: got shape (1, 3, 6, 6) for maps of shape (2, 3, 3), expected (N, C, *T)",
     ),
     "impute": (
         (torch.rand(1, 3, 4, 4), torch.ones(1, 4, 5).bool()),
-        "known: got shape (1, 4, 5) of bool, expected (N, H, W) as in the images, (1, 3, 4, 4)",
+        "known: got shape (1, 4, 5) and dtype bool, expected (N, H, W) and bool for images of "
+        "shape (1, 3, 4, 4)",
     ),
     "overlay": (
         (torch.rand(1, 4, 4, 3), torch.rand(1, 2, 2), torch.zeros(256, 3).byte(), 1.5),
-        "alpha: got 1.5, expected a share in [0, 1]",
+        "alpha: got 1.5, expected a number in [0, 1]",
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import re
@@ -55,6 +56,48 @@ def test_imports_have_no_cycles():
         if graph.chain_exists(importer=imported, imported=importer)
     ]
     assert not circles
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """The private functions, classes, variables and attributes that a module defines."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return set(filter(is_private, found))
+
+
+def foreign_accesses(tree: ast.AST) -> list[tuple[int, str]]:
+    """Line and name of all private names that a module takes from another module or object."""
+    own = ("self", "cls", "super()")
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in own:
+            found.append((node.lineno, node.attr))
+        elif isinstance(node, ast.ImportFrom):
+            found += [(node.lineno, alias.name) for alias in node.names]
+    return [(line, name) for line, name in found if is_private(name)]
+
+
+def test_private_names_stay_with_their_owner():
+    trees = {path: ast.parse((ROOT / path).read_text()) for path in tracked("fastcam/*.py")}
+    private = set().union(*map(private_names, trees.values()))
+    assert "_layouts" in private and len(private) > 100
+    private -= {"_base", "_modules", "_version"}  # of torch too
+    private -= {"_input"}  # of torchcam too
+    found = [
+        f"{path}:{line}: {name}"
+        for path, tree in trees.items()
+        for line, name in foreign_accesses(tree)
+        if name in private
+    ]
+    assert not found
 
 
 def test_the_root_of_the_package_is_small():

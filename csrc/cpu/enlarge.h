@@ -14,22 +14,22 @@ namespace fastcam::cpu {
 
 // The samples along one dimension, and those of them that bound the cells.
 template <class F>
-struct Axis {
+struct SampleTable {
   std::vector<Sample<F>> samples;
   std::vector<int64_t> bounds;
 
-  Axis(int64_t in, int64_t out) {
+  SampleTable(int64_t in, int64_t out) {
     for (int64_t i = 0; i < out; ++i) samples.push_back(sample_at<F>(i, in, out));
     for (int64_t j = 0; j < bound_count(in, out); ++j) bounds.push_back(bound_sample(j, in, out));
   }
 };
 
 template <class F>
-struct Axes {
+struct SampleTables {
   Size size, enlarged;
-  Axis<F> depth, height, width;
+  SampleTable<F> depth, height, width;
 
-  Axes(const Size& size, const Size& enlarged)
+  SampleTables(const Size& size, const Size& enlarged)
       : size(size),
         enlarged(enlarged),
         depth(size.depth, enlarged.depth),
@@ -82,19 +82,19 @@ FASTCAM_MULTIVERSION void normalize_row(const Range<F>& range, int64_t width, F*
 
 // One map: rows are blended as they are asked for, from rows that are widened when first needed.
 template <class T, class F>
-class EnlargedMap {
+class EnlargedRows {
  public:
-  EnlargedMap(const Axes<F>& axes, const T* map)
-      : axes_(axes),
+  EnlargedRows(const SampleTables<F>& tables, const T* map)
+      : tables_(tables),
         map_(map),
-        width_(axes.enlarged.width),
-        rows_(axes.size.depth * axes.size.height * width_),
-        widened_(axes.size.depth * axes.size.height) {}
+        width_(tables.enlarged.width),
+        rows_(tables.size.depth * tables.size.height * width_),
+        widened_(tables.size.depth * tables.size.height) {}
 
   // The enlarged row (z, y), `width` values
   void row(int64_t z, int64_t y, F* target) {
-    const Sample<F>&depth = axes_.depth.samples[z], &height = axes_.height.samples[y];
-    if (axes_.size.depth == 1) {
+    const Sample<F>&depth = tables_.depth.samples[z], &height = tables_.height.samples[y];
+    if (tables_.size.depth == 1) {
       blend_rows(height, at(0, height.near), at(0, height.far), width_, target);
     } else {
       const F* const rows[] = {
@@ -110,10 +110,10 @@ class EnlargedMap {
     row(0, 0, values.data());
     F low = values[0], high = values[0];
     bool nan = false;
-    for (int64_t z : axes_.depth.bounds) {
-      for (int64_t y : axes_.height.bounds) {
+    for (int64_t z : tables_.depth.bounds) {
+      for (int64_t y : tables_.height.bounds) {
         row(z, y, values.data());
-        for (int64_t x : axes_.width.bounds) {
+        for (int64_t x : tables_.width.bounds) {
           const F value = values[x];
           low = value < low ? value : low;
           high = value > high ? value : high;
@@ -127,34 +127,35 @@ class EnlargedMap {
 
  private:
   const F* at(int64_t z, int64_t y) {
-    const int64_t row = z * axes_.size.height + y;
+    const int64_t row = z * tables_.size.height + y;
     F* widened = &rows_[row * width_];
     if (!widened_[row]) {
-      widen_row(map_ + row * axes_.size.width, axes_.width.samples.data(), width_, widened);
+      widen_row(map_ + row * tables_.size.width, tables_.width.samples.data(), width_, widened);
       widened_[row] = 1;
     }
     return widened;
   }
 
-  const Axes<F>& axes_;
+  const SampleTables<F>& tables_;
   const T* map_;
   int64_t width_;
   std::vector<F> rows_;  // (depth, height, enlarged width)
   std::vector<uint8_t> widened_;
 };
 
-// f(map index, enlarged map, first row, last row) over bands of rows, in parallel. Rows are numbered
+// f(map index, enlarged map, first row, last row) over shares of the rows, in parallel. Rows are numbered
 // through all depths: row = z * height + y.
 template <class T, class F, class Function>
-void for_row_bands(const Axes<F>& axes, const T* maps, int64_t count, const Function& f) {
-  constexpr int64_t kBandElements = 65536;
-  const int64_t rows = axes.enlarged.depth * axes.enlarged.height;
-  const int64_t elements = rows * axes.enlarged.width;
-  const int64_t bands = std::clamp<int64_t>(elements / kBandElements, 1, 16);
-  parallel_tasks(count * bands, elements / bands, [&](int64_t task) {
-    const int64_t map = task / bands, band = task % bands;
-    EnlargedMap<T, F> enlarged(axes, maps + map * axes.size.positions());
-    f(map, enlarged, rows * band / bands, rows * (band + 1) / bands);
+void for_row_shares(
+    const SampleTables<F>& tables, const T* maps, int64_t count, const Function& f) {
+  constexpr int64_t kShareElements = 65536;
+  const int64_t rows = tables.enlarged.depth * tables.enlarged.height;
+  const int64_t elements = rows * tables.enlarged.width;
+  const int64_t shares = std::clamp<int64_t>(elements / kShareElements, 1, 16);
+  parallel_tasks(count * shares, elements / shares, [&](int64_t task) {
+    const int64_t map = task / shares, share = task % shares;
+    EnlargedRows<T, F> enlarged(tables, maps + map * tables.size.positions());
+    f(map, enlarged, rows * share / shares, rows * (share + 1) / shares);
   });
 }
 

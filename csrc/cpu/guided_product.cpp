@@ -39,14 +39,14 @@ Tensor guided_product(const Tensor& maps, const Tensor& guided, int64_t spatial_
   dispatch(guided.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using F = arithmetic_t<T>;
-    const Axes<F> axes(o.size, o.enlarged);
+    const SampleTables<F> tables(o.size, o.enlarged);
     const VolumeStrides &gs = o.guided_strides, &ps = o.product_strides;
     const int64_t height = o.enlarged.height, width = o.enlarged.width;
     const T* source = data<T>(guided);
     T* target = mutable_data<T>(o.product);
-    for_row_bands(
-        axes, data<F>(o.maps), o.count,
-        [&](int64_t map, EnlargedMap<F, F>& enlarged, int64_t first, int64_t last) {
+    for_row_shares(
+        tables, data<F>(o.maps), o.count,
+        [&](int64_t map, EnlargedRows<F, F>& enlarged, int64_t first, int64_t last) {
           const Range<F> range = enlarged.range(F(eps));
           const int64_t image = map / o.classes, klass = map % o.classes;
           const auto offset = [&](const VolumeStrides& s, int64_t z, int64_t y) {

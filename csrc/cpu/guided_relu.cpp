@@ -19,7 +19,7 @@ FASTCAM_MULTIVERSION void guide(
   for (int64_t i = 0; i < count; ++i) result[i] = guided_gradient(gradient[i], input[i]);
 }
 
-// f(first, count) for parts of `total` elements
+// f(first, count) for shares of `total` elements
 template <class Function>
 void parallel_parts(int64_t total, const Function& f) {
   torch::stable::parallel_for(

@@ -13,9 +13,9 @@ constexpr int64_t kBlock = 1024;  // of a pass over several fields, to stay in t
 // Some ten are enough, for strips of a few rows and a thousand columns some hundred.
 constexpr int kIterations = 1000;
 
-// f(first, count) for blocks of the grid's values
+// f(first, count) for chunks of the grid's values
 template <class Function>
-void for_blocks(const Grid& grid, const Function& f) {
+void for_chunks(const PixelGrid& grid, const Function& f) {
   for (int64_t i = grid.first(); i < grid.last(); i += kBlock)
     f(i, std::min(kBlock, grid.last() - i));
 }
@@ -90,7 +90,7 @@ class Imputer {
   // known: (H, W)
   void set(const bool* known) {
     known_ = known;
-    const Grid& g = grid();
+    const PixelGrid& g = grid();
     known_count_ = std::count(known, known + g.points(), true);
     if (known_count_ == 0 || known_count_ == g.points()) return;
     const auto sides = [](int64_t i, int64_t extent) { return (i > 0) + (i < extent - 1); };
@@ -105,7 +105,7 @@ class Imputer {
   template <class T>
   bool fill(const T* image, double tolerance, T* result) {
     using F = arithmetic_t<T>;
-    const Grid& g = grid();
+    const PixelGrid& g = grid();
     double scale = 0;
     bool finite = true;
     for (int64_t i = 0; i < g.points(); ++i) {
@@ -130,7 +130,7 @@ class Imputer {
   }
 
  private:
-  const Grid& grid() const { return multigrid_.grid(); }
+  const PixelGrid& grid() const { return multigrid_.grid(); }
 
   // x_ holds the known pixels, whose largest magnitude is 1, and 0 at missing ones, and then what these are.
   bool solve(double tolerance) {
@@ -145,7 +145,7 @@ class Imputer {
 
   // Whether the error got below the tolerance while there are iterations left.
   bool iterate(double tolerance, int& left) {
-    const Grid& g = grid();
+    const PixelGrid& g = grid();
     const MissingPixels a = multigrid_.equations();
     float* right = multigrid_.right();
     double before = std::numeric_limits<double>::infinity();
@@ -153,21 +153,21 @@ class Imputer {
       const float* z = multigrid_.inverse();
       float error = 0;
       double energy = 0, curvature = 0;
-      for_blocks(g, [&](int64_t i, int64_t count) {
+      for_chunks(g, [&](int64_t i, int64_t count) {
         energy += dot(right + i, z + i, count);
         error = std::max(error, largest_magnitude(z + i, count));
       });
       if (!(energy >= 0)) return false;
       if (error <= tolerance) return true;
-      for_blocks(g, [&](int64_t i, int64_t count) {
+      for_chunks(g, [&](int64_t i, int64_t count) {
         turn(energy / before, z + i, count, direction_.data() + i);
       });
       before = energy;
-      for_blocks(g, [&](int64_t i, int64_t count) {
+      for_chunks(g, [&](int64_t i, int64_t count) {
         multiply(a, direction_.data(), i, count, product_.data());
         curvature += dot(direction_.data() + i, product_.data() + i, count);
       });
-      for_blocks(g, [&](int64_t i, int64_t count) {
+      for_chunks(g, [&](int64_t i, int64_t count) {
         advance(
             energy / curvature, direction_.data() + i, product_.data() + i, count, x_.data() + i,
             residual_.data() + i, right + i);
@@ -179,7 +179,7 @@ class Imputer {
   // The residual of x_, and its largest magnitude
   double begin() {
     double largest = 0;
-    for_blocks(grid(), [&](int64_t i, int64_t count) {
+    for_chunks(grid(), [&](int64_t i, int64_t count) {
       subtract_product(
           multigrid_.equations(), x_.data(), i, count, residual_.data(), multigrid_.right());
       largest = std::max(largest, largest_magnitude(residual_.data() + i, count));

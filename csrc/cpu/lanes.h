@@ -57,18 +57,18 @@ template <class T>
 void widen(const T*, Lanes<float>&) {}
 #endif
 
-// source[0], source[step], ...
-template <class Wide, class T, class Step>
-FASTCAM_HOST_DEVICE Lanes<arithmetic_t<T>> load_lanes(Wide, const T* source, Step step) {
+// source[0], source[stride], ...
+template <class Wide, class T, class Stride>
+FASTCAM_HOST_DEVICE Lanes<arithmetic_t<T>> load_lanes(Wide, const T* source, Stride stride) {
   using F = arithmetic_t<T>;
-  constexpr bool contiguous = std::is_same_v<Step, std::integral_constant<int64_t, 1>>;
+  constexpr bool contiguous = std::is_same_v<Stride, std::integral_constant<int64_t, 1>>;
   Lanes<F> lanes;
   if constexpr (contiguous && std::is_same_v<T, F>) {
     lanes = lanes_from(source);
   } else if constexpr (contiguous && Wide::value && sizeof(T) == 2) {
     widen(source, lanes);
   } else {
-    for (int64_t l = 0; l < kLanes<F>; ++l) lanes[l] = load(source[l * step]);
+    for (int64_t l = 0; l < kLanes<F>; ++l) lanes[l] = load(source[l * stride]);
   }
   return lanes;
 }

@@ -13,7 +13,7 @@ namespace fastcam::cpu {
 
 // Values on a grid with a frame of zeros: no neighbour needs a bound, and a loop over all values is one loop from
 // first() to last(). The frame is wide enough for the coarser grid's points beyond an even extent.
-struct Grid {
+struct PixelGrid {
   int64_t height, width;
 
   int64_t stride() const { return width + 2; }
@@ -26,8 +26,8 @@ struct Grid {
   bool halves_rows() const { return height > 2; }
   bool halves_columns() const { return width > 2; }
   // Every second pixel, and one beyond where the extent is even
-  Grid rows_halved() const { return {halves_rows() ? height / 2 + 1 : height, width}; }
-  Grid columns_halved() const { return {height, halves_columns() ? width / 2 + 1 : width}; }
+  PixelGrid rows_halved() const { return {halves_rows() ? height / 2 + 1 : height, width}; }
+  PixelGrid columns_halved() const { return {height, halves_columns() ? width / 2 + 1 : width}; }
 };
 
 // The equations of the missing pixels, times 12: (2 sides + corners) x_i - 2 sum of x at the sides - sum of x at the
@@ -95,14 +95,14 @@ struct Coefficients {
   std::vector<float> center, east, south, diagonal_down, diagonal_up;
 
   Coefficients() = default;
-  explicit Coefficients(const Grid& grid)
+  explicit Coefficients(const PixelGrid& grid)
       : center(grid.size()),
         east(grid.size()),
         south(grid.size()),
         diagonal_down(grid.size()),
         diagonal_up(grid.size()) {}
 
-  Stencil stencil(const Grid& grid) const {
+  Stencil stencil(const PixelGrid& grid) const {
     return {center.data(),        east.data(),        south.data(),
             diagonal_down.data(), diagonal_up.data(), grid.stride()};
   }
@@ -111,7 +111,7 @@ struct Coefficients {
 // P^T A P for linear interpolation P along one dimension: coarse point I is 1 at 2 I and 1/2 at its neighbours there.
 template <bool kRows, class Equations>
 FASTCAM_MULTIVERSION void coarsen(
-    const Equations& a, const Grid& fine, const Grid& coarse, Coefficients& result) {
+    const Equations& a, const PixelGrid& fine, const PixelGrid& coarse, Coefficients& result) {
   float* __restrict center = result.center.data();
   float* __restrict across_of = (kRows ? result.east : result.south).data();
   float* __restrict along_of = (kRows ? result.south : result.east).data();
@@ -143,7 +143,7 @@ FASTCAM_MULTIVERSION void coarsen(
 // a step never overshoots, whatever the signs (Gershgorin).
 template <class Equations>
 FASTCAM_MULTIVERSION void relaxation(
-    const Equations& a, const Grid& grid, float* __restrict factors) {
+    const Equations& a, const PixelGrid& grid, float* __restrict factors) {
   constexpr float kDamping = 0.9f;
   const int64_t s = grid.stride(), last = grid.last();
 #pragma omp simd
@@ -161,7 +161,7 @@ FASTCAM_MULTIVERSION void relaxation(
 // x = factors right; residual = right - A x
 template <class Equations>
 FASTCAM_MULTIVERSION void relax_from_zero(
-    const Equations& a, const Grid& grid, const float* factors, const float* right,
+    const Equations& a, const PixelGrid& grid, const float* factors, const float* right,
     float* __restrict x, float* __restrict residual) {
   const int64_t last = grid.last();
 #pragma omp simd
@@ -173,8 +173,8 @@ FASTCAM_MULTIVERSION void relax_from_zero(
 // relaxed = x + factors (right - A x)
 template <class Equations>
 FASTCAM_MULTIVERSION void relax(
-    const Equations& a, const Grid& grid, const float* factors, const float* right, const float* x,
-    float* __restrict relaxed) {
+    const Equations& a, const PixelGrid& grid, const float* factors, const float* right,
+    const float* x, float* __restrict relaxed) {
   const int64_t last = grid.last();
 #pragma omp simd
   for (int64_t i = grid.first(); i < last; ++i)
@@ -183,7 +183,7 @@ FASTCAM_MULTIVERSION void relax(
 
 // result = P^T values
 FASTCAM_MULTIVERSION inline void restrict_to(
-    const Grid& fine, const float* values, const Grid& coarse, float* __restrict row,
+    const PixelGrid& fine, const float* values, const PixelGrid& coarse, float* __restrict row,
     float* __restrict result) {
   const int64_t width = fine.stride() + 1;  // from one left of the first pixel
   for (int64_t y = 0; y < coarse.height; ++y) {
@@ -208,7 +208,7 @@ FASTCAM_MULTIVERSION inline void restrict_to(
 // x += P values, where the fine equations have unknowns
 template <class Equations>
 FASTCAM_MULTIVERSION void add_interpolated(
-    const Equations& a, const Grid& coarse, const float* values, const Grid& fine,
+    const Equations& a, const PixelGrid& coarse, const float* values, const PixelGrid& fine,
     float* __restrict row, float* __restrict wide, float* __restrict x) {
   for (int64_t y = 0; y < fine.height; ++y) {
     const float* source = values + coarse.index(fine.halves_rows() ? y / 2 : y, 0);
@@ -239,7 +239,7 @@ class FewEquations {
   FewEquations() = default;
 
   template <class Equations>
-  FewEquations(const Equations& a, const Grid& grid)
+  FewEquations(const Equations& a, const PixelGrid& grid)
       : grid_(grid), count_(grid.points()), matrix_(count_ * count_), right_(count_) {
     const auto pair = [&](int64_t y, int64_t x, int64_t v, int64_t u, float value) {
       if (v >= grid.height || u >= grid.width || u < 0) return;
@@ -289,7 +289,7 @@ class FewEquations {
     }
   }
 
-  Grid grid_;
+  PixelGrid grid_;
   int64_t count_ = 0;
   std::vector<double> matrix_, right_;
 };
@@ -298,7 +298,7 @@ class FewEquations {
 // equations P^T A P of the one before.
 class Multigrid {
  public:
-  explicit Multigrid(const Grid& image) {
+  explicit Multigrid(const PixelGrid& image) {
     levels_.emplace_back(image);
     while (levels_.back().grid.points() > kFewPoints) {
       levels_.emplace_back(levels_.back().rows.columns_halved());
@@ -311,7 +311,7 @@ class Multigrid {
     row_.resize(longest), wide_.resize(longest);
   }
 
-  const Grid& grid() const { return levels_[0].grid; }
+  const PixelGrid& grid() const { return levels_[0].grid; }
   MissingPixels equations() const { return {diagonal_.data(), grid().stride()}; }
 
   // For the diagonal of MissingPixels at [0, height) x [0, width)
@@ -363,11 +363,11 @@ class Multigrid {
   static constexpr int64_t kFewPoints = 16;
 
   struct Level {
-    Grid grid, rows;                  // rows: of every second row of the grid
+    PixelGrid grid, rows;             // rows: of every second row of the grid
     Coefficients equations, between;  // between: those of rows
     std::vector<float> factors, right, x, other;
 
-    explicit Level(const Grid& g)
+    explicit Level(const PixelGrid& g)
         : grid(g),
           rows(g.rows_halved()),
           factors(g.size()),

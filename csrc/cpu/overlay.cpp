@@ -85,15 +85,15 @@ class RowBlender {
 
 template <class T>
 void run(const OverlayOperands& o, const Tensor& images, double alpha) {
-  const Axes<float> axes(o.size, o.enlarged);
+  const SampleTables<float> tables(o.size, o.enlarged);
   const VolumeStrides &is = o.image_strides, &ps = o.picture_strides;
   const T* source = data<T>(images);
   const uint8_t* colormap = data<uint8_t>(o.colormap);
   uint8_t* target = mutable_data<uint8_t>(o.pictures);
   const int64_t width = o.enlarged.width;
-  for_row_bands(
-      axes, data<float>(o.maps), o.count,
-      [&](int64_t n, EnlargedMap<float, float>& enlarged, int64_t first, int64_t last) {
+  for_row_shares(
+      tables, data<float>(o.maps), o.count,
+      [&](int64_t n, EnlargedRows<float, float>& enlarged, int64_t first, int64_t last) {
         std::vector<float> heat(width);
         RowBlender<T> blender(colormap, static_cast<float>(alpha), width);
         for (int64_t y = first; y < last; ++y) {

@@ -12,13 +12,13 @@ Tensor upsample(const Tensor& maps, std::vector<int64_t> size, bool normalize, d
   dispatch(maps.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using F = arithmetic_t<T>;
-    const Axes<F> axes(o.size, o.enlarged);
+    const SampleTables<F> tables(o.size, o.enlarged);
     const auto [depth, height, width] = o.enlarged;
     F* target = mutable_data<F>(result);
-    for_row_bands(
-        axes, data<T>(o.maps), o.count,
+    for_row_shares(
+        tables, data<T>(o.maps), o.count,
         [&, depth = depth, height = height, width = width](
-            int64_t map, EnlargedMap<T, F>& enlarged, int64_t first, int64_t last) {
+            int64_t map, EnlargedRows<T, F>& enlarged, int64_t first, int64_t last) {
           const Range<F> range = normalize ? enlarged.range(F(eps)) : Range<F>{};
           for (int64_t row = first; row < last; ++row) {
             F* values = target + (map * depth * height + row) * width;

@@ -4,8 +4,8 @@
 
 namespace fastcam::cuda {
 
-// Two steps, for channels of which no tile fits: the weights, then the sum.
-SlicedMaps two_step_cam(
+// For channels of which no tile fits: the weights first, then the sum.
+SlicedMaps cam_by_weights(
     const Launch& launch, const CamOperands& o, const std::string& method, bool relu, double eps) {
   const Tensor& activations = o.activations.tensor;
   const Tensor weights = empty(o.weights_shape(), arithmetic_type(activations), activations);
@@ -31,7 +31,7 @@ SlicedMaps sliced_cam(
       }
     });
   });
-  return maps ? *maps : two_step_cam(launch, o, method, relu, eps);
+  return maps ? *maps : cam_by_weights(launch, o, method, relu, eps);
 }
 
 bool fused_weights(
@@ -44,7 +44,7 @@ bool fused_weights(
     with_method<F>(method, eps, [&](const auto& functor) {
       launched = launch_cam_kernel(
           launch, activations.features<T>(), gradients.features<T>(), e, functor,
-          [&](const CamPlan&) { return mutable_data<F>(weights); }, false, true);
+          CamOutput::kWeights, [&](const CamPlan&) { return mutable_data<F>(weights); });
     });
   });
   return launched;
@@ -52,13 +52,13 @@ bool fused_weights(
 
 Tensor folded(
     const Launch& launch, const SlicedMaps& maps, bool relu, const std::vector<int64_t>& shape) {
-  if (maps.slices == 1) return maps.parts;
-  Tensor result = empty(shape, maps.parts.scalar_type(), maps.parts);
+  if (maps.slices == 1) return maps.partial;
+  Tensor result = empty(shape, maps.partial.scalar_type(), maps.partial);
   const int64_t total = result.numel();
   dispatch_maps(result, [&](auto element) {
     using F = decltype(element);
     launch(
-        fold_slices_kernel<F>, ceil_div(total, kLanes), data<F>(maps.parts), maps.slices,
+        fold_slices_kernel<F>, ceil_div(total, kLanes), data<F>(maps.partial), maps.slices,
         total / shape[0], total, relu, mutable_data<F>(result));
   });
   return result;

@@ -6,10 +6,10 @@
 
 namespace fastcam::cuda {
 
-// Maps (N, [K], *S); or, with several slices, what they are the sums of: (N, slices, K, positions), which
-// still have to go through ReLU.
+// Maps (N, [K], *S); or of several slices partial maps (N, slices, K, positions), which have not gone through
+// ReLU.
 struct SlicedMaps {
-  Tensor parts;
+  Tensor partial;
   int64_t slices;
 };
 
@@ -17,21 +17,15 @@ struct SlicedMaps {
 template <class T, class Method, class Result>
 bool launch_cam_kernel(
     const Launch& launch, const Features<T>& a, const Features<T>& g, const Extents& e,
-    const Method& method, const Result& result, bool relu, bool weights_only) {
+    const Method& method, CamOutput output, const Result& result) {
   bool launched = false;
-  with_order(weights_only ? g : a, [&](auto across) {
-    const auto kernel = cam_kernel<across.value, T, Method>;
-    const CamPlan plan = plan_cam(cam_needs<T, Method>(across.value), e, launch.device(kernel));
+  with_layout(output == CamOutput::kWeights ? g : a, [&](auto channels_last) {
+    const auto kernel = cam_kernel<channels_last.value, T, Method>;
+    const CamPlan plan =
+        plan_cam(cam_needs<T, Method>(channels_last.value), e, launch.device(kernel));
     if (plan.tile == 0) return;
-    const CamArguments<T, Method> arguments{
-        {a, across.value, e, plan},
-        {g, across.value, e, plan},
-        e,
-        method,
-        plan,
-        relu,
-        result(plan),
-        weights_only};
+    const CamArguments<T, Method> arguments(
+        a, g, channels_last.value, e, method, plan, output, result(plan));
     launch(kernel, Grid(plan.blocks(e), plan.memory.bytes), arguments);
     launched = true;
   });
@@ -45,11 +39,14 @@ std::optional<SlicedMaps> launch_cam(
     const Method& method, bool relu, const std::vector<int64_t>& map_shape, const Tensor& like) {
   std::optional<SlicedMaps> maps;
   const auto result = [&](const CamPlan& plan) {
-    const std::vector<int64_t> partial{e.images, plan.slices, e.classes, e.positions};
-    maps = {empty(plan.slices > 1 ? partial : map_shape, arithmetic_type(like), like), plan.slices};
-    return mutable_data<arithmetic_t<T>>(maps->parts);
+    const std::vector<int64_t> partial_shape{e.images, plan.slices, e.classes, e.positions};
+    maps = {
+        empty(plan.slices > 1 ? partial_shape : map_shape, arithmetic_type(like), like),
+        plan.slices};
+    return mutable_data<arithmetic_t<T>>(maps->partial);
   };
-  launch_cam_kernel(launch, a, g, e, method, result, relu, false);
+  const CamOutput output = relu ? CamOutput::kRectifiedMaps : CamOutput::kMaps;
+  launch_cam_kernel(launch, a, g, e, method, output, result);
   return maps;
 }
 

@@ -17,17 +17,18 @@ void launch_channel_weights(
     with_method<F>(method, eps, [&](const auto& functor) {
       using Method = std::decay_t<decltype(functor)>;
       if constexpr (has_channel_weights<Method>) {
-        with_order(g, [&](auto across) {
-          const auto kernel = channel_weights_kernel<across.value, T, Method>;
-          const int64_t tiles = ceil_div(e.channels, channels_per_block<across.value>(e.positions));
-          const int64_t blocks = e.images * e.classes * tiles;
+        with_layout(g, [&](auto channels_last) {
+          const auto kernel = channel_weights_kernel<channels_last.value, T, Method>;
+          const int64_t shares =
+              ceil_div(e.channels, channels_per_block<channels_last.value>(e.positions));
+          const int64_t blocks = e.images * e.classes * shares;
           const int64_t slices = plan_weight_slices(blocks, e.positions, launch.device(kernel));
           F* result = mutable_data<F>(weights);
-          const auto step = [&](WeightStep which, int64_t blocks, const Extents& extents,
-                                const ChannelSums<F>& partial) {
+          const auto run = [&](WeightLaunch which, int64_t blocks, const Extents& extents,
+                               const ChannelSums<F>& partial) {
             launch(kernel, blocks, a, g, extents, functor, which, partial, result);
           };
-          if (slices == 1) return step(WeightStep::kWhole, blocks, e, {1, nullptr, nullptr});
+          if (slices == 1) return run(WeightLaunch::kWhole, blocks, e, {1, nullptr, nullptr});
           const auto sums = [&](int64_t maps) {
             return empty({maps, slices, e.channels}, arithmetic_type(weights), weights);
           };
@@ -35,11 +36,10 @@ void launch_channel_weights(
           const Tensor terms = sums(e.images * e.classes);
           const ChannelSums<F> partial{slices, mutable_data<F>(totals), mutable_data<F>(terms)};
           if (Method::kUsesActivations)
-            step(
-                WeightStep::kTotals, e.images * tiles * slices,
+            run(WeightLaunch::kTotals, e.images * shares * slices,
                 {e.images, 1, e.channels, e.positions}, partial);
-          step(WeightStep::kTerms, blocks * slices, e, partial);
-          step(WeightStep::kFold, blocks, e, partial);
+          run(WeightLaunch::kTerms, blocks * slices, e, partial);
+          run(WeightLaunch::kFold, blocks, e, partial);
         });
       }
     });

@@ -1,4 +1,4 @@
-// Weights of channels, by a launch of their own.
+// Weights of channels, without maps.
 #pragma once
 
 #include <string>
@@ -8,15 +8,10 @@
 
 namespace fastcam::cuda {
 
-template <class T>
-bool channels_contiguous(const Features<T>& a) {
-  return a.strides.channel == 1 && a.strides.position != 1;
-}
-
-// Calls f with whether channels are contiguous, as a constant.
+// Calls f with whether it is channels_last, as a constant.
 template <class T, class Function>
-void with_order(const Features<T>& a, const Function& f) {
-  if (channels_contiguous(a)) {
+void with_layout(const Features<T>& x, const Function& f) {
+  if (is_channels_last(x)) {
     f(std::true_type{});
   } else {
     f(std::false_type{});

@@ -13,12 +13,12 @@ struct StagedMaps {
   int64_t shared_bytes;
 
   StagedMaps(
-      const Tensor& parts, int64_t classes, int64_t slices, bool relu, const Enlargement<F>& e) {
+      const Tensor& partial, int64_t classes, int64_t slices, bool relu, const Enlargement<F>& e) {
     const int64_t positions = e.map_positions();
     const int64_t groups = slice_groups(slices, positions);
     const int64_t bytes = groups * positions * int64_t{sizeof(F)};
     const bool staged = bytes <= kMaxStagedMap;
-    source = {data<F>(parts), classes, slices, relu, staged, static_cast<int>(groups)};
+    source = {data<F>(partial), classes, slices, relu, staged, static_cast<int>(groups)};
     shared_bytes = staged ? bytes : 0;
   }
 
@@ -26,9 +26,9 @@ struct StagedMaps {
       : StagedMaps(maps, classes, 1, false, e) {}
 };
 
-// parts (N, slices, K, positions) as maps of `size` to (N * K, *enlarged) in `result`
+// partial (N, slices, K, positions) as maps of `size` to (N * K, *enlarged) in `result`
 void launch_upsample(
-    const Launch& launch, const Tensor& parts, int64_t count, int64_t classes, int64_t slices,
+    const Launch& launch, const Tensor& partial, int64_t count, int64_t classes, int64_t slices,
     bool relu, const Size& size, const Size& enlarged, bool normalize, double eps,
     const Tensor& result);
 

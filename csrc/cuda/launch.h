@@ -14,7 +14,7 @@
 
 namespace fastcam::cuda {
 
-// Blocks of kLanes x kRows threads, and the dynamic shared memory of each
+// Blocks of kLanes x kWarps threads, and the dynamic shared memory of each
 struct Grid {
   int64_t blocks, shared_bytes;
 
@@ -45,7 +45,7 @@ class Launch {
           static_cast<int>(device(kernel).block_memory)));
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
-    config.blockDim = dim3(kLanes, kRows);
+    config.blockDim = dim3(kLanes, kWarps);
     config.dynamicSmemBytes = grid.shared_bytes;
     config.stream = stream_;
     STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
@@ -78,10 +78,6 @@ class Launch {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
-
-inline int64_t ceil_div(int64_t n, int64_t d) {
-  return (n + d - 1) / d;
-}
 
 // Calls f with a value of the maps' type: float or double.
 template <class Function>

@@ -14,11 +14,11 @@ Tensor normalize(const Tensor& maps, int64_t spatial_dims, double eps) {
 
   const int64_t positions = o.size.positions();
   const int64_t shares = normalize_shares(o.count, positions);
-  const Tensor parts = empty({shares > 1 ? o.count * shares : 0, 2}, type, maps);
+  const Tensor memory = empty({shares > 1 ? o.count * shares : 0, 2}, type, maps);
   dispatch(maps.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using F = arithmetic_t<T>;
-    Extremes<F>* extremes = shares > 1 ? mutable_data<Extremes<F>>(parts) : nullptr;
+    Extremes<F>* extremes = shares > 1 ? mutable_data<Extremes<F>>(memory) : nullptr;
     if (extremes)
       launch(extremes_kernel<T>, o.count * shares, data<T>(o.maps), positions, shares, extremes);
     launch(

@@ -4,16 +4,16 @@
 namespace fastcam::cuda {
 
 void launch_upsample(
-    const Launch& launch, const Tensor& parts, int64_t count, int64_t classes, int64_t slices,
+    const Launch& launch, const Tensor& partial, int64_t count, int64_t classes, int64_t slices,
     bool relu, const Size& size, const Size& enlarged, bool normalize, double eps,
     const Tensor& result) {
   constexpr int64_t kCheaper = 8;  // reading a value of a slice, than computing an enlarged one
   const int64_t reads =
       slices * size.positions() / kCheaper + (normalize ? bound_count(size, enlarged) : 0);
-  dispatch_maps(parts, [&](auto element) {
+  dispatch_maps(partial, [&](auto element) {
     using F = decltype(element);
     const Enlargement<F> e(size, enlarged);
-    const StagedMaps<F> maps(parts, classes, slices, relu, e);
+    const StagedMaps<F> maps(partial, classes, slices, relu, e);
     const Shares shares(e, shares_per_map(count, enlarged.positions(), reads));
     launch(
         upsample_kernel<F>, Grid(count * shares.blocks, maps.shared_bytes), maps.source, e, shares,

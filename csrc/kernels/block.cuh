@@ -1,4 +1,4 @@
-// What the threads of a block, kLanes x kRows of them, do together: reductions, in which all take part, and
+// What the threads of a block, kLanes x kWarps of them, do together: reductions, in which all take part, and
 // accesses of 16 bytes.
 #pragma once
 
@@ -12,40 +12,40 @@
 
 namespace fastcam {
 
-// This thread's share of kCount sums: value(first, j) + value(first + step, j) + ... up to `count`. Runs of
-// it are added up in double: long sums lose nothing, short ones pay nothing.
+// This thread's terms of kCount sums: value(first, j) + value(first + stride, j) + ... up to `count`. Chunks
+// of them are added up in double: long sums lose nothing, short ones pay nothing.
 template <int kCount, class F, class Value>
 __device__ void strided_sums(
-    int64_t first, int64_t step, int64_t count, const Value& value, F (&sums)[kCount]) {
-  constexpr int kRun = 32;
+    int64_t first, int64_t stride, int64_t count, const Value& value, F (&sums)[kCount]) {
+  constexpr int kChunk = 32;
   double totals[kCount] = {};
   for (int64_t i = first; i < count;) {
-    F run[kCount] = {};
-    if (i + (kRun - 1) * step < count) {
+    F chunk[kCount] = {};
+    if (i + (kChunk - 1) * stride < count) {
 #pragma unroll 2
-      for (int n = 0; n < kRun; ++n, i += step)
+      for (int n = 0; n < kChunk; ++n, i += stride)
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) run[j] += value(i, j);
+        for (int j = 0; j < kCount; ++j) chunk[j] += value(i, j);
     } else {
-      for (; i < count; i += step)
+      for (; i < count; i += stride)
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) run[j] += value(i, j);
+        for (int j = 0; j < kCount; ++j) chunk[j] += value(i, j);
     }
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) totals[j] += run[j];
+    for (int j = 0; j < kCount; ++j) totals[j] += chunk[j];
   }
 #pragma unroll
   for (int j = 0; j < kCount; ++j) sums[j] = static_cast<F>(totals[j]);
 }
 
 template <class F, class Value>
-__device__ F strided_sum(int64_t first, int64_t step, int64_t count, const Value& value) {
+__device__ F strided_sum(int64_t first, int64_t stride, int64_t count, const Value& value) {
   F sum[1];
-  strided_sums(first, step, count, [&](int64_t i, int) { return value(i); }, sum);
+  strided_sums(first, stride, count, [&](int64_t i, int) { return value(i); }, sum);
   return sum[0];
 }
 
-// The sum over the lanes of a row, in every lane.
+// The sum over the lanes of a warp, in every lane.
 template <class F>
 __device__ F sum_lanes(F value) {
   for (int offset = kLanes / 2; offset > 0; offset /= 2)
@@ -53,14 +53,14 @@ __device__ F sum_lanes(F value) {
   return value;
 }
 
-// The sum over the rows of a lane, in every row.
+// The sum over the warps of what a lane has, in that lane of every warp.
 template <class F>
-__device__ F sum_rows(F value) {
+__device__ F sum_warps(F value) {
   auto& shared = static_memory<struct OfSums, F, kThreads>();
   shared[threadIdx.y * kLanes + threadIdx.x] = value;
   __syncthreads();
   F sum = 0;
-  for (int row = 0; row < kRows; ++row) sum += shared[row * kLanes + threadIdx.x];
+  for (int warp = 0; warp < kWarps; ++warp) sum += shared[warp * kLanes + threadIdx.x];
   __syncthreads();
   return sum;
 }
@@ -83,14 +83,14 @@ __device__ Extremes<F> block_extremes(Extremes<F> extremes) {
     extremes.include(
         __shfl_xor_sync(0xffffffffu, extremes.low, offset),
         __shfl_xor_sync(0xffffffffu, extremes.high, offset));
-  auto& low = static_memory<struct Low, F, kRows>();
-  auto& high = static_memory<struct High, F, kRows>();
+  auto& low = static_memory<struct Low, F, kWarps>();
+  auto& high = static_memory<struct High, F, kWarps>();
   if (threadIdx.x == 0) {
     low[threadIdx.y] = extremes.low;
     high[threadIdx.y] = extremes.high;
   }
   __syncthreads();
-  for (int row = 0; row < kRows; ++row) extremes.include(low[row], high[row]);
+  for (int warp = 0; warp < kWarps; ++warp) extremes.include(low[warp], high[warp]);
   __syncthreads();
   return extremes;
 }
@@ -173,8 +173,8 @@ __device__ void store_pack(T* target, int count, const Pack<T, kCount>& pack) {
 // f(first, count) for the packs of `total` values that this block takes: `share` of `shares`
 template <int kCount, class Function>
 __device__ void for_packs(int64_t total, int64_t share, int64_t shares, const Function& f) {
-  const int64_t step = shares * kThreads * kCount;
-  for (int64_t i = (share * kThreads + thread_number()) * kCount; i < total; i += step)
+  const int64_t stride = shares * kThreads * kCount;
+  for (int64_t i = (share * kThreads + thread_number()) * kCount; i < total; i += stride)
     f(i, static_cast<int>(total - i < kCount ? total - i : kCount));
 }
 

@@ -16,14 +16,13 @@ struct CamRows {
   const T* data;
   int64_t along, between;  // strides: in a row, and to the next row
   int64_t image, klass, tile, window,
-      slice;     // to the next of these; slice: of plan.slice_tiles tiles
-  int64_t step;  // to the row that a thread copies next
-  bool joined;   // all rows of a tile are one
-  bool packed;   // they come 16 bytes at a time, where they are aligned
+      slice;            // to the next of these; slice: of plan.slice_tiles tiles
+  int64_t copy_stride;  // to the row that a thread copies next
+  bool joined;          // all rows of a tile are one
+  bool packed;          // they come 16 bytes at a time, where they are aligned
 
   CamRows() = default;
   CamRows(const Features<T>& x, bool channels_last, const Extents& e, const CamPlan& plan) {
-    constexpr int64_t kPack = 16 / sizeof(T);
     const Strides& s = x.strides;
     data = x.data;
     along = channels_last ? s.channel : s.position;
@@ -33,10 +32,17 @@ struct CamRows {
     tile = plan.tile * s.channel;
     window = plan.window * s.position;
     slice = plan.slice_tiles * tile;
-    step = (channels_last ? plan.rows : kRows) * between;
+    copy_stride = (channels_last ? plan.teams : kWarps) * between;
     joined = !channels_last && along == 1 && between == e.positions && plan.windows == 1;
-    packed = along == 1 && (joined || (between % kPack == 0 && plan.pitch % kPack == 0));
+    packed = along == 1 && (joined || (between % kVector<T> == 0 && plan.pitch % kVector<T> == 0));
   }
+};
+
+// What a launch writes
+enum class CamOutput {
+  kMaps,  // maps (N, K, positions); partial maps (N, slices, K, positions) of several slices
+  kRectifiedMaps,  // the same, and through ReLU if there is one slice
+  kWeights,        // weights (N, K, C) of a channel-weight method, and no maps
 };
 
 template <class T, class Method>
@@ -45,10 +51,21 @@ struct CamArguments {
   Extents extents;
   Method method;
   CamPlan plan;
-  bool rectify;  // through ReLU, where no second launch follows
-  // maps (N, K, positions); for a second launch (N, slices, K, positions); weights_only: weights (N, K, C)
+  bool rectify;
   arithmetic_t<T>* result;
-  bool weights_only = false;  // no maps
+  bool weights_only;
+
+  CamArguments(
+      const Features<T>& a, const Features<T>& g, bool channels_last, const Extents& e,
+      const Method& method, const CamPlan& plan, CamOutput output, arithmetic_t<T>* result)
+      : activations(a, channels_last, e, plan),
+        gradients(g, channels_last, e, plan),
+        extents(e),
+        method(method),
+        plan(plan),
+        rectify(output == CamOutput::kRectifiedMaps),
+        result(result),
+        weights_only(output == CamOutput::kWeights) {}
 };
 
 template <class T, class Method>
@@ -58,11 +75,10 @@ FASTCAM_HOST_DEVICE constexpr CamNeeds cam_needs(bool channels_last) {
       has_channel_weights<Method>};
 }
 
-// What one block does. kAcross: channels are contiguous in memory, and in the staged tiles.
-template <bool kAcross, class T, class Method>
+// What one block does. kChannelsLast: channels are next to each other in device memory and in the staged tiles.
+template <bool kChannelsLast, class T, class Method>
 class CamBlock {
   using F = arithmetic_t<T>;
-  static constexpr int kPack = kVector<T>;
   static constexpr bool kGiven = has_given_weights<Method>;
   static constexpr bool kWeighted = kGiven || has_channel_weights<Method>;
   static constexpr bool kReadsActivations = uses_activations<Method>;
@@ -70,15 +86,15 @@ class CamBlock {
  public:
   __device__ CamBlock(const CamArguments<T, Method>& arguments, unsigned block)
       : o_(arguments), e_(arguments.extents), plan_(arguments.plan) {
-    const auto take = [&block](int parts) {
-      if (parts == 1) return 0;
-      const unsigned whole = block / parts, part = block - whole * parts;
+    const auto take = [&block](int count) {
+      if (count == 1) return 0;
+      const unsigned whole = block / count, number = block - whole * count;
       block = whole;
-      return static_cast<int>(part);
+      return static_cast<int>(number);
     };
     slice_ = take(plan_.slices);
     const int window = take(plan_.windows), first_position = window * plan_.window;
-    first_class_ = take(plan_.class_tiles) * plan_.classes;
+    first_class_ = take(plan_.class_shares) * plan_.classes;
     image_ = static_cast<int>(block);
     positions_ = least(e_.positions - first_position, plan_.window);
     classes_ = least(e_.classes - first_class_, plan_.classes);
@@ -88,13 +104,13 @@ class CamBlock {
     const int tiles = plan_.slice_tiles + (slice_ < plan_.longer_slices ? 1 : 0);
     channels_ = least(e_.channels - first_channel, int64_t{plan_.tile} * tiles);
 
-    const int thread = thread_number(), in_group = positions_ / plan_.at_once;
-    group_ = plan_.groups == 1 ? 0 : thread / in_group;
-    member_ = thread - group_ * in_group;
-    row_ = thread >> plan_.log_lanes;
-    lane_ = thread - row_ * plan_.lanes;
+    const int thread = thread_number(), group_size = positions_ / plan_.at_once;
+    group_ = plan_.groups == 1 ? 0 : thread / group_size;
+    in_group_ = thread - group_ * group_size;
+    team_ = thread >> plan_.log_team;
+    in_team_ = thread - team_ * plan_.team;
 
-    vector_ = (lane_ ^ swizzle(row_)) * kPack;
+    vector_ = (in_team_ ^ swizzle(team_)) * kVector<T>;
     activations_ = first_copy(o_.activations, window, more);
     gradients_of_tile_ = first_copy(o_.gradients, window, more) + first_class_ * o_.gradients.klass;
     gradients_ = gradients_of_tile_;
@@ -110,7 +126,7 @@ class CamBlock {
     }
   }
 
-  // The slice's part of every class's map, (classes, groups, positions), in shared memory
+  // The slice's partial map of every class, (classes, groups, positions), in shared memory
   __device__ void run() {
     for (int i = thread_number(); i < classes_ * plan_.groups * positions_; i += kThreads)
       accumulators()[i] = 0;
@@ -168,7 +184,7 @@ class CamBlock {
 
  private:
   // what plan_.at_once can be, beside 1
-  static constexpr int kAtOnce = kAcross || sizeof(T) != 2 ? 1 : 2;
+  static constexpr int kAtOnce = kChannelsLast || sizeof(T) != 2 ? 1 : 2;
 
   // A class of a tile, which begins at a channel of the slice: its activations are staged with the first.
   struct Step {
@@ -211,12 +227,16 @@ class CamBlock {
   // ---- from device memory to shared memory ----
 
   // Threads side by side copy a row, others the next ones.
-  __device__ int copied_row() const { return kAcross ? row_ : static_cast<int>(threadIdx.y); }
-  __device__ int copied_lane() const { return kAcross ? lane_ : static_cast<int>(threadIdx.x); }
+  __device__ int copied_row() const {
+    return kChannelsLast ? team_ : static_cast<int>(threadIdx.y);
+  }
+  __device__ int copied_vector() const {
+    return kChannelsLast ? in_team_ : static_cast<int>(threadIdx.x);
+  }
 
   // What this thread copies first of a tile
   __device__ int64_t offset(const CamRows<T>& rows) const {
-    return kPack * (rows.joined ? thread_number() : copied_lane()) +
+    return kVector<T> * (rows.joined ? thread_number() : copied_vector()) +
            (rows.joined ? 0 : copied_row() * rows.between);
   }
   __device__ const T* first_copy(const CamRows<T>& rows, int window, int more) const {
@@ -227,51 +247,53 @@ class CamBlock {
   // In rows of vectors, those of one column lie in different banks: where vector v of row r lies, as v ^
   // swizzle(r). It is the same for rows that are a multiple of 8 apart.
   __device__ int swizzle(int row) const {
-    if (!kAcross) return 0;
-    const int shift = plan_.log_lanes < 3 ? 3 - plan_.log_lanes : 0;
-    return row >> shift & ((plan_.lanes < 8 ? plan_.lanes : 8) - 1);
+    if (!kChannelsLast) return 0;
+    const int shift = plan_.log_team < 3 ? 3 - plan_.log_team : 0;
+    return row >> shift & ((plan_.team < 8 ? plan_.team : 8) - 1);
   }
 
   // A tile of `count` channels, by all threads together, where this one begins to copy `from`. What is
-  // missing of it is 0 (kAcross).
+  // missing of it is 0 (kChannelsLast).
   __device__ void stage(const CamRows<T>& rows, const T* from, int count, T* tile) const {
-    if (!kAcross && rows.joined && aligned(from)) {
+    if (!kChannelsLast && rows.joined && aligned(from)) {
       const int values = count * positions_;
-      int i = thread_number() * kPack;
+      int i = thread_number() * kVector<T>;
       T* to = tile + i;
 #pragma unroll 4
-      for (; i + kPack <= values; i += kThreads * kPack) {
+      for (; i + kVector<T> <= values; i += kThreads * kVector<T>) {
         copy_async(to, from);
-        from += kThreads * kPack;
-        to += kThreads * kPack;
+        from += kThreads * kVector<T>;
+        to += kThreads * kVector<T>;
       }
       for (; i < values; ++i) *to++ = *from++;  // by the thread that is at the last ones
       return;
     }
-    const int height = kAcross ? positions_ : count, length = kAcross ? plan_.tile : positions_;
-    const int valid = kAcross ? count : positions_;
+    const int height = kChannelsLast ? positions_ : count;
+    const int length = kChannelsLast ? plan_.tile : positions_;
+    const int valid = kChannelsLast ? count : positions_;
     int copied = 0;  // of each row
     if (rows.packed && valid == length && aligned(from)) {
-      copied = length / kPack * kPack;
-      const int first = copied_lane() * kPack, apart = kAcross ? plan_.rows : kRows;
-      T* to = tile + copied_row() * plan_.pitch + (kAcross ? vector_ : first);
+      copied = length / kVector<T> * kVector<T>;
+      const int first = copied_vector() * kVector<T>, apart = kChannelsLast ? plan_.teams : kWarps;
+      T* to = tile + copied_row() * plan_.pitch + (kChannelsLast ? vector_ : first);
       const T* next = from;
 #pragma unroll 2
       for (int row = copied_row(); row < height; row += apart) {
-        if constexpr (kAcross) {
+        if constexpr (kChannelsLast) {
           copy_async(to, next);
         } else {
-          for (int i = 0; first + i < copied; i += kLanes * kPack) copy_async(to + i, next + i);
+          for (int i = 0; first + i < copied; i += kLanes * kVector<T>)
+            copy_async(to + i, next + i);
         }
-        next += rows.step;
+        next += rows.copy_stride;
         to += apart * plan_.pitch;
       }
     }
     if (copied == length) return;
     const T* source = from - offset(rows);
-    for (int row = threadIdx.y; row < height; row += kRows)
+    for (int row = threadIdx.y; row < height; row += kWarps)
       for (int i = copied + threadIdx.x; i < length; i += kLanes)
-        tile[row * plan_.pitch + (i ^ swizzle(row) * kPack)] =
+        tile[row * plan_.pitch + (i ^ swizzle(row) * kVector<T>)] =
             i < valid ? source[row * rows.between + i * rows.along] : T{};
   }
 
@@ -282,24 +304,24 @@ class CamBlock {
       const int c = thread_number();
       const F* given = weights_ + step.channel + step.klass * o_.method.class_stride;
       if (c < plan_.tile) weights()[c] = c < channels(step) ? given[c] : F(0);
-    } else if constexpr (kAcross) {
-      find_weights_across(step);
+    } else if constexpr (kChannelsLast) {
+      find_weights_channels_last(step);
     } else if (kAtOnce == 1 || plan_.at_once == 1) {
-      find_weights_along<1>(step);
+      find_weights_contiguous<1>(step);
     } else {
-      find_weights_along<kAtOnce>(step);
+      find_weights_contiguous<kAtOnce>(step);
     }
     __syncthreads();
   }
 
-  // A thread sums up a part of one channel, as many positions as its neighbours, and an odd number of
-  // accesses: so they read from different banks.
+  // A thread sums up some positions of one channel, as many as its neighbours, in an odd number of reads: so
+  // they read from different banks.
   template <int kCount>
-  __device__ void find_weights_along(const Step& step) {
-    const int first = lane_ * plan_.share;
-    const int left = row_ < channels(step) ? positions_ / kCount - first : 0;
-    const int count = left < plan_.share ? left : plan_.share;
-    const int offset = row_ * plan_.pitch + first * kCount;
+  __device__ void find_weights_contiguous(const Step& step) {
+    const int first = in_team_ * plan_.reads;
+    const int left = team_ < channels(step) ? positions_ / kCount - first : 0;
+    const int count = left < plan_.reads ? left : plan_.reads;
+    const int offset = team_ * plan_.pitch + first * kCount;
     const T* const a = staged_activations(step) + offset;
     const T* const g = staged_gradients(step) + offset;
     const auto for_elements = [&](const auto& f) {
@@ -345,54 +367,52 @@ class CamBlock {
       });
       if constexpr (Method::kUsesActivations) total_ = sum_channel(total, 0);
     }
-    const F whole = sum_channel(sum, kRows);
-    if (lane_ == 0) weights()[row_] = o_.method.weight(whole, total_, e_.positions);
+    const F whole = sum_channel(sum, kWarps);
+    if (in_team_ == 0) weights()[team_] = o_.method.weight(whole, total_, e_.positions);
   }
 
-  // A channel's sum in each thread that shares it; between several rows of threads it goes through
+  // A channel's sum in each thread that shares it; beyond a warp it goes through
   // partial_sums from `first` on.
   __device__ F sum_channel(F value, int first) const {
 #pragma unroll
     for (int offset = 1; offset < kLanes; offset *= 2)
-      if (offset < plan_.lanes) value += __shfl_xor_sync(0xffffffffu, value, offset);
-    if (plan_.lanes <= kLanes) return value;
+      if (offset < plan_.team) value += __shfl_xor_sync(0xffffffffu, value, offset);
+    if (plan_.team <= kLanes) return value;
     F* partial = partial_sums() + first;
     if (threadIdx.x == 0) partial[threadIdx.y] = value;
     __syncthreads();
-    const int rows = plan_.lanes / kLanes;
+    const int warps = plan_.team / kLanes;
     F sum = 0;
-    for (int i = 0; i < rows; ++i) sum += partial[row_ * rows + i];
+    for (int i = 0; i < warps; ++i) sum += partial[team_ * warps + i];
     return sum;
   }
 
   // A thread sums up the channels of a vector, over some positions.
-  __device__ void find_weights_across(const Step& step) {
+  __device__ void find_weights_channels_last(const Step& step) {
     const T *a = staged_activations(step), *g = staged_gradients(step);
     const int c = thread_number();
     const bool has_channel = c < plan_.tile;
     F total = 0;
     if constexpr (Method::kTermUsesTotal) {
       if (step.klass == 0) {
-        sum_rows_of_vectors(
-            a, a, [&](int, F activation, F) { return o_.method.summand(activation); });
+        sum_vectors(a, a, [&](int, F activation, F) { return o_.method.summand(activation); });
         if (has_channel) totals()[c] = total = folded_sum(c);
         quick_ = __syncthreads_and(allows_quick_terms(o_.method, total));
       } else if (has_channel) {
         total = totals()[c];
       }
       const auto totals_of_vector =
-          *reinterpret_cast<const Pack<F, kPack>*>(totals() + lane_ * kPack);
+          *reinterpret_cast<const Pack<F, kVector<T>>*>(totals() + in_team_ * kVector<T>);
       with_terms(o_.method, totals_of_vector.values, quick_, [&](const auto& term) {
-        sum_rows_of_vectors(kReadsActivations ? a : g, g, term);
+        sum_vectors(kReadsActivations ? a : g, g, term);
       });
     } else {
       if constexpr (Method::kUsesActivations) {
-        sum_rows_of_vectors(
-            a, a, [&](int, F activation, F) { return o_.method.summand(activation); });
+        sum_vectors(a, a, [&](int, F activation, F) { return o_.method.summand(activation); });
         if (has_channel) total = folded_sum(c);
         __syncthreads();
       }
-      sum_rows_of_vectors(Method::kUsesActivations ? a : g, g, [&](int, F activation, F gradient) {
+      sum_vectors(Method::kUsesActivations ? a : g, g, [&](int, F activation, F gradient) {
         return o_.method.term(activation, gradient, F(0));
       });
     }
@@ -401,32 +421,33 @@ class CamBlock {
 
   // Partial sums over positions of term(channel of the vector, A, g), for folded_sum.
   template <class Term>
-  __device__ void sum_rows_of_vectors(const T* a, const T* g, const Term& term) const {
-    F sums[kPack] = {};
-    const int step = plan_.rows * plan_.pitch;
-    a += row_ * plan_.pitch + vector_;
-    g += row_ * plan_.pitch + vector_;
+  __device__ void sum_vectors(const T* a, const T* g, const Term& term) const {
+    F sums[kVector<T>] = {};
+    const int stride = plan_.teams * plan_.pitch;
+    a += team_ * plan_.pitch + vector_;
+    g += team_ * plan_.pitch + vector_;
 #pragma unroll 2
-    for (int p = row_; p < positions_; p += plan_.rows, a += step, g += step) {
-      F av[kPack], gv[kPack];
+    for (int p = team_; p < positions_; p += plan_.teams, a += stride, g += stride) {
+      F av[kVector<T>], gv[kVector<T>];
       load_values(a, av);
       load_values(g, gv);
 #pragma unroll
-      for (int j = 0; j < kPack; ++j) sums[j] += term(j, av[j], gv[j]);
+      for (int j = 0; j < kVector<T>; ++j) sums[j] += term(j, av[j], gv[j]);
     }
-    scatter_sums<kLanes / 2>(sums, partial_sums() + threadIdx.y * plan_.tile + lane_ * kPack);
+    scatter_sums<kLanes / 2>(
+        sums, partial_sums() + threadIdx.y * plan_.tile + in_team_ * kVector<T>);
     __syncthreads();
   }
 
-  // Adds up what the lanes of a vector have of kCount channels and stores it. Two lanes kOffset apart
-  // divide the channels between them, until each has one.
+  // Adds up what the lanes of a warp that take one vector have of kCount channels and stores it. Two lanes
+  // kOffset apart divide the channels between them, until each has one.
   template <int kOffset, int kCount>
-  __device__ void scatter_sums(F (&sums)[kCount], F* sums_of_row) const {
-    if (kOffset < plan_.lanes) {
+  __device__ void scatter_sums(F (&sums)[kCount], F* sums_of_warp) const {
+    if (kOffset < plan_.team) {
       // of lanes that came to have the same channel the first one stores it
-      if ((threadIdx.x & (kLanes / kPack - 1) & -plan_.lanes) == 0) {
+      if ((threadIdx.x & (kLanes / kVector<T> - 1) & -plan_.team) == 0) {
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) sums_of_row[j] = sums[j];
+        for (int j = 0; j < kCount; ++j) sums_of_warp[j] = sums[j];
       }
       return;
     }
@@ -440,14 +461,14 @@ class CamBlock {
         kept[j] = (upper ? sums[kCount - kKept + j] : sums[j]) +
                   __shfl_xor_sync(0xffffffffu, other, kOffset);
       }
-      scatter_sums<kOffset / 2>(kept, sums_of_row + (upper ? kKept : 0));
+      scatter_sums<kOffset / 2>(kept, sums_of_warp + (upper ? kKept : 0));
     }
   }
 
   __device__ F folded_sum(int c) const {
     F sum = 0;
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) sum += partial_sums()[row * plan_.tile + c];
+    for (int warp = 0; warp < kWarps; ++warp) sum += partial_sums()[warp * plan_.tile + c];
     return sum;
   }
 
@@ -459,17 +480,17 @@ class CamBlock {
     if (group_ >= plan_.groups) return;
     auto* map = reinterpret_cast<Pack<F, kCount>*>(
                     accumulators() + (step.klass * plan_.groups + group_) * positions_) +
-                member_;
+                in_group_;
     const T *a = staged_activations(step), *g = kWeighted ? a : staged_gradients(step);
-    const int first = kAcross ? 0 : group_ * plan_.group_channels;
-    const int apart = kAcross ? plan_.pitch : kCount;  // elements of neighbouring positions
-    const int begin = first * plan_.pitch + member_ * apart;
+    const int first = kChannelsLast ? 0 : group_ * plan_.group_channels;
+    const int apart = kChannelsLast ? plan_.pitch : kCount;  // elements of neighbouring positions
+    const int begin = first * plan_.pitch + in_group_ * apart;
     a += begin;
     g += begin;
-    for (int i = member_; i < positions_ / kCount; i += kThreads) {
+    for (int i = in_group_; i < positions_ / kCount; i += kThreads) {
       // summed by tile, so that no sum is a chain over all channels
       Pack<F, kCount> sums{}, whole = *map;
-      if constexpr (kAcross) {
+      if constexpr (kChannelsLast) {
         add_vectors(a, g, sums.values[0]);
       } else {
         add_channels(a, g, first, channels(step) - first, sums.values);
@@ -485,15 +506,15 @@ class CamBlock {
 
   // The group's vectors of one position
   __device__ void add_vectors(const T* a, const T* g, F& sum) const {
-    const int swizzled = swizzle(member_);
+    const int swizzled = swizzle(in_group_);
 #pragma unroll 2
-    for (int v = group_; v < plan_.lanes; v += plan_.groups) {
-      const int at = (v ^ swizzled) * kPack;
-      F av[kPack], gv[kPack];
+    for (int v = group_; v < plan_.team; v += plan_.groups) {
+      const int at = (v ^ swizzled) * kVector<T>;
+      F av[kVector<T>], gv[kVector<T>];
       load_values(a + at, av);
       load_values(g + at, gv);
-      with_weights<kPack>(
-          weights() + v * kPack, [&](int j, F weight) { sum += pixel(weight, av[j], gv[j]); });
+      with_weights<kVector<T>>(
+          weights() + v * kVector<T>, [&](int j, F weight) { sum += pixel(weight, av[j], gv[j]); });
     }
   }
 
@@ -540,9 +561,10 @@ class CamBlock {
   const CamPlan& plan_;
   int image_, slice_, first_class_;
   int positions_, channels_, classes_;  // that this block takes
-  int group_, member_;                  // takes positions member_, member_ + kThreads... of the map
-  int row_, lane_;  // takes a part of channel row_; (kAcross) vector lane_ of positions row_...
-  int vector_;      // and where that lies in a row
+  int group_, in_group_;  // takes positions in_group_, in_group_ + kThreads... of the map
+  // takes positions of channel team_; (kChannelsLast) vector in_team_ of positions team_...
+  int team_, in_team_;
+  int vector_;  // and where that lies in a row
   // what this thread copies next
   const T *activations_, *gradients_, *gradients_of_tile_;
   const F* weights_;    // that are given
@@ -551,16 +573,16 @@ class CamBlock {
   F* result_;
 };
 
-template <bool kAcross, class T, class Method>
+template <bool kChannelsLast, class T, class Method>
 __global__ void __launch_bounds__(kThreads, kResident)
     cam_kernel(CamArguments<T, Method> arguments) {
-  CamBlock<kAcross, T, Method> block(arguments, blockIdx.x);
+  CamBlock<kChannelsLast, T, Method> block(arguments, blockIdx.x);
   block.run();
   block.add_groups();
 }
 
 // maps[n, i] = ReLU(sum over slices of partial[n, slice, i]); `size` values a map of all classes. A block
-// takes kLanes values, its rows of threads share the slices.
+// takes kLanes values, its warps share the slices.
 template <class F>
 __global__ void __launch_bounds__(kThreads) fold_slices_kernel(
     const F* partial, int64_t slices, int64_t size, int64_t total, bool rectify, F* maps) {
@@ -568,7 +590,7 @@ __global__ void __launch_bounds__(kThreads) fold_slices_kernel(
   const bool inside = i < total;
   const int64_t image = inside ? i / size : 0;
   const F* values = partial + image * slices * size + (inside ? i - image * size : 0);
-  const F sum = sum_rows(strided_sum<F>(threadIdx.y, kRows, slices, [&](int64_t slice) {
+  const F sum = sum_warps(strided_sum<F>(threadIdx.y, kWarps, slices, [&](int64_t slice) {
     return values[slice * size];
   }));
   if (inside && threadIdx.y == 0) maps[i] = rectify ? relu(sum) : sum;

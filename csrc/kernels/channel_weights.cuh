@@ -1,8 +1,8 @@
 // A channel's sums over positions: for weights alone, and for maps whose channels are too large for
 // kernels/cam.cuh.
 //
-// kAcross says that channels are contiguous in memory (channels_last, tokens). Lanes always run along what
-// is contiguous, so that a row of threads reads neighbouring addresses.
+// Lanes always go along what is contiguous, channels or positions, so that a warp reads neighbouring
+// addresses.
 #pragma once
 
 #include "kernels/block.cuh"
@@ -14,20 +14,20 @@ namespace fastcam {
 
 constexpr int kChannelsPerThread = 4;
 
-// The rows of threads that share a channel whose positions are contiguous
-FASTCAM_HOST_DEVICE int64_t rows_per_channel(int64_t positions) {
+// The warps that share a channel, not for channels_last
+FASTCAM_HOST_DEVICE int64_t warps_per_channel(int64_t positions) {
   constexpr int64_t kLong = 1024;
-  return positions < kLong ? 1 : kRows;
+  return positions < kLong ? 1 : kWarps;
 }
 
-template <bool kAcross>
+template <bool kChannelsLast>
 FASTCAM_HOST_DEVICE int64_t channels_per_block(int64_t positions) {
-  return kChannelsPerThread * (kAcross ? kLanes : kRows / rows_per_channel(positions));
+  return kChannelsPerThread * (kChannelsLast ? kLanes : kWarps / warps_per_channel(positions));
 }
 
-// What a launch does. Few channels with many positions fill a GPU only if their positions are dealt out to
-// blocks as slices; their sums are then partial ones, folded by those who read them.
-enum class WeightStep {
+// What a launch does. Few channels with many positions fill a GPU only if their positions are divided
+// into slices; the sums are then partial ones, folded by those who read them.
+enum class WeightLaunch {
   kWhole,   // everything, of one slice
   kTotals,  // totals (N, slices, C), of the activations; extents.classes is 1
   kTerms,   // sums (N, K, slices, C), of the terms
@@ -48,31 +48,31 @@ __device__ F folded(const F* partial, int64_t slices, int64_t channels, int64_t 
   return sum;
 }
 
-// weights[n, k, c] of a channel-weight method. A block takes channels_per_block channels of one (n, k), and
-// of their positions one slice.
-template <bool kAcross, class T, class Method>
+// weights[n, k, c] of a channel-weight method. A block takes a share of the channels of one (n, k),
+// channels_per_block, and of their positions one slice.
+template <bool kChannelsLast, class T, class Method>
 __global__ void __launch_bounds__(kThreads, 2) channel_weights_kernel(
-    Features<T> a, Features<T> g, Extents extents, Method method, WeightStep step,
+    Features<T> a, Features<T> g, Extents extents, Method method, WeightLaunch launch,
     ChannelSums<arithmetic_t<T>> partial, arithmetic_t<T>* weights) {
   using F = arithmetic_t<T>;
   constexpr int kCount = kChannelsPerThread;
-  const int64_t channels = channels_per_block<kAcross>(extents.positions);
-  const int64_t tiles = (extents.channels + channels - 1) / channels;
+  const int64_t channels = channels_per_block<kChannelsLast>(extents.positions);
+  const int64_t shares = (extents.channels + channels - 1) / channels;
   const int64_t slices =
-      step == WeightStep::kTotals || step == WeightStep::kTerms ? partial.slices : 1;
-  const int64_t slice = blockIdx.x % slices, tile = blockIdx.x / slices % tiles;
-  const int64_t map = blockIdx.x / slices / tiles;
+      launch == WeightLaunch::kTotals || launch == WeightLaunch::kTerms ? partial.slices : 1;
+  const int64_t slice = blockIdx.x % slices, share = blockIdx.x / slices % shares;
+  const int64_t map = blockIdx.x / slices / shares;
   const int64_t image = map / extents.classes, klass = map % extents.classes;
   const int64_t begin = extents.positions * slice / slices;
   const int64_t end = extents.positions * (slice + 1) / slices;
 
-  const int rows = kAcross ? kRows : static_cast<int>(rows_per_channel(extents.positions));
-  const int row = threadIdx.y % rows;
-  const int first = kAcross ? row : row * kLanes + threadIdx.x;
-  const int stride = kAcross ? kRows : rows * kLanes;
+  const int warps = kChannelsLast ? kWarps : static_cast<int>(warps_per_channel(extents.positions));
+  const int warp = threadIdx.y % warps;
+  const int first = kChannelsLast ? warp : warp * kLanes + threadIdx.x;
+  const int stride = kChannelsLast ? kWarps : warps * kLanes;
   // this thread's channels c, c + apart...; those behind the last are read as the last
-  const int apart = kAcross ? kLanes : kRows / rows;
-  const int64_t c = tile * channels + (kAcross ? threadIdx.x : threadIdx.y / rows);
+  const int apart = kChannelsLast ? kLanes : kWarps / warps;
+  const int64_t c = share * channels + (kChannelsLast ? threadIdx.x : threadIdx.y / warps);
   const auto channel = [&](int j) {
     const int64_t number = c + j * apart;
     return number < extents.channels ? number : extents.channels - 1;
@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(kThreads, 2) channel_weights_kernel(
   const auto reduce = [&](F(&sums)[kCount]) {
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
-      if (!kAcross) sums[j] = sum_lanes(sums[j]);
-      if (rows > 1) sums[j] = sum_rows(sums[j]);
+      if (!kChannelsLast) sums[j] = sum_lanes(sums[j]);
+      if (warps > 1) sums[j] = sum_warps(sums[j]);
     }
   };
 
@@ -108,20 +108,20 @@ __global__ void __launch_bounds__(kThreads, 2) channel_weights_kernel(
 
   F totals[kCount] = {}, sums[kCount];
   if constexpr (Method::kUsesActivations) {
-    if (step == WeightStep::kWhole || step == WeightStep::kTotals) {
+    if (launch == WeightLaunch::kWhole || launch == WeightLaunch::kTotals) {
       sum_slice([&](int64_t p, int j) { return method.summand(activation(p, j)); }, totals);
-      if (step == WeightStep::kTotals) {
+      if (launch == WeightLaunch::kTotals) {
         write(partial.totals, [&](int j) { return totals[j]; });
         return;
       }
-    } else if (step == WeightStep::kFold || Method::kTermUsesTotal) {
+    } else if (launch == WeightLaunch::kFold || Method::kTermUsesTotal) {
       const F* of_image = partial.totals + image * partial.slices * extents.channels;
 #pragma unroll
       for (int j = 0; j < kCount; ++j)
         totals[j] = folded(of_image, partial.slices, extents.channels, channel(j));
     }
   }
-  if (step == WeightStep::kFold) {
+  if (launch == WeightLaunch::kFold) {
     const F* of_map = partial.terms + map * partial.slices * extents.channels;
 #pragma unroll
     for (int j = 0; j < kCount; ++j)
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 2) channel_weights_kernel(
       return method.term(activation(p, j), load(g_channels[j][p * g.strides.position]), totals[j]);
     };
     sum_slice(term, sums);
-    if (step == WeightStep::kTerms) {
+    if (launch == WeightLaunch::kTerms) {
       write(partial.terms, [&](int j) { return sums[j]; });
       return;
     }

@@ -54,13 +54,13 @@ FASTCAM_HOST_DEVICE int64_t long_quotient(int64_t n, int64_t d, double reciproca
 // One dimension: what sample_at, bound_count and bound_sample say. A division would take a GPU long, and
 // the registers of a call.
 template <class F>
-struct Axis {
+struct Sampler {
   int in, out;
   bool small;                // all numbers fit the dividers
   Divider cells, positions;  // by 2 out and 2 in
   double cell, position;     // 1 / (2 out) and 1 / (2 in)
 
-  Axis(int64_t in, int64_t out)
+  Sampler(int64_t in, int64_t out)
       : in(static_cast<int>(in)),
         out(static_cast<int>(out)),
         small(2 * in * (out + 1) < INT32_MAX),
@@ -138,7 +138,7 @@ struct Walk {
 // The small and the enlarged extents of a kernel's maps
 template <class F>
 struct Enlargement {
-  Axis<F> depth, height, width;
+  Sampler<F> depth, height, width;
   Walk all, bounds;  // the columns, and those that bound cells
 
   Enlargement(const Size& size, const Size& enlarged)
@@ -157,13 +157,13 @@ struct Enlargement {
 };
 
 // Columns and rows of an enlarged map; a row is one of all planes
-struct Window {
+struct Area {
   int first_column, last_column, first_row, last_row;
 };
 
 struct Span {
   int row, column;  // where it begins in the enlarged map
-  int first;        // and the number of that position, from the window's first row on
+  int first;        // and the number of that position, from the area's first row on
   int count;        // of columns
 };
 
@@ -178,34 +178,34 @@ struct EnlargedMap {
   bool staged;  // at the beginning of shared memory, which the compiler has to know for fast reads
   const Enlargement<F>& e;
 
-  // f(span, its values) for the spans of a window, or (kBounds) of the samples that bound cells. What lies
-  // beyond the last column has its values. kThreads columns and rows at a time, whose taps each thread finds
-  // for one of them.
+  // f(span, its values) for the spans of a area, or (kBounds) of the samples that bound cells. What lies
+  // beyond the last column has its values. In chunks of kThreads columns and rows, whose taps each thread
+  // finds for one of them.
   template <bool kBounds, class Function>
-  __device__ void for_spans(const Window& window, const Function& f) const {
+  __device__ void for_spans(const Area& area, const Function& f) const {
     auto& columns = static_memory<OfColumns, Taps<F>, kThreads>();
     auto& rows = static_memory<OfRows, Taps<F>, kThreads>();
     auto& planes = static_memory<OfPlanes, Taps<F>, kThreads>();
     const int heights = e.height.template count<kBounds>(), t = thread_number();
     const Walk& walk = kBounds ? e.bounds : e.all;
-    for (int column = window.first_column; column < window.last_column; column += kThreads) {
-      for (int row = window.first_row; row < window.last_row; row += kThreads) {
-        const int x = column + t < window.last_column ? column + t : window.last_column - 1;
+    for (int column = area.first_column; column < area.last_column; column += kThreads) {
+      for (int row = area.first_row; row < area.last_row; row += kThreads) {
+        const int x = column + t < area.last_column ? column + t : area.last_column - 1;
         columns[t] = e.width.sample(e.width.template index<kBounds>(x));
-        if (row + t < window.last_row) {
+        if (row + t < area.last_row) {
           const int z = row + t < heights ? 0 : (row + t) / heights, y = row + t - z * heights;
           rows[t] = e.height.sample(e.height.template index<kBounds>(y));
           planes[t] = e.depth.sample(e.depth.template index<kBounds>(z));
         }
         __syncthreads();
-        const Window part{
-            column, least(column + kThreads, window.last_column), row,
-            least(row + kThreads, window.last_row)};
-        const int rows_before = row - window.first_row;
+        const Area chunk{
+            column, least(column + kThreads, area.last_column), row,
+            least(row + kThreads, area.last_row)};
+        const int rows_before = row - area.first_row;
         if (staged && e.depth.in == 1) {
-          walk_plane(walk, part, rows_before, columns, rows, f);
+          walk_plane(walk, chunk, rows_before, columns, rows, f);
         } else {
-          walk_planes(walk, part, rows_before, columns, rows, planes, f);
+          walk_planes(walk, chunk, rows_before, columns, rows, planes, f);
         }
         __syncthreads();
       }
@@ -217,7 +217,7 @@ struct EnlargedMap {
     constexpr F kInfinity = std::numeric_limits<F>::infinity();
     Extremes<F> extremes{kInfinity, -kInfinity};
     const int rows = e.depth.template count<true>() * e.height.template count<true>();
-    const Window all{0, e.bounds.columns, 0, rows};
+    const Area all{0, e.bounds.columns, 0, rows};
     for_spans<true>(all, [&](const Span&, const F(&values)[kColumns]) {
 #pragma unroll
       for (F value : values) extremes.include(value, value);
@@ -229,22 +229,22 @@ struct EnlargedMap {
  private:
   __device__ static int least(int a, int b) { return a < b ? a : b; }
 
-  // What a thread takes of a window: kColumns columns, and of every rows_at_once rows one
-  struct Part {
-    int row, column, left;  // the first ones, of the window; how many columns there are
+  // What a thread takes of a chunk: kColumns columns, and of every rows_at_once rows one
+  struct Strip {
+    int row, column, left;  // the first ones, of the chunk; how many columns there are
     Taps<F> taps[kColumns];
     Span span;
 
-    __device__ Part(const Walk& walk, const Window& window, int rows_before, const Taps<F>* columns)
+    __device__ Strip(const Walk& walk, const Area& chunk, int rows_before, const Taps<F>* columns)
         : row(static_cast<int>(walk.side.quotient(thread_number()))),
           column((thread_number() - row * static_cast<int>(walk.side.divisor)) * kColumns) {
-      left = row < walk.rows_at_once ? window.last_column - window.first_column - column : 0;
+      left = row < walk.rows_at_once ? chunk.last_column - chunk.first_column - column : 0;
       if (left <= 0) return;
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) taps[j] = columns[column + j];
       span = {
-          window.first_row + row, window.first_column + column,
-          (rows_before + row) * walk.columns + window.first_column + column, least(left, kColumns)};
+          chunk.first_row + row, chunk.first_column + column,
+          (rows_before + row) * walk.columns + chunk.first_column + column, least(left, kColumns)};
     }
 
     __device__ void next_row(const Walk& walk) {
@@ -256,7 +256,7 @@ struct EnlargedMap {
 
   // What the four small values of a cell come to at a thread's columns: found once a cell
   struct Cell {
-    F near[kColumns], step[kColumns];  // in the near row, and from there to the far one
+    F near[kColumns], difference[kColumns];  // in the near row, and from there to the far one
 
     __device__ void enter(const F* near_row, const F* far_row, const Taps<F> (&taps)[kColumns]) {
 #pragma unroll
@@ -264,35 +264,35 @@ struct EnlargedMap {
         const Taps<F>& t = taps[j];
         const F first = near_row[t.near()], second = far_row[t.near()];
         near[j] = first + t.fraction * (near_row[t.far()] - first);
-        step[j] = second + t.fraction * (far_row[t.far()] - second) - near[j];
+        difference[j] = second + t.fraction * (far_row[t.far()] - second) - near[j];
       }
     }
     __device__ F value(int j, const Taps<F>& height) const {
-      return near[j] + height.fraction * step[j];
+      return near[j] + height.fraction * difference[j];
     }
   };
 
   // Of a plane that is staged: the compiler knows that it reads shared memory.
   template <class Function>
   __device__ void walk_plane(
-      const Walk& walk, const Window& window, int rows_before, const Taps<F>* columns,
+      const Walk& walk, const Area& chunk, int rows_before, const Taps<F>* columns,
       const Taps<F>* rows, const Function& f) const {
     const F* staged_map = reinterpret_cast<const F*>(shared_memory());
-    Part part(walk, window, rows_before, columns);
-    if (part.left <= 0) return;
+    Strip strip(walk, chunk, rows_before, columns);
+    if (strip.left <= 0) return;
     Cell cell;
     int y = -1;
     F values[kColumns];
 #pragma unroll 1
-    for (; part.row < window.last_row - window.first_row; part.next_row(walk)) {
-      const Taps<F> height = rows[part.row];
+    for (; strip.row < chunk.last_row - chunk.first_row; strip.next_row(walk)) {
+      const Taps<F> height = rows[strip.row];
       if (height.near() != y) {
         y = height.near();
-        cell.enter(staged_map + y * e.width.in, staged_map + height.far() * e.width.in, part.taps);
+        cell.enter(staged_map + y * e.width.in, staged_map + height.far() * e.width.in, strip.taps);
       }
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) values[j] = cell.value(j, height);
-      f(part.span, values);
+      f(strip.span, values);
     }
   }
 
@@ -300,26 +300,26 @@ struct EnlargedMap {
   // registers. Each pushes those before it on.
   template <class Function>
   __device__ void walk_planes(
-      const Walk& walk, const Window& window, int rows_before, const Taps<F>* columns,
+      const Walk& walk, const Area& chunk, int rows_before, const Taps<F>* columns,
       const Taps<F>* rows, const Taps<F>* planes, const Function& f) const {
-    Part part(walk, window, rows_before, columns);
-    if (part.left <= 0) return;
+    Strip strip(walk, chunk, rows_before, columns);
+    if (strip.left <= 0) return;
     F values[kColumns];
 #pragma unroll 1
-    for (; part.row < window.last_row - window.first_row; part.next_row(walk)) {
-      const Taps<F> height = rows[part.row], depth = planes[part.row];
+    for (; strip.row < chunk.last_row - chunk.first_row; strip.next_row(walk)) {
+      const Taps<F> height = rows[strip.row], depth = planes[strip.row];
       const F* near = map + int64_t{depth.near()} * e.height.in * e.width.in;
       const int64_t apart = int64_t{depth.far() - depth.near()} * e.height.in * e.width.in;
 #pragma unroll 1
       for (int j = 0; j < kColumns; ++j) {
-        const Taps<F> width = columns[part.column + j];
+        const Taps<F> width = columns[strip.column + j];
         F latest = value(near, height, width);
         if (apart > 0) latest += depth.fraction * (value(near + apart, height, width) - latest);
 #pragma unroll
         for (int i = 0; i + 1 < kColumns; ++i) values[i] = values[i + 1];
         values[kColumns - 1] = latest;
       }
-      f(part.span, values);
+      f(strip.span, values);
     }
   }
 
@@ -358,14 +358,14 @@ class Normalizer {
   bool by_scale_;
 };
 
-// Small maps (N, K, positions) in device memory, or what they are the sums of: (N, slices, K, positions)
+// Small maps in device memory, as partial maps (N, slices, K, positions), of which there may be one slice
 template <class F>
 struct MapSource {
-  const F* parts;
+  const F* partial;
   int64_t classes, slices;
-  bool rectify;  // through ReLU when the slices are added up
+  bool rectify;  // through ReLU when the slices are folded
   bool staged;   // held in shared memory; a map that is too large for it comes as one slice
-  int groups;    // of threads that share the slices
+  int groups;    // of threads, which share the slices
 };
 
 constexpr int64_t kMaxStagedMap = 48 * 1024;  // bytes: what a block may take without asking
@@ -382,9 +382,9 @@ __device__ const F* small_map(
   const int64_t size = e.map_positions();
   const unsigned image = source.classes == 1 ? number : number / unsigned(source.classes);
   const int64_t klass = number - image * source.classes;
-  const F* parts = source.parts + (image * source.slices * source.classes + klass) * size;
-  if (!source.staged) return parts;
-  // threads in a group share the positions, and groups share the slices
+  const F* partial = source.partial + (image * source.slices * source.classes + klass) * size;
+  if (!source.staged) return partial;
+  // groups of threads share the slices
   F* map = reinterpret_cast<F*>(shared_memory());
   const int positions = static_cast<int>(size), slices = static_cast<int>(source.slices);
   const int groups = source.groups;
@@ -393,7 +393,7 @@ __device__ const F* small_map(
     F sum = 0;
 #pragma unroll 4
     for (int slice = group; slice < slices; slice += groups)
-      sum += parts[slice * source.classes * size + p];
+      sum += partial[slice * source.classes * size + p];
     map[i] = sum;
   }
   __syncthreads();
@@ -415,21 +415,20 @@ struct Shares {
   // At most `most` blocks a map, but for those that share a row
   template <class F>
   Shares(const Enlargement<F>& e, int64_t most)
-      : Shares(int64_t{e.depth.out} * e.height.out, parts(e.width.out, kThreads), most) {}
+      : Shares(int64_t{e.depth.out} * e.height.out, ceil_div(e.width.out, kThreads), most) {}
 
  private:
   Shares(int64_t all_rows, int64_t beside, int64_t most)
-      : rows(static_cast<int>(parts(all_rows, most))),
-        blocks(static_cast<int>(parts(all_rows, rows) * beside)),
+      : rows(static_cast<int>(ceil_div(all_rows, most))),
+        blocks(static_cast<int>(ceil_div(all_rows, rows) * beside)),
         of_map(blocks),
         beside(beside) {}
-  static int64_t parts(int64_t n, int64_t each) { return (n + each - 1) / each; }
 };
 
 // What a block takes of its map
 struct Share {
   unsigned map;
-  Window window;
+  Area area;
   int64_t first;  // the number of the first position of its first row
 
   template <class F>
@@ -439,7 +438,7 @@ struct Share {
     const int row = static_cast<int>(shares.beside.quotient(share)) * shares.rows;
     const int column = static_cast<int>(share % static_cast<int>(shares.beside.divisor)) * kThreads;
     const int rows = e.depth.out * e.height.out, behind = row + shares.rows;
-    window = {
+    area = {
         column, column + kThreads < e.width.out ? column + kThreads : e.width.out, row,
         behind < rows ? behind : rows};
     first = int64_t{row} * e.width.out;
@@ -464,7 +463,7 @@ __global__ void __launch_bounds__(kThreads, 2) upsample_kernel(
   F* target = result + share.map * e.positions() + share.first;
   const bool packed = rows_packed(target, 0, e.width.out);
   const Normalizer<F> normalizer(normalize ? map.range(eps) : Range<F>{});
-  map.template for_spans<false>(share.window, [&](const Span& span, F(&values)[kColumns]) {
+  map.template for_spans<false>(share.area, [&](const Span& span, F(&values)[kColumns]) {
     if (normalize) normalizer(values);
     Pack<F, kColumns> pack;
 #pragma unroll
@@ -481,10 +480,10 @@ enum class ChannelOrder {
 };
 
 inline ChannelOrder channel_order(const Size& size, const VolumeStrides& s, int64_t channels) {
-  const auto dense = [&](int64_t step) {
-    return (size.width == 1 || s.width == step) &&
-           (size.height == 1 || s.height == size.width * step) &&
-           (size.depth == 1 || s.depth == size.height * size.width * step);
+  const auto dense = [&](int64_t stride) {
+    return (size.width == 1 || s.width == stride) &&
+           (size.height == 1 || s.height == size.width * stride) &&
+           (size.depth == 1 || s.depth == size.height * size.width * stride);
   };
   if (dense(1)) return ChannelOrder::kPlanar;
   return channels == 3 && s.channel == 1 && dense(3) ? ChannelOrder::kInterleaved
@@ -514,7 +513,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) guided_produ
   const bool planar = order == ChannelOrder::kPlanar;
   const bool packed = rows_packed(guided, planar ? gs.channel : 0, e.width.out) &&
                       rows_packed(product, planar ? ps.channel : 0, e.width.out);
-  map.template for_spans<false>(share.window, [&](const Span& span, F(&heat)[kColumns]) {
+  map.template for_spans<false>(share.area, [&](const Span& span, F(&heat)[kColumns]) {
     normalizer(heat);
     const bool whole = packed && span.count == kColumns;
     if (planar) {

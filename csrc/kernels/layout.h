@@ -27,6 +27,12 @@ struct Features {
   }
 };
 
+// Channels are next to each other and positions are not: torch's channels_last, or tokens (N, Z, C).
+template <class T>
+bool is_channels_last(const Features<T>& x) {
+  return x.strides.channel == 1 && x.strides.position != 1;
+}
+
 // Strides of a picture or of guided gradients (N, K, C, depth, height, width), 0 for a missing dimension
 struct VolumeStrides {
   int64_t image, klass, channel, depth, height, width;

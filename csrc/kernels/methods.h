@@ -50,8 +50,8 @@ struct GradCAMPlusPlus {
     const bool overflows = product > kMax || product < -kMax;
     F denominator = F(2) + product;
     if (eps != 0) denominator += eps / (g * g);
-    const F share = (overflows ? F(1) : g) / (overflows ? total : denominator);
-    return g <= 0 || denominator == 0 ? F(0) : share;
+    const F value = (overflows ? F(1) : g) / (overflows ? total : denominator);
+    return g <= 0 || denominator == 0 ? F(0) : value;
   }
   FASTCAM_HOST_DEVICE F weight(F sum, F, int64_t) const { return sum; }
 

@@ -1,4 +1,4 @@
-// Min-max over each map, `shares` blocks a map; where there are several, extremes_kernel runs first.
+// Min-max over each map, `shares` blocks a map; if there are several, extremes_kernel runs first.
 #pragma once
 
 #include "kernels/block.cuh"
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads) normalize_kernel(
   if (extremes) {
     whole = extremes[number * shares];
     for (int64_t i = 1; i < shares; ++i) {
-      const Extremes<F>& part = extremes[number * shares + i];
-      whole.include(part.low, part.high);
+      const Extremes<F>& other = extremes[number * shares + i];
+      whole.include(other.low, other.high);
     }
   } else {
     whole = map_extremes(map, positions, 0, 1);

@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(kThreads, 2) overlay_kernel(
   const Blend<T> blend(alpha);
   auto& colors = static_memory<struct Colors, typename Blend<T>::Entry, 3 * kColors>();  // (3, 256)
   for (int i = thread_number(); i < 3 * kColors; i += kThreads)
-    colors[i % 3 * kColors + i / 3] = blend.entry(alpha, colormap[i]);
-  __syncthreads();
+    colors[i % 3 * kColors + i / 3] =
+        blend.entry(alpha, colormap[i]);  // read behind for_spans' barrier
   const Share share(shares, e, blockIdx.x);
   const EnlargedMap<float> map{small_map(source, e, share.map), source.staged, e};
   images += share.map * is.image;
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, 2) overlay_kernel(
   const bool planar = order == ChannelOrder::kPlanar;
   const bool packed = rows_packed(images, planar ? is.channel : 0, e.width.out) &&
                       rows_packed(pictures, planar ? ps.channel : 0, e.width.out);
-  map.template for_spans<false>(share.window, [&](const Span& span, const float (&heat)[kColumns]) {
+  map.template for_spans<false>(share.area, [&](const Span& span, const float (&heat)[kColumns]) {
     int32_t indices[kColumns];
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) indices[j] = color_index(heat[j]);

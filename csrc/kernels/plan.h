@@ -1,8 +1,27 @@
 // How a map is computed on a GPU: what one block takes, as a pure function of shapes and of the device.
 //
-// The channels of an image are dealt out to blocks as slices. A block stages its slice in shared memory,
-// a tile of channels at a time, and looks at it there as often as the method asks, so activations and
-// gradients come from device memory once. The slices' partial maps are added up by a second launch.
+// A block stages its slice of an image's channels in shared memory, a tile at a time, and looks at it there as
+// often as the method asks, so activations and gradients come from device memory once.
+//
+// One word for each thing, here and in the kernels:
+//
+//   channels_last  channels are next to each other in memory (also tokens, (N, Z, C)); else `contiguous`
+//   row            of a matrix in memory: of a tile, a position's channels (channels_last) or a channel's
+//                  positions; of a map or a picture, its columns
+//   vector         as many neighbouring elements as fill 16 bytes; a Pack: any number that is moved at once
+//
+// What a block takes:
+//   slice          of what is summed: the partial sums of all slices are added up, or folded, later
+//   share          of what is written, which no other block touches
+//   window         the share of the positions; the fused kernel takes a window, classes and a slice
+//   tile           the channels that are held at once, in shared memory or in a processor's cache
+//   stage          room in shared memory for one tile; with two, one is filled while the other is read
+//   step           one class of one tile
+//   chunk          what a loop takes at a time
+//
+// What threads take together, beside CUDA's blocks of warps of lanes:
+//   team           neighbouring threads that share a channel of a tile (channels_last: a position)
+//   group          as many threads as positions, which take some channels or slices of the sum at each
 #pragma once
 
 #include <cstdint>
@@ -12,10 +31,14 @@
 namespace fastcam {
 
 // The thread block of every kernel
-constexpr int kLanes = 32, kRows = 8, kThreads = kLanes * kRows;
+constexpr int kLanes = 32, kWarps = 8, kThreads = kLanes * kWarps;
 
 // Blocks of the fused kernel that a multiprocessor has registers for
 constexpr int kResident = 2;
+
+inline int64_t ceil_div(int64_t n, int64_t d) {
+  return (n + d - 1) / d;
+}
 
 struct Device {
   int64_t multiprocessors;
@@ -32,24 +55,23 @@ inline bool needs_opt_in(int64_t static_bytes, int64_t dynamic_bytes) {
 // What a kernel is instantiated for.
 struct CamNeeds {
   int64_t element, arithmetic;  // bytes
-  bool channels_last;           // channels are contiguous in memory
-  bool gradients;               // gradients are staged beside the activations
-  bool whole_channels;          // weights are sums over all positions of a channel
+  bool channels_last;
+  bool gradients;       // gradients are staged beside the activations
+  bool whole_channels;  // weights are sums over all positions of a channel
 };
 
-// Threads in a group share the positions of a map, or what else there are `count` of, and groups share the
-// channels of a tile.
+// Groups of threads for a sum at `count` positions
 FASTCAM_HOST_DEVICE int64_t thread_groups(int64_t count) {
   return count < kThreads ? kThreads / count : 1;
 }
 
-// Neighbouring positions that a thread reads at once: as many as fill 4 bytes, where they are contiguous and
+// Neighbouring positions that a thread reads at once: as many as fill 4 bytes, if they are contiguous and
 // every row of a tile begins at a multiple of that.
 inline int64_t positions_at_once(CamNeeds needs, int64_t positions) {
   return !needs.channels_last && needs.element == 2 && positions % 2 == 0 ? 2 : 1;
 }
 
-// Elements of a staged tile's row, which is a position for channels_last, else a channel
+// Elements of a tile's row
 inline int64_t tile_pitch(CamNeeds needs, int64_t tile, int64_t positions) {
   return needs.channels_last ? tile : positions;
 }
@@ -61,7 +83,7 @@ struct CamMemory {
   int32_t accumulators;  // (classes, groups, positions)
   int32_t totals;        // (tile): the sums of the activations, for channels_last
   int32_t weights;       // (tile)
-  int32_t partial_sums;  // (rows of threads, tile) for channels_last, else (2, rows of threads)
+  int32_t partial_sums;  // (warps, tile) for channels_last, else (2, warps)
   int64_t bytes;         // in all; the others hold only where this fits a block
 
   CamMemory() = default;
@@ -76,7 +98,7 @@ struct CamMemory {
     accumulators = take(classes * groups * positions * needs.arithmetic);
     totals = take(needs.channels_last ? per_channel : 0);
     weights = take(per_channel);
-    partial_sums = take(kRows * (needs.channels_last ? per_channel : 2 * needs.arithmetic));
+    partial_sums = take(kWarps * (needs.channels_last ? per_channel : 2 * needs.arithmetic));
   }
 
  private:
@@ -87,45 +109,45 @@ struct CamMemory {
   }
 };
 
-// What a block takes, into how many parts that divides the channels, positions and classes of an image, and
-// how its threads share a staged tile. All of it is known before the launch, so that no thread divides.
+// What a block takes of the channels, positions and classes of an image, how many blocks that makes, and how
+// its threads share a tile. All of it is known before the launch, so that no thread divides.
 struct CamPlan {
   int32_t tile;     // channels staged at once, a power of two; 0: a tile does not fit
-  int32_t stages;   // tiles held: with 2 the next one is on its way while one is used
+  int32_t stages;   // tiles held at once
   int32_t window;   // positions that a block takes
   int32_t classes;  // classes that a block takes
   int32_t slices;   // blocks that share the channels
-  int32_t windows, class_tiles;
+  int32_t windows, class_shares;
   int32_t slice_tiles, longer_slices;  // tiles of a slice, of so many slices one more
   int32_t pitch;                       // elements between the rows of a staged tile
   int32_t at_once;                     // neighbouring positions that a thread takes
-  int32_t groups;                      // of threads that share the tile's channels
+  int32_t groups;                      // of threads, which share the channels of a tile
   int32_t group_channels;  // the channels of one group, a multiple of 4; not for channels_last
-  int32_t lanes;           // threads that share a channel; for channels_last a position's channels
-  int32_t log_lanes;       // lanes = 2 ^ log_lanes
-  int32_t rows;            // of so many threads
-  int32_t share;           // a thread's accesses to a channel, an odd number; not for channels_last
+  int32_t team;            // threads
+  int32_t log_team;        // team = 2 ^ log_team
+  int32_t teams;           // in a block
+  int32_t reads;           // of a thread, of its channel: an odd number; not for channels_last
   CamMemory memory;
 
-  int64_t blocks(const Extents& e) const { return e.images * class_tiles * windows * slices; }
+  int64_t blocks(const Extents& e) const { return e.images * class_shares * windows * slices; }
 };
 
-// Positions a block. Where no sum over a channel is needed, windows that leave room for long rows of
-// channels or positions, all about as large.
+// Positions of a window: all, if channels are summed. Else windows leave room for long rows of channels or
+// positions, and are all about as large.
 inline int64_t plan_window(CamNeeds needs, const Extents& e) {
   if (needs.whole_channels) return e.positions;
   const int64_t most = needs.channels_last ? 128 : 1024, vector = 16 / needs.element;
-  const int64_t windows = (e.positions + most - 1) / most;
+  const int64_t windows = ceil_div(e.positions, most);
   if (windows == 1) return e.positions;
-  return ((e.positions + windows - 1) / windows + vector - 1) / vector * vector;
+  return ceil_div(ceil_div(e.positions, windows), vector) * vector;
 }
 
 // The fewest channels whose start is a multiple of 16 bytes, so that a tile can be copied 16 bytes at a
 // time.
 inline int64_t least_tile(CamNeeds needs, const Extents& e) {
-  const int64_t step = needs.element * (needs.channels_last ? 1 : e.positions);
+  const int64_t bytes = needs.element * (needs.channels_last ? 1 : e.positions);
   int64_t tile = 1;
-  while (tile * step % 16 != 0) tile *= 2;
+  while (tile * bytes % 16 != 0) tile *= 2;
   return tile;
 }
 
@@ -136,9 +158,9 @@ inline int64_t plan_tile(CamNeeds needs, const Extents& e, int64_t window, const
   constexpr int64_t kSector = 32, kLongest = 512;  // bytes of a position's channels
   constexpr int64_t kTilesABlock = 2;
   const int64_t bytes = window * needs.element * (needs.gradients ? 2 : 1);
-  const int64_t maps = e.images * ((e.positions + window - 1) / window);
+  const int64_t maps = e.images * ceil_div(e.positions, window);
   const int64_t wave = kResident * device.multiprocessors, slices = wave / maps;
-  // of a resident block: two stages, and a part for what is held beside them
+  // of a resident block: for two stages, and for what is held beside them
   const int64_t room = device.multiprocessor_memory / kResident * 15 / 16 / 2;
   int64_t tile = least_tile(needs, e);
   const auto fits = [&](int64_t larger) {
@@ -154,12 +176,11 @@ inline int64_t plan_tile(CamNeeds needs, const Extents& e, int64_t window, const
   return tile;
 }
 
-// Where no tile of whole channels fits, the plan has no tile: the weights are found first.
+// If no tile of whole channels fits, the plan has no tile: the weights are found first, by another kernel.
 inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) {
   constexpr int64_t kMaxClasses = 8;
   constexpr int64_t kReserved = 1024;  // bytes of shared memory that the system takes a block
   const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
-  const auto parts = [](int64_t n, int64_t each) { return (n + each - 1) / each; };
   const int64_t window = plan_window(needs, e);
   int64_t tile = plan_tile(needs, e, window, device);
   int64_t classes = least(e.classes, kMaxClasses), stages = 2;
@@ -172,15 +193,16 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
   };
   const int64_t with_two = resident();
   stages = 1;
-  // rows of channels that begin anywhere are copied an element at a time, sooner than in two steps
+  // rows of channels that begin anywhere are copied an element at a time, sooner than by two kernels
   while (!needs.channels_last && tile > 1 && memory().bytes > device.block_memory) tile /= 2;
   if (with_two == kResident || resident() <= with_two) stages = 2;
   if (memory().bytes > device.block_memory) return {};
 
   // One wave of blocks; more slices than fill every multiprocessor once only while writing and reading
   // their partial maps stays below a sixteenth of what is read anyway.
-  const int64_t tiles = parts(e.channels, tile), windows = parts(e.positions, window);
-  const int64_t class_tiles = parts(e.classes, classes), maps = e.images * class_tiles * windows;
+  const int64_t tiles = ceil_div(e.channels, tile), windows = ceil_div(e.positions, window);
+  const int64_t class_shares = ceil_div(e.classes, classes),
+                maps = e.images * class_shares * windows;
   const int64_t filling = device.multiprocessors / maps;
   const int64_t wave = device.multiprocessors * resident() / maps;
   const int64_t inputs = 1 + (needs.gradients ? classes : 0);
@@ -190,9 +212,9 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
 
   const int64_t at_once = positions_at_once(needs, e.positions);
   const int64_t groups = thread_groups(window / at_once);
-  const int64_t lanes = needs.channels_last ? tile * needs.element / 16 : kThreads / tile;
-  int64_t log_lanes = 0;
-  while (int64_t{1} << log_lanes < lanes) ++log_lanes;
+  const int64_t team = needs.channels_last ? tile * needs.element / 16 : kThreads / tile;
+  int64_t log_team = 0;
+  while (int64_t{1} << log_team < team) ++log_team;
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
   return {
       narrow(tile),
@@ -201,21 +223,21 @@ inline CamPlan plan_cam(CamNeeds needs, const Extents& e, const Device& device) 
       narrow(classes),
       narrow(slices),
       narrow(windows),
-      narrow(class_tiles),
+      narrow(class_shares),
       narrow(tiles / slices),
       narrow(tiles % slices),
       narrow(tile_pitch(needs, tile, window)),
       narrow(at_once),
       narrow(groups),
-      narrow(parts(parts(tile, groups), 4) * 4),
-      narrow(lanes),
-      narrow(log_lanes),
-      narrow(kThreads / lanes),
-      narrow(parts(window / at_once, lanes) | 1),
+      narrow(ceil_div(ceil_div(tile, groups), 4) * 4),
+      narrow(team),
+      narrow(log_team),
+      narrow(kThreads / team),
+      narrow(ceil_div(window / at_once, team) | 1),
       memory()};
 }
 
-// Slices of the positions of channels whose weights are found by a launch of their own: enough for every
+// Slices of the positions of channels whose weights are found by a kernel of their own: enough for every
 // multiprocessor, each of at least kLeast positions.
 inline int64_t plan_weight_slices(int64_t blocks, int64_t positions, const Device& device) {
   constexpr int64_t kLeast = 256;
@@ -225,13 +247,12 @@ inline int64_t plan_weight_slices(int64_t blocks, int64_t positions, const Devic
   return slices > 1 ? slices : 1;
 }
 
-// Blocks for each of `count` maps of `positions`: enough to fill a GPU twice, but each with more to write
+// Shares of each of `count` maps of `positions`: enough to fill a GPU twice, but each with more to write
 // than the `reads` elements that it looks at first.
 inline int64_t shares_per_map(int64_t count, int64_t positions, int64_t reads) {
   constexpr int64_t kFill = 256, kLeast = 4;
-  const auto parts = [](int64_t n, int64_t each) { return (n + each - 1) / each; };
   const int64_t elements = kLeast * (reads > kThreads ? reads : kThreads);
-  const int64_t filling = parts(kFill, count), most = parts(positions, elements);
+  const int64_t filling = ceil_div(kFill, count), most = ceil_div(positions, elements);
   return filling < most ? filling : most;
 }
 
@@ -241,8 +262,8 @@ inline int64_t normalize_shares(int64_t count, int64_t positions) {
   return positions <= kWhole ? 1 : shares_per_map(count, positions, 0);
 }
 
-// Whether the launch that enlarges a map adds up its slices, rather than one of its own. Every block of
-// that launch does it anew, which pays while a thread of it adds up a few dozen values.
+// Whether the launch that enlarges a map folds its slices, rather than one of its own. Every block of that
+// launch does it anew, which pays while a thread of it adds up a few dozen values.
 inline bool folds_while_enlarging(int64_t slices, int64_t positions) {
   return slices == 1 || slices * positions <= 32 * kThreads;
 }

@@ -71,9 +71,9 @@ struct GuidedProductOperands : MapOperands {
     bool fits = (leading == 1 || leading == 2) && guided.dim() == maps.dim() + 1;
     for (int64_t d = 0; fits && d < leading; ++d) fits = guided.size(d) == maps.size(d);
     check(
-        fits, "guided: got shape ", shape_string(guided.sizes()),
-        ", expected (N, C, *T) or (N, K, C, *T) for maps (N, *S) or (N, K, *S), which came as ",
-        shape_string(maps.sizes()));
+        fits, "guided: got shape ", shape_string(guided.sizes()), " for maps of shape ",
+        shape_string(maps.sizes()),
+        ", expected (N, C, *T) for maps (N, *S), or (N, K, C, *T) for maps (N, K, *S)");
     return maps;
   }
 };

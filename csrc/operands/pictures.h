@@ -50,9 +50,9 @@ struct OverlayOperands : MapOperands {
     check(
         colors.scalar_type() == ScalarType::Byte && colors.dim() == 2 && colors.size(0) == 256 &&
             colors.size(1) == 3,
-        "colormap: got shape ", shape_string(colors.sizes()), " of ",
-        dtype_name(colors.scalar_type()), ", expected (256, 3) uint8");
-    check(alpha >= 0 && alpha <= 1, "alpha: got ", alpha, ", expected a share in [0, 1]");
+        "colormap: got shape ", shape_string(colors.sizes()), " and dtype ",
+        dtype_name(colors.scalar_type()), ", expected (256, 3) and uint8");
+    check(alpha >= 0 && alpha <= 1, "alpha: got ", alpha, ", expected a number in [0, 1]");
     return maps;
   }
 };
@@ -78,8 +78,9 @@ struct ImputeOperands {
         known.scalar_type() == ScalarType::Bool && known.dim() == 3 &&
             known.size(0) == images.size(0) && known.size(1) == images.size(2) &&
             known.size(2) == images.size(3),
-        "known: got shape ", shape_string(known.sizes()), " of ", dtype_name(known.scalar_type()),
-        ", expected (N, H, W) as in the images, ", shape_string(images.sizes()), ", of bool");
+        "known: got shape ", shape_string(known.sizes()), " and dtype ",
+        dtype_name(known.scalar_type()), ", expected (N, H, W) and bool for images of shape ",
+        shape_string(images.sizes()));
     return images;
   }
 };

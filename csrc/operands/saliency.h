@@ -10,12 +10,12 @@
 
 namespace fastcam {
 
-// Extents to enlarge maps of activations to: as many as there are spatial dimensions
+// Extents to enlarge maps of activations to: one for each spatial dimension
 inline void check_size(const Tensor& activations, const std::vector<int64_t>& size) {
   const int64_t spatial_dims = check_activations(activations);
   check(
       static_cast<int64_t>(size.size()) == spatial_dims, "size: got ", shape_string(size),
-      ", expected ", spatial_dims, " extents, as many as the activations have positions in");
+      ", expected ", spatial_dims, " extents, one for each spatial dimension of the activations");
 }
 
 // Activations, gradients and the extents of their enlarged maps

@@ -54,5 +54,6 @@ PYBIND11_MODULE(_C, m) {
       "How the fused kernel runs on a GPU with these multiprocessors and bytes of shared memory: "
       "what "
       "a block takes of a map, and how many blocks there are. gradients: whether they are read; "
-      "whole_channels: whether the method sums over a channel. A tile of 0 channels: two steps.");
+      "whole_channels: whether the method sums over a channel. A tile of 0 channels: the "
+      "weights are found first, by another kernel.");
 }

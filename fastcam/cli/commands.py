@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+import fastcam
 from fastcam.cli import json
 from fastcam.cli.signals import interrupting
 from fastcam.errors import FastcamError, UsageError, first_line
@@ -59,10 +59,27 @@ class _Command(TyperCommand):
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Class activation maps: see which parts of a picture support a class.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastcam {fastcam.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None: ...
+
 
 ModelName = Annotated[
     str,
@@ -82,7 +99,8 @@ Target = Annotated[str, typer.Option(help="The class to explain: top1, an id or 
 Colormap = Annotated[str, typer.Option(help="The name of an OpenCV colormap.")]
 Alpha = Annotated[float, typer.Option(min=0, max=1, help="The opacity of the heatmap.")]
 Size = Annotated[
-    int | None, typer.Option(min=1, help="The side of the network's input, in pixels.")
+    int | None,
+    typer.Option(min=1, max=10_000, help="The side of the network's input, in pixels."),
 ]
 Crop = Annotated[
     bool,
@@ -96,6 +114,9 @@ Std = Annotated[
     typer.Option(help="Channel standard deviations, for values in [0, 1]."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if available.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that fastcam has not written.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -111,8 +132,15 @@ def image(
     method: Method = "gradcam++",
     layer: Layer = "auto",
     target: Target = "top1",
-    top_k: Annotated[int, typer.Option(min=1, help="The number of classes in the grid.")] = 3,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="The number of classes in the grid (default: 3, if it has them)."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out"),
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Skip larger pictures with an error, before decoding them.")
+    ] = 100_000_000,
+    overwrite: Overwrite = False,
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,
     size: Size = None,
@@ -129,39 +157,50 @@ def image(
     """
     from fastcam import pictures
     from fastcam.cli import image as images
+    from fastcam.cli import options, outputs
     from fastcam.explainer import Explainer
-    from fastcam.pictures import render
 
-    render.check_colormap(colormap)
-    loaded = _load(model, weights, classes, size, crop, mean, std, device)
-    explainer = Explainer(loaded, method, layer)
-    targets = explainer.targets(target, top_k)
+    options.check(method, colormap, mean, std)
+    names = list(images.output_names(picture))
+    files = [path for name in names for path in images.files(out, name).values()]
+    inputs = [*picture, *options.files(weights, classes)]
     failed = 0
-    for path, name in zip(picture, images.output_names(picture), strict=True):
-        try:
-            explanation = images.explain(pictures.read(path), explainer, targets, colormap, alpha)
-        except UsageError:
-            raise
-        except FastcamError as error:
-            failed += 1
-            _say(str(error))
+    with outputs.planned(lambda: files, inputs, overwrite):
+        loaded = _load(model, weights, classes, size, crop, mean, std, device)
+        explainer = Explainer(loaded, method, layer)
+        if loaded.clip_length is not None:
+            raise UsageError(
+                f"the network takes clips of {loaded.clip_length} frames, not pictures: "
+                "use fastcam video"
+            )
+        targets = options.targets(explainer, target, top_k)
+        for path, name in zip(picture, names, strict=True):
+            about: dict[str, Any] = {
+                "picture": str(path),
+                "model": model,
+                "weights": weights,
+                "method": method,
+                "target": target,
+            }
+            try:
+                with pictures.enough_memory(path):
+                    shown = pictures.read(path, max_pixels)
+                    explanation = images.explain(shown, explainer, targets, colormap, alpha)
+                    about["layer"] = explainer.layer
+                    report = images.save(explanation, out, name, about)
+            except UsageError:
+                raise
+            except FastcamError as error:
+                failed += 1
+                _say(str(error))
+                if as_json:
+                    _print_json({"picture": str(path), "error": str(error)})
+                continue
             if as_json:
-                _print_json({"picture": str(path), "error": str(error)})
-            continue
-        about = {
-            "picture": str(path),
-            "model": model,
-            "weights": weights,
-            "method": method,
-            "layer": explainer.layer,
-            "target": target,
-        }
-        report = images.save(explanation, out, name, about)
-        if as_json:
-            _print_json(report)
-        else:
-            found = (f"{each['name']} {each['probability']:.1%}" for each in report["classes"])
-            print(f"{path}: {', '.join(found)}", *report["files"].values(), sep="\n  ")
+                _print_json(report)
+            else:
+                found = (f"{each['name']} {each['probability']:.1%}" for each in report["classes"])
+                print(f"{path}: {', '.join(found)}", *report["files"].values(), sep="\n  ")
     if failed:
         raise typer.Exit(1)
 
@@ -214,6 +253,7 @@ def video(
     raw: Annotated[
         str | None, typer.Option(help="WxH or WxH@RATE: read raw RGB frames from stdin.")
     ] = None,
+    overwrite: Overwrite = False,
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,
     size: Size = None,
@@ -230,29 +270,37 @@ def video(
     A damaged clip is explained as far as it can be decoded; then the exit code is 1.
     """
     from fastcam import video as videos
+    from fastcam.cli import options, outputs
     from fastcam.explainer import Explainer
-    from fastcam.pictures import render
 
-    render.check_colormap(colormap)
-    with videos.open_source(source, raw, _device(device).type) as opened, _bar(opened) as advance:
+    options.check(method, colormap, mean, std)
+    chosen = {
+        "target": target,
+        "norm": norm,
+        "smooth": smooth,
+        "stride": stride,
+        "layout": layout,
+        "colormap": colormap,
+        "alpha": alpha,
+        "max_height": max_height,
+        "batch": batch,
+        "codec": codec,
+    }
+    videos.check(sink, **chosen)
+    with (
+        videos.open_source(source, raw, _device(device).type) as opened,
+        outputs.planned(
+            lambda: videos.existing_files(sink),
+            [*opened.files, *options.files(weights, classes)],
+            overwrite,
+        ),
+        _bar(opened) as advance,
+    ):
         loaded = _load(model, weights, classes, size, crop, mean, std, device)
         explainer = Explainer(loaded, method, layer, fast)
-        done = videos.explain(
-            opened,
-            sink,
-            explainer,
-            target=target,
-            norm=norm,
-            smooth=smooth,
-            stride=stride,
-            layout=layout,
-            colormap=colormap,
-            alpha=alpha,
-            max_height=max_height,
-            batch=batch,
-            codec=codec,
-            progress=advance,
-        )
+        if target not in videos.CHOICES:
+            options.targets(explainer, target)
+        done = videos.explain(opened, sink, explainer, progress=advance, **chosen)
     if done.padded is not None:
         height, width = done.padded
         _say(f"the width or height is odd: padded to {width}x{height}")
@@ -286,21 +334,20 @@ def video(
 @app.command(cls=_Command)
 def demo(
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out/demo"),
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Explain the included picture and clip with the included network."""
-    from fastcam.cli import demonstration
+    from fastcam.cli import demonstration, outputs
 
-    for name, make in (
-        ("scene.png", demonstration.scene),
-        ("grid.png", demonstration.grid),
-        ("clip.mp4", demonstration.clip),
-    ):
-        text = make(out / name)
-        if as_json:
-            _print_json({"file": str(out / name), "shows": text})
-        else:
-            print(f"{out / name}\n  {text}", flush=True)
+    files = [out / name for name in demonstration.MAKERS]
+    with outputs.planned(lambda: files, demonstration.inputs(), overwrite):
+        for path, make in zip(files, demonstration.MAKERS.values(), strict=True):
+            text = make(path)
+            if as_json:
+                _print_json({"file": str(path), "shows": text})
+            else:
+                print(f"{path}\n  {text}", flush=True)
 
 
 @app.command(cls=_Command)
@@ -312,7 +359,7 @@ def info(as_json: Json = False) -> None:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     facts: dict[str, dict[str, str]] = {
-        "versions": {"fastcam": _version(), "torch": torch.__version__},
+        "versions": {"fastcam": fastcam.__version__, "torch": torch.__version__},
         "build": {key: str(value) for key, value in _kernels.build_info().items()},
         "devices": {
             "cpu": f"{torch.get_num_threads()} threads",
@@ -373,13 +420,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise UsageError(f"device {name} cannot be used: {first_line(error)}") from None
     return device
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("fastcam")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 class _Speed(ProgressColumn):

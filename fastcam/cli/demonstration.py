@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fastcam import demo, models, pictures, video
 from fastcam.cli import image
@@ -39,6 +39,14 @@ def clip(path: Path) -> str:
         large = (replace(frame, pixels=_enlarged(frame.picture)) for frame in source)
         video.explain(large, path, _explainer("clip.json"), target=_DIGIT)
     return f"the heat follows the {_DIGIT} from frame to frame"
+
+
+MAKERS: Final = {"scene.png": scene, "grid.png": grid, "clip.mp4": clip}
+
+
+def inputs() -> list[Path]:
+    """The files that are read."""
+    return [demo.asset(name) for name in ("scene.png", "scene.json", "clip.mp4", "clip.json")]
 
 
 def _explained_scene(top_k: int = 1) -> image.ImageExplanation:

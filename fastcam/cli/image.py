@@ -12,7 +12,6 @@ import torch
 
 from fastcam import ops, pictures
 from fastcam.cli import json
-from fastcam.errors import UsageError
 from fastcam.explainer import Explained, Explainer
 from fastcam.pictures import Picture, render
 from fastcam.targets import TopClasses
@@ -20,18 +19,37 @@ from fastcam.targets import TopClasses
 
 @dataclass(frozen=True)
 class ImageExplanation:
-    """The explanation of K classes of one picture."""
+    """The explanation of K classes of one picture. Its pictures are drawn on each access."""
 
-    overlay: Picture
-    """The heatmap of the first class over the picture."""
-    grid: Picture
-    """The picture beside the heatmap of each class, with its name and probability."""
+    picture: Picture
     explained: Explained
     """A batch of one picture: maps (1, K, h, w)."""
     classes: list[dict[str, Any]]
     """For each class: id, name, score, probability and the range of the raw map."""
     region: render.Region
     """The part of the picture inside the network's input."""
+    colormap: str
+    alpha: float
+
+    @property
+    def overlay(self) -> Picture:
+        """The heatmap of the first class over the picture."""
+        return self._overlay(0)
+
+    @property
+    def grid(self) -> Picture:
+        """The picture beside the heatmap of each class, with its name and probability."""
+        return render.grid(self._panels())
+
+    def _panels(self) -> Iterator[tuple[render.Title, Picture]]:
+        yield render.Title("picture"), self.picture
+        for k, each in enumerate(self.classes):
+            yield render.Title(each["name"], f"{each['probability']:.1%}"), self._overlay(k)
+
+    def _overlay(self, k: int) -> Picture:
+        heat = ops.upsample(self.explained.heat(k), self.explained.maps.shape[-2:])  # in [0, 1]
+        batch = torch.from_numpy(self.picture).unsqueeze(0)
+        return render.heat(batch, heat, self.region, self.colormap, self.alpha)[0].numpy()
 
 
 def explain(
@@ -50,18 +68,14 @@ def explain(
         colormap, alpha: see :func:`fastcam.pictures.render.overlay`.
 
     Raises:
-        UsageError: if the network takes clips, or as :class:`fastcam.explainer.Explainer` does.
+        UsageError: as :class:`fastcam.explainer.Explainer` does.
+        FastcamError: if the model fails on this picture, or there is not enough memory.
     """
     model = explainer.model
-    if model.clip_length is not None:
-        raise UsageError(
-            f"the network takes clips of {model.clip_length} frames, not pictures: "
-            "use fastcam video"
-        )
     batch = torch.from_numpy(picture).unsqueeze(0)
     region = model.preprocessing.region(*picture.shape[:2])
     explained = explainer(model.preprocessing(batch), targets)
-    classes, overlays = [], []
+    classes = []
     for k, class_id in enumerate(explained.class_ids[0].tolist()):
         raw = explained.maps[0, k]
         classes.append(
@@ -73,12 +87,20 @@ def explain(
                 "range": [raw.min().item(), raw.max().item()],
             }
         )
-        seen = region.bottom - region.top, region.right - region.left
-        heat = ops.upsample(explained.heat(k), seen)
-        overlays.append(render.heat(batch, heat, region, colormap, alpha)[0].numpy())
-    titles = [render.Title(each["name"], f"{each['probability']:.1%}") for each in classes]
-    grid = render.grid([(render.Title("picture"), picture), *zip(titles, overlays, strict=True)])
-    return ImageExplanation(overlays[0], grid, explained, classes, region)
+    return ImageExplanation(picture, explained, classes, region, colormap, alpha)
+
+
+_KINDS = {
+    "overlay": "{}-overlay.png",
+    "grid": "{}-grid.png",
+    "maps": "{}.npy",
+    "report": "{}.json",
+}
+
+
+def files(folder: Path, name: str) -> dict[str, Path]:
+    """What :func:`save` writes, by kind."""
+    return {kind: folder / pattern.format(name) for kind, pattern in _KINDS.items()}
 
 
 def save(
@@ -87,26 +109,22 @@ def save(
     """Writes NAME-overlay.png, NAME-grid.png, NAME.npy (the raw maps) and NAME.json.
 
     Returns:
-        The contents of NAME.json: ``about``, the classes, the region and the files.
+        The contents of NAME.json: ``about``, the classes, the region and the other files.
     """
     maps = explanation.explained.maps[0].numpy()  # (K, h, w) float32
-    files = {
-        "overlay": folder / f"{name}-overlay.png",
-        "grid": folder / f"{name}-grid.png",
-        "maps": folder / f"{name}.npy",
-    }
-    pictures.write(files["overlay"], explanation.overlay)
-    pictures.write(files["grid"], explanation.grid)
-    with pictures.replacing(files["maps"]) as temporary:
+    paths = files(folder, name)
+    pictures.write(paths["overlay"], explanation.overlay)
+    pictures.write(paths["grid"], explanation.grid)
+    with pictures.replacing(paths["maps"]) as temporary:
         np.save(temporary, maps)
     report = {
         **about,
         "classes": explanation.classes,
         "shape": list(maps.shape),
         "region": explanation.region._asdict(),
-        "files": {kind: str(path) for kind, path in files.items()},
+        "files": {kind: str(path) for kind, path in paths.items() if kind != "report"},
     }
-    with pictures.replacing(folder / f"{name}.json") as temporary:
+    with pictures.replacing(paths["report"]) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
     return report
 

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
-
-from torch import nn
-
-from fastcam.engine.inputs import (
-    Argument,
-    Inputs,
-)
-from fastcam.engine.layers import Layers
-from fastcam.engine.outputs import (
-    Output,
-)
-from fastcam.engine.shapes import Reshape
-from fastcam.errors import ArgumentError
 from fastcam.methods.activation import FEM, RandomCAM
 from fastcam.methods.base import Method
 from fastcam.methods.composed import SESS, FinerCAM, RefineCAM
 from fastcam.methods.eigen import KPCACAM, EigenCAM, EigenGradCAM, SegEigenCAM
-from fastcam.methods.explanation import Explanation
 from fastcam.methods.fullgrad import FullGrad
 from fastcam.methods.gradient import (
     CAM,
@@ -37,7 +21,6 @@ from fastcam.methods.legrad import LeGrad
 from fastcam.methods.masking import ISCAM, SSCAM, AblationCAM, ScoreCAM
 from fastcam.methods.shapley import ShapleyCAM
 from fastcam.methods.smooth import SmoothGradCAMPlusPlus
-from fastcam.targets import Targets
 
 __all__ = [
     "CAM",
@@ -51,7 +34,6 @@ __all__ = [
     "Deconvnet",
     "EigenCAM",
     "EigenGradCAM",
-    "Explanation",
     "FinerCAM",
     "FullGrad",
     "GradCAM",
@@ -69,7 +51,6 @@ __all__ = [
     "ShapleyCAM",
     "SmoothGradCAMPlusPlus",
     "XGradCAM",
-    "explain",
 ]
 
 METHODS: dict[str, type[Method]] = {
@@ -105,36 +86,3 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 """Every method, by the name that Python, the command line and the benchmarks use."""
-
-
-def explain(
-    model: nn.Module,
-    images: Inputs,
-    method: str = "gradcam++",
-    target_layers: Layers | None = None,
-    targets: Targets = None,
-    *,
-    reshape: Reshape | None = None,
-    output: Output | None = None,
-    per_image: Collection[Argument] | None = None,
-    run: int | None = None,
-    **options: Any,
-) -> Explanation:
-    """One explanation in one call: maps, class ids, scores and outputs from one forward.
-
-    Args:
-        model, target_layers, reshape, output, per_image, run: as for the methods' constructors.
-        images, targets: as for the methods' calls.
-        method: a key of :data:`METHODS`.
-        options: the call's ``size``, ``normalize`` and ``relu``.
-
-    Raises:
-        ValueError, TypeError: as from the method; also for an unknown name.
-    """
-    if method not in METHODS:
-        raise ArgumentError("method", f"got '{method}', expected one of {', '.join(METHODS)}")
-    cam: Any = METHODS[method](
-        model, target_layers, reshape=reshape, output=output, per_image=per_image, run=run
-    )
-    maps = cam(images, targets, **options)
-    return Explanation(maps, cam.class_ids, cam.scores, cam.outputs)

@@ -35,8 +35,8 @@ from fastcam.engine.running import Hooks, unwrap
 from fastcam.engine.shapes import Reshape
 from fastcam.engine.start import find_start
 from fastcam.engine.values import tensors_of
-from fastcam.errors import ArgumentError
-from fastcam.methods.explanation import Explanation
+from fastcam.errors import ArgumentError, first_line
+from fastcam.methods.result import Result
 from fastcam.targets import (
     Selection,
     Targets,
@@ -63,7 +63,9 @@ class Method:
     takes_layers: ClassVar[bool] = True
     """Whether there are target layers; otherwise the method ends at the images."""
     graph: Graph | None = "layers"
-    """Where the recorded graph starts: see :func:`fastcam.engine.capture.capture`."""
+    """Where the graph of its first run starts: see :func:`fastcam.engine.capture.capture`."""
+    signed: ClassVar[bool] = False
+    """Whether the maps are signed gradients of each of the images' channels."""
     reruns: ClassVar[bool] = False
     """Whether it runs the model again with other images or activations."""
     captures: ClassVar[bool] = False
@@ -117,9 +119,11 @@ class Method:
         """The classes of the last call, (N,) or (N, K); None if the targets were functions."""
         self.scores: Tensor | None = None
         """Their scores, in the same shape."""
+        self.output = output
+        """The argument of that name: picks the logits from the model's outputs."""
+        self.per_image = PerImage(per_image)
+        """Which inputs besides the images have a row for each image, as far as it is known."""
         self._reshape = reshape
-        self._output = output
-        self._per_image = PerImage(per_image)
         self._repeats = Repeats(run)
         self._checked = False  # whether a call has checked the outputs and the layers
         self._start: Start | None = None  # of the graph, found by the first call
@@ -139,6 +143,11 @@ class Method:
     def is_ready(self) -> bool:
         """Whether the next call needs no further preparation."""
         return self._checked
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether it uses gradients at the layers, in its first run or in later ones."""
+        return self.graph == "layers"
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -174,20 +183,29 @@ class Method:
                     )
         return record, selection
 
-    def keep(self, explanation: Explanation) -> Any:
+    def keep(self, result: Result) -> Any:
         """Stores the other results in this object's attributes, and returns the maps."""
-        self.outputs = explanation.outputs
-        self.class_ids, self.scores = explanation.class_ids, explanation.scores
-        return explanation.maps
+        self.outputs = result.outputs
+        self.class_ids, self.scores = result.class_ids, result.scores
+        return result.maps
 
-    def capture(self, inputs: Inputs, hooks: Hooks = (), *, exact: bool = False) -> Capture:
+    def capture(
+        self,
+        inputs: Inputs,
+        hooks: Hooks = (),
+        *,
+        exact: bool = False,
+        gradients: bool = False,
+    ) -> Capture:
         """One run.
 
         Args:
             inputs: the model's inputs.
             hooks: further forward hooks, for this run.
             exact: whether to run the model itself, with autograd recording all of it.
+            gradients: whether to record from the layers up, even if :attr:`graph` is None.
         """
+        graph = "layers" if gradients else self.graph
         layouts = self.find_layouts(inputs)
         model, start = self.model, self.find_start(inputs)
         if exact:
@@ -202,11 +220,11 @@ class Method:
                 inputs,
                 self.layers,
                 reshape=self._reshape,
-                output=self._output,
-                graph=self.graph,
+                output=self.output,
+                graph=graph,
                 start=start,
                 hooks=hooks,
-                per_image=self._per_image,
+                per_image=self.per_image,
                 repeats=self._repeats,
                 layouts=layouts,
                 reruns=self.reruns,
@@ -223,9 +241,9 @@ class Method:
         shapes = tuple(tensor.shape[1:] for tensor in tensors_of(inputs))
         found = self._layouts.get(None) or self._layouts.get(shapes)
         if found is None:
-            pair = self._per_image.pair(self.model, inputs, self._output)
+            pair = self.per_image.pair(self.model, inputs, self.output)
             chosen = self._repeats.chosen
-            found = find_layouts(self.model, pair, self.layers, self._output, chosen)
+            found = find_layouts(self.model, pair, self.layers, self.output, chosen)
             self._layouts[None if found.fits_all_sizes else shapes] = found
         return found
 
@@ -235,21 +253,31 @@ class Method:
                 self.model,
                 inputs,
                 reshape=self._reshape,
-                output=self._output,
-                per_image=self._per_image,
+                output=self.output,
+                per_image=self.per_image,
             )
             self.layers = (found,)
 
     @contextmanager
-    def calling(self) -> Iterator[None]:
-        """The context of a call: one call at a time, no grad by default, no graph kept after it."""
+    def calling(self, inputs: Inputs) -> Iterator[None]:
+        """The context of a call: one call at a time, no grad by default, no graph kept after it.
+
+        Raises:
+            TypeError: if the model fails on inputs without a tensor, such as a picture.
+        """
         with self._turn, torch.inference_mode(False), torch.no_grad():
             given, sizes = self.layers, set(self._layouts)
             before = self._held() if self._keeps is not False else []
             try:
                 yield
-            except BaseException:
+            except BaseException as error:
                 self._forget(given, sizes)
+                if isinstance(error, (TypeError, AttributeError)) and not tensors_of(inputs):
+                    raise TypeError(
+                        f"images: got {type(inputs).__name__}, which the model does not take "
+                        f"({first_line(error)}); expected its inputs, such as a tensor "
+                        "(N, C, H, W); fastcam.explain also takes pictures"
+                    ) from error
                 raise
             finally:
                 if self._keeps is not False:
@@ -272,7 +300,7 @@ class Method:
             return
         self.layers, self._start, self._keeps = layers, None, None
         self._layouts.clear()
-        self._per_image.forget()
+        self.per_image.forget()
         self._repeats.forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -283,17 +311,17 @@ class Method:
 
     def first_image(self, inputs: Inputs) -> Inputs:
         """The inputs for one image."""
-        return self._per_image.first(self.model, inputs, self._output)
+        return self.per_image.first(self.model, inputs, self.output)
 
     def logits_of(self, outputs: Any, inputs: Inputs) -> Tensor:
         """The logits (N, classes) from the model's outputs for these inputs."""
-        return logits_of(outputs, self._output, rows_of(inputs))
+        return logits_of(outputs, self.output, rows_of(inputs))
 
     def find_start(self, inputs: Inputs) -> Start | None:
         """Where the graph starts; found once. None if it does not start at the layers."""
-        if self.graph == "layers" and self._start is None:
+        if self.differentiates and self._start is None:
             first = self.first_image(inputs)
             chosen = self._repeats.chosen
             stepwise = self.find_layouts(inputs).stepwise if chosen is None else None
-            self._start = find_start(self.model, first, self.layers, self._output, chosen, stepwise)
+            self._start = find_start(self.model, first, self.layers, self.output, chosen, stepwise)
         return self._start

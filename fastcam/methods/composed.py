@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from fastcam import ops
 from fastcam.engine.capture import Capture
 from fastcam.engine.layers import Layers
-from fastcam.errors import ArgumentError
+from fastcam.errors import ArgumentError, check_positive
 from fastcam.methods.base import Reading
 from fastcam.methods.gradient import GradCAM, GradCAMPlusPlus
 from fastcam.methods.maps import MapMethod, Wanted
@@ -77,11 +77,9 @@ class FinerCAM(_Composed):
             raise ArgumentError(
                 "base", f"got '{base.name}', expected a method of gradients, such as GradCAM"
             )
-        if references < 1 or weights not in ("equal", "softmax"):
-            raise ArgumentError(
-                "references, weights",
-                f'got {references} and {weights!r}, expected at least 1, and "equal" or "softmax"',
-            )
+        check_positive(references=references)
+        if weights not in ("equal", "softmax"):
+            raise ArgumentError("weights", f'got {weights!r}, expected "equal" or "softmax"')
         self.gamma, self.references, self.weights = gamma, references, weights
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
@@ -222,17 +220,12 @@ class SESS(_Composed):
         """
         super().__init__(model, target_layers, base, reading)
         sizes = [scales] if isinstance(scales, int) else list(scales)
-        for argument, numbers in (
-            ("scales", sizes or [0]),
-            ("window", [window]),
-            ("step", [step]),
-            ("batch_size", [batch_size]),
-        ):
-            if any(number is not None and number < 1 for number in numbers):
-                raise ValueError(f"{argument}: got {numbers}, expected positive integers")
+        if not sizes:
+            raise ArgumentError("scales", "got none, expected at least one size")
+        check_positive(scales=min(sizes), window=window, step=step, batch_size=batch_size)
         for argument, share in (("drop", drop), ("theta", theta)):
             if not 0 <= share < 1:
-                raise ValueError(f"{argument}: got {share}, expected it in [0, 1)")
+                raise ArgumentError(argument, f"got {share}, expected it in [0, 1)")
         if pool not in ("mean", "max"):
             raise ArgumentError("pool", f'got {pool!r}, expected "mean" or "max"')
         self.relu = self._base.relu

@@ -25,7 +25,7 @@ from fastcam.engine.running import (
     unwrap,
 )
 from fastcam.engine.shapes import Reshape
-from fastcam.errors import ArgumentError
+from fastcam.errors import ArgumentError, check_positive
 from fastcam.methods.maps import Size, extents_of
 
 
@@ -78,8 +78,7 @@ def deep_feature_factorization(
         ValueError, TypeError: if the layer or the size does not fit the model and the images, or
             activations are NaN or infinite.
     """
-    if components < 1:
-        raise ArgumentError("components", f"got {components}, expected at least 1")
+    check_positive(components=components)
     with torch.inference_mode(False), torch.no_grad():
         model = unwrap(model)
         reading: dict[str, Any] = {

@@ -12,7 +12,7 @@ from fastcam.engine.fast.model import FastModel
 from fastcam.engine.fast.options import Options
 from fastcam.engine.graph import OUTPUT
 from fastcam.engine.inputs import Inputs
-from fastcam.methods.explanation import Explanation
+from fastcam.methods.result import Result
 from fastcam.targets import Targets, TopClasses, class_ids, name_classes
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class FastMode:
 
     def explained(
         self, method: MapMethod, images: Inputs, targets: Targets, wanted: Wanted
-    ) -> Explanation:
+    ) -> Result:
         """The method's explanation with the copy, from a CUDA graph if that is possible.
 
         Raises:

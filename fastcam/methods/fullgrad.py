@@ -17,8 +17,8 @@ from fastcam.engine.inputs import (
 )
 from fastcam.errors import ArgumentError
 from fastcam.methods.base import Method
-from fastcam.methods.explanation import Explanation
 from fastcam.methods.maps import Size, extents_of
+from fastcam.methods.result import Result
 from fastcam.targets import Targets
 
 
@@ -54,7 +54,7 @@ class FullGrad(Method):
         Raises:
             ValueError, TypeError: if targets or sizes do not fit the model and the images.
         """
-        with self.calling():
+        with self.calling(images):
             biases = _Biases()
             with biases:
                 record, selection = self.capture_scores(images, targets)
@@ -90,7 +90,7 @@ class FullGrad(Method):
                 (maps,) = selection.by_class(map_of)
                 size = None if size == "layer" else size
                 maps = ops.upsample(maps, extents_of(record, size), normalize)
-            return self.keep(Explanation.of(maps, record, selection))
+            return self.keep(Result.of(maps, record, selection))
 
 
 def summed(products: Iterable[Tensor], extents: tuple[int, ...], eps: float = 0.0) -> Tensor:

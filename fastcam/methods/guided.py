@@ -17,9 +17,9 @@ from fastcam.engine.inputs import (
 from fastcam.engine.opaque import scripted_relus
 from fastcam.errors import ArgumentError
 from fastcam.methods.base import Method
-from fastcam.methods.explanation import Explanation
 from fastcam.methods.gradient import gradient_maps
 from fastcam.methods.maps import extents_of, mean_of_layers
+from fastcam.methods.result import Result
 from fastcam.targets import Selection, Targets
 
 
@@ -35,6 +35,7 @@ class GuidedBackprop(Method):
     name = "guided-backprop"
     takes_layers = False
     graph = "images"
+    signed = True
     rule: ClassVar[Literal["guided", "deconvnet"]] = "guided"
 
     def __call__(self, images: Inputs, targets: Targets = None) -> Tensor:
@@ -44,7 +45,7 @@ class GuidedBackprop(Method):
             images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
             targets: see :func:`fastcam.targets.select`; None for the top class.
         """
-        with self.calling():
+        with self.calling(images):
             _refuse_scripted_relus(self.model)
             relu = GuidedReLU()
             with relu:
@@ -52,7 +53,7 @@ class GuidedBackprop(Method):
             _warn_of_missed_relus(relu)
             relu.rule = self.rule
             gradients = _image_gradients(record, selection)
-            return self.keep(Explanation.of(gradients, record, selection))
+            return self.keep(Result.of(gradients, record, selection))
 
 
 class Deconvnet(GuidedBackprop):
@@ -74,6 +75,7 @@ class GuidedGradCAM(Method):
 
     name = "guided-gradcam"
     graph = "images"
+    signed = True
 
     def __call__(self, images: Inputs, targets: Targets = None) -> Tensor:
         """The signed product in the images' shape (N, C, *S), or (N, K, C, *S) for targets (N, K).
@@ -82,7 +84,7 @@ class GuidedGradCAM(Method):
             images: floating point (N, C, *S), or a tuple or mapping of what the model takes.
             targets: see :func:`fastcam.targets.select`; None for the top class.
         """
-        with self.calling():
+        with self.calling(images):
             _refuse_scripted_relus(self.model)
             self.find_layers(images)
             relu = GuidedReLU()
@@ -98,7 +100,7 @@ class GuidedGradCAM(Method):
                 relu.rule = "guided"
                 guided = _image_gradients(record, selection)
                 product = ops.guided_product(maps[0], guided, len(extents_of(record, None)))
-            return self.keep(Explanation.of(product, record, selection))
+            return self.keep(Result.of(product, record, selection))
 
 
 def _refuse_scripted_relus(model: nn.Module) -> None:

@@ -23,8 +23,8 @@ from fastcam.engine.trials import trial
 from fastcam.engine.values import first_with_positions
 from fastcam.errors import ArgumentError
 from fastcam.methods.base import Method, Reading
-from fastcam.methods.explanation import Explanation
 from fastcam.methods.maps import Size, extents_of
+from fastcam.methods.result import Result
 from fastcam.targets import Selection, Targets
 
 Head = Callable[[Tensor], Tensor]
@@ -83,7 +83,7 @@ class LeGrad(Method):
         Raises:
             ValueError, TypeError: if there is no attention, or targets or sizes do not fit.
         """
-        with self.calling():
+        with self.calling(images):
             self.find_layers(images)
             attention = _Attention()
             last: dict[str, tuple[GradientEdge, torch.Size]] = {}
@@ -118,7 +118,7 @@ class LeGrad(Method):
                 mean = ops.normalize(mean) if normalize else mean
             else:
                 mean = ops.upsample(mean, extents_of(record, size), normalize)
-            return self.keep(Explanation.of(mean, record, selection))
+            return self.keep(Result.of(mean, record, selection))
 
     def find_layers(self, inputs: Inputs) -> None:
         if not self.layers:

@@ -20,8 +20,8 @@ from fastcam.engine.running import run
 from fastcam.engine.values import tensors_of
 from fastcam.errors import ArgumentError
 from fastcam.methods.base import Method
-from fastcam.methods.explanation import Explanation
 from fastcam.methods.fast_mode import FastMode
+from fastcam.methods.result import Result
 from fastcam.methods.verification import Verification, gradients_of, relative_error
 from fastcam.targets import Selection, Targets, select
 
@@ -138,7 +138,7 @@ class MapMethod(Method):
         Raises:
             ValueError, TypeError: if layers, targets or sizes do not fit the model and the images.
         """
-        with self.calling():
+        with self.calling(images):
             self.find_layers(images)
             wanted = Wanted(
                 tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else size,
@@ -149,13 +149,13 @@ class MapMethod(Method):
                 return self.keep(self.explained(images, targets, wanted))
             return self.keep(self._fast.explained(self, images, targets, wanted))
 
-    def explained(self, images: Inputs, targets: Targets, wanted: Wanted) -> Explanation:
+    def explained(self, images: Inputs, targets: Targets, wanted: Wanted) -> Result:
         """One explanation, from a run of the network that :meth:`network` returns."""
         record, selection = self.capture_scores(images, targets)
         with torch.autocast(record.logits.device.type, enabled=False):
             maps = self.finished(record, selection, wanted)
             self._look(maps, record, wanted.relu)
-        return Explanation.of(maps, record, selection)
+        return Result.of(maps, record, selection)
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
@@ -182,7 +182,7 @@ class MapMethod(Method):
         Raises:
             ValueError: if the score does not depend on a layer, even in the whole graph.
         """
-        with self.calling():
+        with self.calling(images):
             self.find_layers(images)
             whole = self.capture(images, exact=True)
             selection = select(whole.logits, targets)

@@ -15,25 +15,17 @@ from fastcam.engine.continuation import Continuation
 from fastcam.engine.fast.model import folded
 from fastcam.engine.layers import Layers
 from fastcam.engine.pooled_head import find_pooled_head
-from fastcam.errors import ArgumentError
+from fastcam.errors import ArgumentError, check_positive
 from fastcam.methods.base import Reading
 from fastcam.methods.maps import MapMethod, extents_of
 from fastcam.methods.masked_runs import masked_runs
 from fastcam.targets import Selection
 
 
-class ScoreCAM(MapMethod):
-    """M = ReLU(sum_k w_k A^k), w = softmax over k of S(x H_k), H_k the enlarged A^k in [0, 1].
+class _Masking(MapMethod):
+    """A method that runs masked images or activations, some at a time."""
 
-    Wang et al. 2020, arXiv 1910.01279, equations 6 to 8. The paper subtracts the score of a
-    baseline from S(x H_k), which softmax cancels. A constant A^k masks everything: the constant
-    channels of an image share one run.
-    """
-
-    name = "scorecam"
-    graph = None
     reruns = True
-    _shares_constants = True
 
     def __init__(
         self,
@@ -46,12 +38,27 @@ class ScoreCAM(MapMethod):
         """As for the other methods.
 
         Args:
-            batch_size: how many masked images run together.
+            batch_size: how many masked images or activations run together, but at least one for
+                each image if activations are masked.
         """
         super().__init__(model, target_layers, **reading)
-        if batch_size < 1:
-            raise ArgumentError("batch_size", f"got {batch_size}, expected at least 1")
+        check_positive(batch_size=batch_size)
         self.batch_size = batch_size
+
+
+class ScoreCAM(_Masking):
+    """M = ReLU(sum_k w_k A^k), w = softmax over k of S(x H_k), H_k the enlarged A^k in [0, 1].
+
+    Wang et al. 2020, arXiv 1910.01279, equations 6 to 8. The paper subtracts the score of a
+    baseline from S(x H_k), which softmax cancels. A constant A^k masks everything: the constant
+    channels of an image share one run.
+    """
+
+    name = "scorecam"
+    graph = None
+    samples = 1
+    """How many variations of a mask count."""
+    _shares_constants = True
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         if record.images is None or not record.images.is_floating_point():
@@ -83,19 +90,15 @@ class ScoreCAM(MapMethod):
                 shown = record.over_images(varied.to(record.images.dtype))
                 masked = record.images[images] * shown
                 scores[chunk] += selection.of(again.again(images, masked), images)
-        return runs.spread(scores / self._samples())
+        return runs.spread(scores / self.samples)
 
     def _masks(self, activations: Tensor, extents: tuple[int, ...]) -> Tensor:
         """(R, *extents) in [0, 1], for activations (R, *S)."""
         return ops.upsample(activations, extents)
 
     def _variations(self, masks: Tensor) -> Iterator[Tensor]:
-        """The masks whose scores are averaged."""
+        """The masks whose scores are averaged, :attr:`samples` in number."""
         yield masks
-
-    def _samples(self) -> int:
-        """The number of variations."""
-        return 1
 
 
 class SSCAM(ScoreCAM):
@@ -128,8 +131,7 @@ class SSCAM(ScoreCAM):
             batch_size: how many masked images run together.
         """
         super().__init__(model, target_layers, batch_size=batch_size, **reading)
-        if samples < 1:
-            raise ArgumentError("samples", f"got {samples}, expected at least 1")
+        check_positive(samples=samples)
         self.samples, self.std, self.seed = samples, std, seed
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
@@ -140,9 +142,6 @@ class SSCAM(ScoreCAM):
     def _variations(self, masks: Tensor) -> Iterator[Tensor]:
         for _ in range(self.samples):
             yield masks + torch.empty_like(masks).normal_(0, self.std, generator=self._generator)
-
-    def _samples(self) -> int:
-        return self.samples
 
 
 class ISCAM(ScoreCAM):
@@ -169,21 +168,23 @@ class ISCAM(ScoreCAM):
             batch_size: how many masked images run together.
         """
         super().__init__(model, target_layers, batch_size=batch_size, **reading)
-        if samples < 1:
-            raise ArgumentError("samples", f"got {samples}, expected at least 1")
+        check_positive(samples=samples)
         self.samples = samples
 
     def _variations(self, masks: Tensor) -> Iterator[Tensor]:
-        factor = 0.0
-        for i in range(1, self.samples + 1):
-            factor += i / self.samples
+        for factor in growing_factors(self.samples):
             yield masks * factor
 
-    def _samples(self) -> int:
-        return self.samples
+
+def growing_factors(samples: int) -> Iterator[float]:
+    """IS-CAM's factors of a mask, sum_{j <= i} j / n for i = 1 ... n."""
+    factor = 0.0
+    for i in range(1, samples + 1):
+        factor += i / samples
+        yield factor
 
 
-class AblationCAM(MapMethod):
+class AblationCAM(_Masking):
     """M = ReLU(sum_k w_k A^k), w_k = (S - S_k) / S, S_k the score with A^k set to 0.
 
     Desai and Ramaswamy 2020, Ablation-CAM, WACV, equation 4; 0 if S is 0. For global average
@@ -193,26 +194,6 @@ class AblationCAM(MapMethod):
     """
 
     name = "ablationcam"
-    reruns = True
-
-    def __init__(
-        self,
-        model: nn.Module,
-        target_layers: Layers | None = None,
-        *,
-        batch_size: int = 32,
-        **reading: Unpack[Reading],
-    ) -> None:
-        """As for the other methods.
-
-        Args:
-            batch_size: how many ablated activations run together, but at least the number of
-                images.
-        """
-        super().__init__(model, target_layers, **reading)
-        if batch_size < 1:
-            raise ArgumentError("batch_size", f"got {batch_size}, expected at least 1")
-        self.batch_size = batch_size
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         scores = selection.scores.detach()

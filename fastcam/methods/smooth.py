@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fastcam import ops
-from fastcam.engine.capture import Capture, capture
+from fastcam.engine.capture import Capture
 from fastcam.engine.layers import Layers
-from fastcam.errors import ArgumentError
+from fastcam.errors import ArgumentError, check_positive
 from fastcam.methods.base import Reading
 from fastcam.methods.maps import MapMethod
 from fastcam.targets import Selection
@@ -25,6 +25,7 @@ class SmoothGradCAMPlusPlus(MapMethod):
 
     name = "smoothgradcam++"
     graph = None
+    differentiates = True
     captures = True
 
     def __init__(
@@ -45,8 +46,7 @@ class SmoothGradCAMPlusPlus(MapMethod):
             seed: the seed of the noise; every call draws the same noise.
         """
         super().__init__(model, target_layers, **reading)
-        if samples < 1:
-            raise ArgumentError("samples", f"got {samples}, expected at least 1")
+        check_positive(samples=samples)
         self.samples, self.std, self.seed = samples, std, seed
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
@@ -65,21 +65,8 @@ class SmoothGradCAMPlusPlus(MapMethod):
             device=images.device,
         )
         inputs = record.inputs(rows, images[rows] + noise)
-        layouts = self.find_layouts(inputs)
-        model, inputs = self.network(inputs)
         with record.autocast():
-            noisy = capture(
-                model,
-                inputs,
-                self.layers,
-                reshape=self._reshape,
-                output=self._output,
-                per_image=self._per_image,
-                repeats=self._repeats,
-                start=self._start,
-                layouts=layouts,
-            )
-        self._started += noisy.started
+            noisy = self.capture(inputs, exact=record.exact, gradients=True)
         with torch.enable_grad():
             scores = Selection(selection.of(noisy.logits, rows), None)
 

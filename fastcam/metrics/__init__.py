@@ -321,8 +321,8 @@ def arcc(
 
 def _scored(method: Any, output: Output | None) -> dict[str, Any]:
     """The ``output`` and ``per_image`` of a method; ``output`` replaces the method's if given."""
-    output = method._output if output is None else output
-    return {"output": output, "per_image": method._per_image}
+    output = method.output if output is None else output
+    return {"output": output, "per_image": method.per_image}
 
 
 def _quality(

@@ -6,7 +6,7 @@ import importlib
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcam.errors import FastcamError, UsageError, first_line, near
+from fastcam.errors import ArgumentError, FastcamError, UsageError, first_line, near
+from fastcam.pictures import Picture
 from fastcam.pictures.render import Region
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_LARGEST = 2**27  # pixels of a resized picture
 _CLIP_LENGTH = 16  # frames per clip in the training of torchvision's video networks ...
 _CLIP_LENGTHS = {f"swin3d_{size}": 32 for size in "tsb"}  # ... except for these
 
@@ -124,6 +126,30 @@ class LoadedModel:
     multilabel: bool = False
     clip_length: int | None = None
 
+    def inputs_of(self, pictures: Sequence[Picture]) -> Tensor:
+        """Preprocesses pictures (H, W, 3), each of any size: (N, 3, h, w) on the module's device.
+
+        Raises:
+            ValueError: if the inputs differ in size, or the module takes clips.
+        """
+        if self.clip_length is not None:
+            raise ArgumentError(
+                "images",
+                f"got pictures, but the network takes clips of {self.clip_length} frames; pass a "
+                "tensor (N, 3, T, H, W)",
+            )
+        inputs = [self.preprocessing(torch.from_numpy(each)[None]) for each in pictures]
+        for picture, image in zip(pictures, inputs, strict=True):
+            if image.shape != inputs[0].shape:
+                raise ArgumentError(
+                    "images",
+                    f"pictures of {_extents(pictures[0].shape)} and {_extents(picture.shape)} "
+                    f"pixels become inputs of {_extents(inputs[0].shape[2:])} and "
+                    f"{_extents(image.shape[2:])} pixels; explain them one at a time",
+                )
+        parameter = next(self.module.parameters(), None)
+        return torch.cat(inputs).to(None if parameter is None else parameter.device)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (N, classes) -> probabilities (N, classes)."""
         if self.multilabel or logits.shape[1] == 1:
@@ -139,7 +165,7 @@ class LoadedModel:
         Raises:
             UsageError: if the number is out of range, or the name is unknown or ambiguous.
         """
-        if text.isdecimal():
+        if text.isdecimal() and len(text) < 19:  # no class id has more digits
             if self.classes and int(text) >= len(self.classes):
                 ids = f"the ids are 0 to {len(self.classes) - 1}"
                 raise UsageError(f"class {text} is out of range: {ids}")
@@ -156,8 +182,21 @@ class LoadedModel:
         return found[0]
 
 
+def _extents(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[0]}"
+
+
 def resized(images: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
-    """Resizes with antialiasing ("bilinear" or "bicubic"): (N, C, H, W) -> (N, C, *size), uint8."""
+    """Resizes with antialiasing ("bilinear" or "bicubic"): (N, C, H, W) -> (N, C, *size), uint8.
+
+    Raises:
+        FastcamError: if the result is huge, as for a picture that is long and one pixel wide.
+    """
+    if size[0] * size[1] > _LARGEST:
+        before, after = (f"{width}x{height}" for height, width in (images.shape[2:], size))
+        raise FastcamError(
+            f"a picture of {before} pixels would be resized to {after}: cut a less narrow part out"
+        )
     if images.is_cuda:  # torch interpolates uint8 only on a CPU
         large = F.interpolate(images.float(), size, mode=interpolation, antialias=True)
         return large.round_().clamp_(0, 255).byte()

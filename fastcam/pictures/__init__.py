@@ -2,75 +2,134 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastcam.errors import FastcamError
+from fastcam.pictures import headers
+from fastcam.pictures.files import cannot_write, replacing, same_file, temporary_name
+
+__all__ = [
+    "MAX_PIXELS",
+    "Picture",
+    "can_write",
+    "cannot_write",
+    "encoded",
+    "enough_memory",
+    "read",
+    "replacing",
+    "same_file",
+    "temporary_name",
+    "write",
+]
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 
+MAX_PIXELS = 100_000_000
+_HEAD = 16  # bytes that tell the format
+_BYTES = 16  # per pixel, more than any format that OpenCV reads needs
 
-def read(path: Path) -> Picture:
+
+def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Reads a picture, (H, W, 3), RGB, rotated upright by its EXIF orientation.
 
+    Args:
+        path: a file in any format that OpenCV reads; other bit depths are converted to 8 bits.
+        max_pixels: refuse larger pictures, by their header.
+
     Raises:
-        FastcamError: if the file does not exist or is not a complete picture.
+        FastcamError: if the file does not exist, is not a complete picture or is too large.
     """
     import cv2
 
+    data = _data(path, max_pixels)
+    size = headers.extents(data)
+    if size is None:
+        raise FastcamError(_unreadable(path))
+    if size[0] * size[1] > max_pixels:
+        height, width = size
+        raise FastcamError(
+            f"{path}: {width}x{height} pixels are more than max-pixels ({max_pixels:,}): "
+            "shrink the picture or raise the limit"
+        )
     try:
-        data = path.read_bytes()
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:  # larger than OpenCV's limit of 2^30 pixels
+        if _is_about_memory(error):
+            raise
+        picture = None
+    if picture is None:
+        raise FastcamError(_unreadable(path))
+    return picture  # type: ignore[return-value]  # uint8 by the flag
+
+
+@contextmanager
+def enough_memory(path: Path) -> Iterator[None]:
+    """Turns a failed allocation in the block into a FastcamError about the picture."""
+    import cv2
+
+    try:
+        yield
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if not _is_about_memory(error):
+            raise
+        raise FastcamError(f"{path}: not enough memory for this picture") from error
+
+
+def _is_about_memory(error: Exception) -> bool:
+    """Whether torch, NumPy or OpenCV could not allocate."""
+    return isinstance(error, MemoryError) or "alloc" in str(error) or "memory" in str(error)
+
+
+def _data(path: Path, max_pixels: int) -> bytes:
+    """The bytes of a file that begins like a picture."""
+    try:
+        with path.open("rb") as file:
+            head = file.peek(_HEAD)
+            if not head:
+                raise FastcamError(f"{path}: the file is empty")
+            if not headers.is_picture(head):
+                raise FastcamError(_unreadable(path))
+            most = _BYTES * max_pixels
+            return file.read(min(os.fstat(file.fileno()).st_size or most, most))  # 0: a pipe
     except FileNotFoundError:
         raise FastcamError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise FastcamError(f"{path}: expected a picture, got a folder") from None
     except OSError as error:
         raise FastcamError(f"{path}: {error.strerror}") from None
-    if not data:
-        raise FastcamError(f"{path}: the file is empty")
-    try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:  # larger than OpenCV's limit of 2^30 pixels
-        picture = None
-    if picture is None:
-        raise FastcamError(f"{path}: not a picture that OpenCV can read, or truncated")
-    return picture  # type: ignore[return-value]  # uint8 by the flag
+
+
+def _unreadable(path: Path) -> str:
+    return f"{path}: not a picture that OpenCV can read, or truncated"
 
 
 def write(path: Path, picture: Picture) -> None:
     """Writes (H, W, 3), RGB, in the format given by the path's suffix."""
+    bgr = np.ascontiguousarray(picture[..., ::-1])
+    del picture  # its memory, if the caller has not kept it either
+    with replacing(path) as temporary:
+        temporary.write_bytes(_encoded(bgr, path.suffix).data)
+
+
+def encoded(picture: Picture, suffix: str) -> bytes:
+    """(H, W, 3), RGB, in the format given by a suffix such as ".png"."""
+    return _encoded(picture[..., ::-1], suffix).tobytes()
+
+
+def _encoded(bgr: Picture, suffix: str) -> NDArray[np.uint8]:
     import cv2
 
-    with replacing(path) as temporary:
-        temporary.write_bytes(cv2.imencode(path.suffix, picture[..., ::-1])[1].tobytes())
+    return cv2.imencode(suffix, bgr)[1]
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path and renames it to ``path`` if the block succeeds."""
-    temporary = temporary_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):  # already renamed, or never created
-            temporary.unlink()
+def can_write(path: Path) -> bool:
+    """Whether pictures are written in the format given by the path's suffix."""
+    import cv2
 
-
-def temporary_name(path: Path) -> Path:
-    """A hidden path in the same folder, with the same suffix; a new one at every call."""
-    return path.with_name(f".fastcam-{secrets.token_hex(8)}.part{path.suffix}")
-
-
-def cannot_write(path: Path, error: Exception, where: str = "") -> FastcamError:
-    """The error to raise if writing ``path`` failed with ``error``."""
-    reason = getattr(error, "strerror", None) or error
-    return FastcamError(f"{path}: cannot be written{where}: {reason}")
+    return bool(path.suffix) and cv2.haveImageWriter(str(path))

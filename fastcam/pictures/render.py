@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcam import ops
-from fastcam.errors import UsageError
-
-Picture = NDArray[np.uint8]  # (H, W, 3), RGB
+from fastcam.errors import ArgumentError, UsageError
+from fastcam.pictures import Picture
+from fastcam.pictures.given import as_pil, is_pil, pictures_of
 
 _PANEL = 360  # longer side of a picture in a grid, in pixels
 _COLUMNS = 5
@@ -67,23 +66,60 @@ def color_table(name: str, device: torch.device) -> Tensor:
     return torch.from_numpy(bgr[:, ::-1].copy()).to(device)
 
 
-def overlay(images: Tensor, maps: Tensor, colormap: str = "turbo", alpha: float = 0.5) -> Tensor:
+def overlay(images: Any, maps: Any, colormap: str = "turbo", alpha: float = 0.5) -> Any:
     """Overlays heatmaps on images.
 
     Args:
-        images: (N, 3, H, W) or (N, H, W, 3), RGB; uint8, or floating point in [0, 1]. The ambiguous
-            shape (N, 3, H, 3) is read as (N, H, W, 3).
-        maps: (N, h, w) in [0, 1], upsampled linearly; NaN counts as 0.
+        images: a tensor (N, 3, H, W) or (N, H, W, 3), RGB; uint8, or floating point in [0, 1]. The
+            ambiguous shape (N, 3, H, 3) is read as (N, H, W, 3). Or one picture, a PIL image or an
+            array (H, W, 3) of uint8.
+        maps: a tensor or array (N, h, w) in [0, 1], upsampled linearly; NaN counts as 0. For one
+            picture also (h, w).
         colormap: the name of an OpenCV colormap.
         alpha: the opacity of the heatmap, in [0, 1].
 
     Returns:
-        uint8, in the shape of ``images``.
+        uint8, in the shape of ``images``; for one picture a PIL image or an array (H, W, 3).
 
     Raises:
         UsageError: if OpenCV has no colormap of this name.
+        ValueError: if values of the images or maps are outside [0, 1], or the shapes do not fit.
+        TypeError: if the images are none of these.
     """
-    return ops.overlay(images, maps, color_table(colormap, images.device), alpha)
+    maps = torch.as_tensor(maps)
+    if isinstance(images, Tensor):
+        if images.is_floating_point():
+            _check_range("images", images)
+        _check_range("maps", maps)
+        return ops.overlay(images, maps, color_table(colormap, images.device), alpha)
+    found = pictures_of(images)
+    if found is None or isinstance(images, (list, tuple)):
+        raise TypeError(
+            f"images: got {type(images).__name__}, expected a tensor (N, 3, H, W) or (N, H, W, 3), "
+            "a PIL image or an array (H, W, 3) of uint8"
+        )
+    maps = maps if maps.dim() == 3 else maps.unsqueeze(0)
+    heated = overlay(torch.from_numpy(found[0])[None].to(maps.device), maps, colormap, alpha)[0]
+    picture = heated.cpu().numpy()
+    return as_pil(picture) if is_pil(images) else picture
+
+
+def _check_range(name: str, values: Tensor) -> None:
+    """Raises ValueError if a value is outside [0, 1], up to rounding; NaN is allowed."""
+    if not values.numel():
+        return
+    low, high = values.nan_to_num(0.5).aminmax()
+    slack = 1e-3
+    if low < -slack or high > 1 + slack:
+        raise ArgumentError(
+            name,
+            f"got values from {low.item():.3g} to {high.item():.3g}, expected [0, 1]; "
+            + (
+                "explain with normalize=True"
+                if name == "maps"
+                else "give the pictures from before the normalization, or divide by 255"
+            ),
+        )
 
 
 def heat(
@@ -104,7 +140,8 @@ def heat(
     rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
     seen = pictures[:, rows, columns]
     result = pictures >> 1
-    result[:, rows, columns] = overlay(seen, maps, colormap, alpha)
+    table = color_table(colormap, pictures.device)
+    result[:, rows, columns] = ops.overlay(seen, maps, table, alpha)
     return result
 
 
@@ -117,25 +154,34 @@ def caption(picture: Picture, title: Title) -> None:
     _draw(picture, line, (6, up + 4), scale, 255)
 
 
-def grid(panels: Sequence[tuple[Title, Picture]]) -> Picture:
-    """Arranges pictures of one size in rows of at most five, each below its title."""
-    import cv2
+def grid(panels: Iterable[tuple[Title, Picture]]) -> Picture:
+    """Arranges pictures of one size in rows of at most five, each below its title.
 
-    height, width = panels[0][1].shape[:2]
-    zoom = _PANEL / max(height, width)
-    height, width = max(round(height * zoom), 1), max(round(width * zoom), 1)
-    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    Shrinks each picture before it takes the next one, so that an iterator keeps only one in memory.
+    """
+    shown = [(title, _panel(picture)) for title, picture in panels]
+    height, width = shown[0][1].shape[:2]
     across, down = max(width, _PANEL // 2) + _GAP, _STRIP + height + _GAP
-    rows = -(-len(panels) // _COLUMNS)
-    columns = -(-len(panels) // rows)
+    rows = -(-len(shown) // _COLUMNS)
+    columns = -(-len(shown) // rows)
     page = np.full((rows * down, columns * across + _GAP, 3), 255, np.uint8)
-    for index, (title, picture) in enumerate(panels):
+    for index, (title, picture) in enumerate(shown):
         top, left = index // columns * down + _STRIP, index % columns * across + _GAP
         line, scale = _fit(title, across - _GAP, height=16)
         _draw(page, line, (left, top - 10), scale, 0)
-        shown = cv2.resize(picture, (width, height), interpolation=method)
-        page[top : top + height, left : left + width] = shown
+        page[top : top + height, left : left + width] = picture
     return page
+
+
+def _panel(picture: Picture) -> Picture:
+    """The picture with a longer side of 360 pixels."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    zoom = _PANEL / max(height, width)
+    size = max(round(width * zoom), 1), max(round(height * zoom), 1)
+    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    return cv2.resize(picture, size, interpolation=method)  # type: ignore[return-value]
 
 
 def _fit(title: Title, width: int, height: float) -> tuple[str, float]:

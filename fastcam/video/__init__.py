@@ -13,16 +13,19 @@ in threads.
 
 from fastcam.video.drawing import ExplainedFrame
 from fastcam.video.frame import Frame
-from fastcam.video.pipeline import Report, explain
-from fastcam.video.sinks import Sink, open_sink
+from fastcam.video.pipeline import CHOICES, Report, check, explain
+from fastcam.video.sinks import Sink, existing_files, open_sink
 from fastcam.video.sources import Source, open_source
 
 __all__ = [
+    "CHOICES",
     "ExplainedFrame",
     "Frame",
     "Report",
     "Sink",
     "Source",
+    "check",
+    "existing_files",
     "explain",
     "open_sink",
     "open_source",

@@ -58,6 +58,13 @@ class ExplainedFrame:
         return replace(self, frame=replace(self.frame, pixels=_NOTHING))
 
 
+def check_drawing(layout: str, colormap: str) -> None:
+    """Raises UsageError if the layout or colormap is unknown."""
+    if layout not in LAYOUTS:
+        raise UsageError(f"unknown layout {layout}; choose from {', '.join(LAYOUTS)}")
+    render.check_colormap(colormap)
+
+
 @dataclass(frozen=True)
 class Drawing:
     """Draws explained frames.
@@ -80,9 +87,7 @@ class Drawing:
     max_height: int | None = None
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise UsageError(f"unknown layout {self.layout}; choose from {', '.join(LAYOUTS)}")
-        render.check_colormap(self.colormap)
+        check_drawing(self.layout, self.colormap)
 
     def __call__(self, explained: ExplainedFrame) -> Picture:
         picture = self._shrunk(explained.frame.rgb().unsqueeze(0))  # (1, H, W, 3)

@@ -11,19 +11,22 @@ from typing import Any, Final, TypeVar, overload
 
 from fastcam.engine.cores import single_threaded
 from fastcam.errors import FastcamError, UsageError
-from fastcam.explainer import Explainer
+from fastcam.explainer import TOP_CLASS, Explainer
 from fastcam.pictures import Picture
 from fastcam.targets import ClassChoice, TopClasses
-from fastcam.video.drawing import Drawing, ExplainedFrame
+from fastcam.video.drawing import Drawing, ExplainedFrame, check_drawing
 from fastcam.video.frame import Frame
 from fastcam.video.network import Fitted, Network
-from fastcam.video.sinks import Sink, open_sink
+from fastcam.video.sinks import Sink, check_suffix, open_sink
 from fastcam.video.sources import Source, open_source
 from fastcam.video.temporal import Lock, Norm, Range, RawMap, Smoothing, scaled
 from fastcam.video.threads import Ahead, Behind, Clock, Interrupts
+from fastcam.video.writer import check_codec
 
 LOCK: Final = "lock"
 CLIP: Final = "clip"
+CHOICES: Final = (LOCK, CLIP, TOP_CLASS)
+"""Targets that no class has to be named for."""
 _BATCH, _BATCH_ON_GPU = 4, 32
 _DRAWN = 2  # drawn pictures queued for the encoder; they take twice the memory of planes
 
@@ -92,6 +95,16 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: expected at least 1")
+        Norm(self.norm)
+        Smoothing(self.smooth)
+        check_drawing(self.layout, self.colormap)
+        check_codec(self.codec)
+
+
+def check(sink: Path, **options: Any) -> None:
+    """Raises UsageError if the sink or an option of :func:`explain` is wrong for any model."""
+    check_suffix(sink)
+    Options(**options)
 
 
 @overload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from typing_extensions import Self
 
 from fastcam import pictures
 from fastcam.errors import FastcamError, UsageError
-from fastcam.pictures import cannot_write, temporary_name
+from fastcam.pictures import cannot_write, same_file, temporary_name
 from fastcam.video.drawing import ExplainedFrame
 from fastcam.video.frame import Frame
 from fastcam.video.pyav import av_library, has_av
@@ -397,23 +398,45 @@ def open_sink(
     if isinstance(sink, Sink):
         return sink
     path = Path(sink)
-    if path.resolve() == Path(source.name).resolve():
-        raise UsageError(f"{path}: the source and the sink are the same file")
+    for each in existing_files(path):
+        given = same_file(each, source.files)
+        if given is not None:
+            raise UsageError(f"{each}: the sink and the source {given} are the same file")
+    check_suffix(path)
     suffix = path.suffix.lower()
-    if suffix == "" or path.is_dir():
+    if _is_folder(path):
         return PngFolder(path)
     if suffix == ".gif":
         return Gif(path)
     if suffix == ".safetensors":
         return Maps(path)
-    if suffix not in SUFFIXES:
-        known = ", ".join((*SUFFIXES, ".gif", ".safetensors"))
-        raise UsageError(
-            f"{path}: the suffix must be one of {known}, or none to write a folder of pictures"
-        )
     if not has_av():
         warnings.warn(
             "PyAV is missing: writing MPEG-4 without sound, at a constant frame rate", stacklevel=2
         )
         return OpenCVFile(path, source)
     return ClipFile(Writer(path, source.rate, source.sound, codec, device))
+
+
+def existing_files(sink: Path) -> list[Path]:
+    """The files that exist now and that a sink at this path may replace."""
+    if _is_folder(sink):
+        return sorted(sink.glob("[0-9]*.png"))
+    if sink.suffix.lower() == ".safetensors":
+        name = glob.escape(sink.stem)
+        return sorted([sink, *sink.parent.glob(f"{name}-[0-9]*{sink.suffix}")])
+    return [sink]
+
+
+def check_suffix(sink: Path) -> None:
+    """Raises UsageError if the suffix tells no format."""
+    suffixes = (*SUFFIXES, ".gif", ".safetensors")
+    if not _is_folder(sink) and sink.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"{sink}: the suffix must be one of {', '.join(suffixes)}, or none to write a folder "
+            "of pictures"
+        )
+
+
+def _is_folder(sink: Path) -> bool:
+    return sink.suffix == "" or sink.is_dir()

@@ -62,6 +62,11 @@ class Source(ABC):
         """How many frames were decoded with errors or not at all, as far as it has been read."""
         return 0
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that it reads, as far as its name tells."""
+        return _files(self.name)
+
     def __iter__(self) -> Iterator[Frame]:
         last: Frame | None = None
         for frame in self._read():
@@ -303,6 +308,10 @@ class Pictures(Source):
         self.frames = len(paths)
         self._paths = paths
 
+    @property
+    def files(self) -> list[Path]:
+        return list(self._paths)
+
     def _read(self) -> Iterator[Frame]:
         for index, path in enumerate(self._paths):
             self.name = str(path)
@@ -417,6 +426,15 @@ def _pictures(paths: list[Path], complaint: str) -> Pictures:
     if not paths:
         raise FastcamError(complaint)
     return Pictures(sorted(paths))
+
+
+def _files(name: str) -> list[Path]:
+    """The files behind FFmpeg's URLs, such as file:clip.mp4 or concat:a.ts|file:b.ts."""
+    if name == "-":
+        return [Path("/dev/stdin")]
+    parts = name.split(":")
+    rests = (":".join(parts[index:]) for index in range(len(parts)))
+    return [Path(each) for rest in rests for each in {rest, *rest.split("|")}]
 
 
 def _raw_format(text: str) -> tuple[int, int, Fraction]:

@@ -64,8 +64,7 @@ class Writer:
     ) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise UsageError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
-        if codec not in CODECS:
-            raise UsageError(f"unknown codec {codec}; choose from {', '.join(CODECS)}")
+        check_codec(codec)
         self.path = path
         self.frames = 0
         self.saved = False
@@ -164,6 +163,12 @@ class Writer:
     def _complaint(self, error: Exception) -> FastcamError:
         where = f" after the frame at {self._last:.2f} s" if self.frames else ""
         return cannot_write(self.path, error, where)
+
+
+def check_codec(codec: str) -> None:
+    """Raises UsageError if the codec is unknown."""
+    if codec not in CODECS:
+        raise UsageError(f"unknown codec {codec}; choose from {', '.join(CODECS)}")
 
 
 def _put_index_first(path: Path) -> None:

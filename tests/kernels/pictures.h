@@ -76,13 +76,13 @@ inline std::vector<double> enlarge(
   return result;
 }
 
-// Small maps (N, K, positions) as parts (N, slices, K, positions) of random numbers
+// Small maps (N, K, positions) as partial maps (N, slices, K, positions) of random numbers
 template <class F>
 struct SmallMaps {
   int64_t images, classes, slices;
   bool rectify, staged;
   Size size;
-  std::vector<F> parts;
+  std::vector<F> partial;
 
   SmallMaps(
       int64_t images, int64_t classes, int64_t slices, bool rectify, bool staged, const Size& size)
@@ -92,13 +92,13 @@ struct SmallMaps {
         rectify(rectify),
         staged(staged),
         size(size),
-        parts(images * slices * classes * size.positions()) {
-    for (F& value : parts) value = static_cast<F>(normal());
+        partial(images * slices * classes * size.positions()) {
+    for (F& value : partial) value = static_cast<F>(normal());
   }
 
   MapSource<F> source() const {
     const auto groups = static_cast<int>(slice_groups(slices, size.positions()));
-    return {parts.data(), classes, slices, rectify, staged, groups};
+    return {partial.data(), classes, slices, rectify, staged, groups};
   }
   int64_t shared_bytes() const {
     const int64_t positions = size.positions();
@@ -110,7 +110,7 @@ struct SmallMaps {
     for (int64_t p = 0; p < size.positions(); ++p) {
       double sum = 0;
       for (int64_t slice = 0; slice < slices; ++slice)
-        sum += parts[((n * slices + slice) * classes + k) * size.positions() + p];
+        sum += partial[((n * slices + slice) * classes + k) * size.positions() + p];
       sums.push_back(rectify && sum < 0 ? 0 : sum);
     }
     return sums;

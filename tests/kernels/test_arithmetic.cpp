@@ -1,6 +1,7 @@
 // The arithmetic that CPU and CUDA share: element types, formulas, interpolation.
 #include "testing.h"
 
+#include "kernels/blend.h"
 #include "kernels/interpolate.h"
 #include "kernels/methods.h"
 
@@ -103,7 +104,12 @@ void test_quick_terms() {
       expect_near(
           method.quick_term(inf, total, method.cap(total)), 1 / double{total}, 1e-6 / total, "inf");
   }
-  for (float total : {-1e-9f, -3.0f, 1e-45f, 1e-20f, max, inf, NAN})
+  const float least = 0x1p-60f, most = 0x1p100f;
+  for (float total : {least, most})
+    expect(method.quick(total), "quick terms for a total of " + std::to_string(total));
+  for (float total :
+       {-1e-9f, -3.0f, 1e-45f, std::nextafter(least, 0.0f), std::nextafter(most, inf), max, inf,
+        NAN})
     expect(!method.quick(total), "no quick term for a total of " + std::to_string(total));
   expect(!GradCAMPlusPlus<float>{1e-7f}.quick(1), "no quick term with an eps");
 }
@@ -111,6 +117,18 @@ void test_quick_terms() {
 void test_xgradcam() {
   expect_near(XGradCAM<double>{1}.weight(6, 2, 49), 2, 1e-12, "sum over total and eps");
   expect_near(XGradCAM<double>{0}.weight(3, 0, 49), 0, 0, "no activations");
+}
+
+// ---- colours ----
+
+void test_blended() {
+  for (int color = 0; color < 256; ++color)
+    for (float alpha : {0.0f, 0.3f, 0.5f, 1.0f})
+      for (float image : {0.0f, 0.75f, 100.0f, 255.0f}) {
+        const double want = double{alpha} * color + (1 - double{alpha}) * image;
+        const int got = blended(alpha, static_cast<uint8_t>(color), image);
+        expect_near(got, want, 0.50001, "the nearest level of a blend");
+      }
 }
 
 // ---- interpolation ----
@@ -161,6 +179,7 @@ int main() {
   test_gradcam_plus_plus();
   test_quick_terms();
   test_xgradcam();
+  test_blended();
   test_quotient();
   test_interpolation();
   return report();

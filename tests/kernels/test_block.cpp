@@ -9,11 +9,11 @@ namespace {
 
 // Each reduction several times in a row: a call must not disturb threads that are still in the one before.
 template <class F>
-__global__ void reductions_kernel(const F* values, F* lanes, F* rows, Extremes<F>* extremes) {
+__global__ void reductions_kernel(const F* values, F* lanes, F* warps, Extremes<F>* extremes) {
   constexpr int kCount = 3 * kThreads;
   const int first = thread_number();
   for (int i = first; i < kCount; i += kThreads) lanes[i] = sum_lanes(values[i]);
-  for (int i = first; i < kCount; i += kThreads) rows[i] = sum_rows(values[i]);
+  for (int i = first; i < kCount; i += kThreads) warps[i] = sum_warps(values[i]);
   for (int i = first; i < kCount; i += kThreads)
     extremes[i] = block_extremes(Extremes<F>{values[i], values[i]});
 }
@@ -21,12 +21,12 @@ __global__ void reductions_kernel(const F* values, F* lanes, F* rows, Extremes<F
 template <class F>
 void test_reductions() {
   constexpr int kRounds = 3;
-  Buffer<F> values(kRounds * kThreads), lanes(kRounds * kThreads), rows(kRounds * kThreads);
+  Buffer<F> values(kRounds * kThreads), lanes(kRounds * kThreads), warps(kRounds * kThreads);
   std::vector<Extremes<F>> extremes(kRounds * kThreads);
   values.fill_normal();
   values[2 * kThreads + 100] = F(kNaN);
   emulator::launch(
-      reductions_kernel<F>, grid(1), values.data(), lanes.data(), rows.data(), extremes.data());
+      reductions_kernel<F>, grid(1), values.data(), lanes.data(), warps.data(), extremes.data());
   for (int round = 0; round < kRounds; ++round) {
     const F* v = values.data() + round * kThreads;
     double low = INFINITY, high = -INFINITY;
@@ -36,12 +36,12 @@ void test_reductions() {
     }
     if (round == 2) low = high = kNaN;
     for (int i = 0; i < kThreads; ++i) {
-      double lane_sum = 0, row_sum = 0;
+      double lane_sum = 0, warp_sum = 0;
       for (int j = 0; j < kLanes; ++j) lane_sum += v[i / kLanes * kLanes + j];
-      for (int j = 0; j < kRows; ++j) row_sum += v[j * kLanes + i % kLanes];
+      for (int j = 0; j < kWarps; ++j) warp_sum += v[j * kLanes + i % kLanes];
       const int at = round * kThreads + i;
       expect_near(lanes[at], lane_sum, 20 * kRounding<F>, "sum_lanes");
-      expect_near(rows[at], row_sum, 20 * kRounding<F>, "sum_rows");
+      expect_near(warps[at], warp_sum, 20 * kRounding<F>, "sum_warps");
       expect_near(extremes[at].low, low, 0, "minimum");
       expect_near(extremes[at].high, high, 0, "maximum");
     }

@@ -84,21 +84,34 @@ std::string describe(const std::string& method, const Case& test, const CamPlan&
   return text;
 }
 
-template <bool kAcross, class Method>
-std::vector<F> run_kernel(const CamArguments<T, Method>& arguments) {
-  const Extents& e = arguments.extents;
-  const CamPlan& plan = arguments.plan;
-  const int64_t size = e.classes * e.positions, slices = plan.slices;
-  std::vector<F> partial(e.images * slices * size, F(kNaN));
-  CamArguments<T, Method> a = arguments;
-  a.result = partial.data();
-  emulator::launch(cam_kernel<kAcross, T, Method>, grid(plan.blocks(e), plan.memory.bytes), a);
-  if (slices == 1) return partial;
+struct Result {
+  CamPlan plan;
+  std::vector<F> values;  // empty if the plan has no tile
+};
+
+// Maps (N, K, positions) or weights (N, K, C); by the layout of whichever is read for all of them
+template <class Method>
+Result run_cam(
+    const Array<T>& a, const Array<T>& g, const Extents& e, const Method& method,
+    const Device& device, CamOutput output) {
+  const bool weights_only = output == CamOutput::kWeights;
+  const bool channels_last = is_channels_last((weights_only ? g : a).features());
+  const CamPlan plan = plan_cam(cam_needs<T, Method>(channels_last), e, device);
+  if (plan.tile == 0) return {plan, {}};
+  const int64_t size = e.classes * (weights_only ? e.channels : e.positions);
+  const int64_t slices = weights_only ? 1 : plan.slices;
+  std::vector<F> values(e.images * slices * size, F(kNaN));
+  const CamArguments<T, Method> arguments(
+      a.features(), g.features(), channels_last, e, method, plan, output, values.data());
+  emulator::launch(
+      channels_last ? cam_kernel<true, T, Method> : cam_kernel<false, T, Method>,
+      grid(plan.blocks(e), plan.memory.bytes), arguments);
+  if (slices == 1) return {plan, values};
   std::vector<F> maps(e.images * size, F(kNaN));
   emulator::launch(
-      fold_slices_kernel<F>, grid(blocks_of(maps.size(), kLanes)), partial.data(), slices, size,
-      static_cast<int64_t>(maps.size()), arguments.rectify, maps.data());
-  return maps;
+      fold_slices_kernel<F>, grid(ceil_div(maps.size(), kLanes)), values.data(), slices, size,
+      static_cast<int64_t>(maps.size()), output == CamOutput::kRectifiedMaps, maps.data());
+  return {plan, maps};
 }
 
 // The weights alone
@@ -107,25 +120,8 @@ void test_weights(
     const std::string& name, double eps, const Method& method, const Case& test, const Array<T>& a,
     const Array<T>& g) {
   const Extents& e = test.extents;
-  const bool across = g.strides.channel == 1 && g.strides.position != 1;
-  const CamPlan plan = plan_cam(cam_needs<T, Method>(across), e, test.device);
+  const auto [plan, weights] = run_cam(a, g, e, method, test.device, CamOutput::kWeights);
   if (plan.tile == 0) return;
-  std::vector<F> weights(e.images * e.classes * e.channels, F(kNaN));
-  const CamArguments<T, Method> arguments{
-      {a.features(), across, e, plan},
-      {g.features(), across, e, plan},
-      e,
-      method,
-      plan,
-      false,
-      weights.data(),
-      true};
-  const auto configuration = grid(plan.blocks(e), plan.memory.bytes);
-  if (across) {
-    emulator::launch(cam_kernel<true, T, Method>, configuration, arguments);
-  } else {
-    emulator::launch(cam_kernel<false, T, Method>, configuration, arguments);
-  }
   for (int64_t n = 0; n < e.images; ++n)
     for (int64_t k = 0; k < e.classes; ++k)
       for (int64_t c = 0; c < e.channels; ++c) {
@@ -133,7 +129,7 @@ void test_weights(
         expect_near(
             weights[(n * e.classes + k) * e.channels + c], want.value,
             kRounding<T> * (want.scale + std::abs(want.value)),
-            [&] { return "weights of " + describe(name, test, plan); });
+            [&, plan = plan] { return "weights of " + describe(name, test, plan); });
       }
 }
 
@@ -142,19 +138,9 @@ void test_method(
     const std::string& name, double eps, const Method& method, const Case& test, const Array<T>& a,
     const Array<T>& g, bool rectify, std::vector<double>* weights = nullptr) {
   const Extents& e = test.extents;
-  const bool across = a.strides.channel == 1 && a.strides.position != 1;
-  const CamPlan plan = plan_cam(cam_needs<T, Method>(across), e, test.device);
+  const auto [plan, maps] =
+      run_cam(a, g, e, method, test.device, rectify ? CamOutput::kRectifiedMaps : CamOutput::kMaps);
   if (plan.tile == 0) return;
-  const CamArguments<T, Method> arguments{
-      {a.features(), across, e, plan},
-      {g.features(), across, e, plan},
-      e,
-      method,
-      plan,
-      rectify,
-      nullptr};
-  const std::vector<F> maps = across ? run_kernel<true>(arguments) : run_kernel<false>(arguments);
-
   for (int64_t n = 0; n < e.images; ++n) {
     for (int64_t k = 0; k < e.classes; ++k) {
       std::vector<Estimate> weight(e.channels);
@@ -180,7 +166,7 @@ void test_method(
         const double want = rectify && sum.value < 0 ? 0 : sum.value;
         expect_near(
             maps[(n * e.classes + k) * e.positions + p], want, kRounding<T> * sum.scale,
-            [&] { return describe(name, test, plan); });
+            [&, plan = plan] { return describe(name, test, plan); });
       }
     }
   }
@@ -216,10 +202,8 @@ void test_nan() {
   const Extents e{2, 1, 5, 9};
   Array<T> a(e, Layout::kContiguous), g(e, Layout::kContiguous);
   a.at(0, 0, 2, 3) = stored<T>(kNaN);
-  const CamPlan plan =
-      plan_cam(cam_needs<T, HiResCAM<F>>(false), e, Device{4, 100 << 10, 100 << 10});
-  const auto maps = run_kernel<false>(CamArguments<T, HiResCAM<F>>{
-      {a.features(), false, e, plan}, {g.features(), false, e, plan}, e, {}, plan, true, nullptr});
+  const auto [plan, maps] =
+      run_cam(a, g, e, HiResCAM<F>{}, Device{4, 100 << 10, 100 << 10}, CamOutput::kRectifiedMaps);
   for (int64_t i = 0; i < 18; ++i) expect(std::isnan(maps[i]) == (i == 3), "NaN of one position");
 }
 
@@ -230,17 +214,8 @@ void test_long_sums() {
     Array<T> a(e, layout), g(e, layout);
     a.buffer.fill(stored<T>(0.1));
     g.buffer.fill(stored<T>(1));
-    const bool across = layout == Layout::kChannelsLast;
-    const CamPlan plan =
-        plan_cam(cam_needs<T, HiResCAM<F>>(across), e, Device{1, 99 << 10, 100 << 10});
-    const CamArguments<T, HiResCAM<F>> arguments{{a.features(), across, e, plan},
-                                                 {g.features(), across, e, plan},
-                                                 e,
-                                                 {},
-                                                 plan,
-                                                 true,
-                                                 nullptr};
-    const auto maps = across ? run_kernel<true>(arguments) : run_kernel<false>(arguments);
+    const auto [plan, maps] =
+        run_cam(a, g, e, HiResCAM<F>{}, Device{1, 99 << 10, 100 << 10}, CamOutput::kRectifiedMaps);
     const double want = 4096 * double{load(stored<T>(0.1))};
     for (F value : maps) expect_near(value, want, kRounding<T> * want, "a sum over 4096 channels");
   }
@@ -263,6 +238,8 @@ int main() {
     test_case({{1, 1, 5, 1}, last, last, device});
     test_case({{1, 2, 24, 8}, contiguous, last, device});
     test_case({{1, 2, 20, 9}, last, Layout::kExpanded, device});
+    test_case({{1, 1, 16, 12}, contiguous, Layout::kRepeated, device});
+    for (Layout layout : {contiguous, last}) test_case({{2, 2, 0, 9}, layout, layout, device});
     if (kSanitized) continue;
     test_case({{3, 10, 9, 30}, contiguous, contiguous, device});
     test_case({{1, 2, 70, 33}, last, contiguous, device});
@@ -277,6 +254,7 @@ int main() {
     test_case({{1, 1, 4, 1031}, contiguous, contiguous, device});
     test_case({{1, 1, 8, 2100}, contiguous, contiguous, device});
     test_case({{1, 2, 33, 131}, last, last, device});
+    test_case({{1, 1, 8, 2101}, Layout::kPadded, Layout::kPadded, device});
   }
   // tiles of many rounds of copies, and many tiles a block
   if (!kSanitized) {

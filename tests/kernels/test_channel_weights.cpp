@@ -7,37 +7,38 @@ using namespace fastcam;
 
 namespace {
 
-template <bool kAcross, class T, class Method>
+template <bool kChannelsLast, class T, class Method>
 std::vector<arithmetic_t<T>> run(
     const Array<T>& a, const Array<T>& g, const Method& method, int64_t slices) {
   using F = arithmetic_t<T>;
   const Extents& e = g.extents;
   const int64_t maps = e.images * e.classes;
-  const int64_t tiles = blocks_of(e.channels, channels_per_block<kAcross>(e.positions));
+  const int64_t shares = ceil_div(e.channels, channels_per_block<kChannelsLast>(e.positions));
   std::vector<F> weights(maps * e.channels, F(kNaN)), terms(slices * maps * e.channels, F(kNaN)),
       totals(slices * e.images * e.channels, F(kNaN));
-  const auto step = [&](WeightStep which, int64_t blocks, const Extents& extents) {
+  const auto launch = [&](WeightLaunch which, int64_t blocks, const Extents& extents) {
     emulator::launch(
-        channel_weights_kernel<kAcross, T, Method>, grid(blocks), a.features(), g.features(),
+        channel_weights_kernel<kChannelsLast, T, Method>, grid(blocks), a.features(), g.features(),
         extents, method, which, ChannelSums<F>{slices, totals.data(), terms.data()},
         weights.data());
   };
   if (slices == 1) {
-    step(WeightStep::kWhole, maps * tiles, e);
+    launch(WeightLaunch::kWhole, maps * shares, e);
     return weights;
   }
   if (Method::kUsesActivations)
-    step(WeightStep::kTotals, e.images * tiles * slices, {e.images, 1, e.channels, e.positions});
-  step(WeightStep::kTerms, maps * tiles * slices, e);
-  step(WeightStep::kFold, maps * tiles, e);
+    launch(
+        WeightLaunch::kTotals, e.images * shares * slices, {e.images, 1, e.channels, e.positions});
+  launch(WeightLaunch::kTerms, maps * shares * slices, e);
+  launch(WeightLaunch::kFold, maps * shares, e);
   return weights;
 }
 
 template <class T, class Method>
 std::vector<arithmetic_t<T>> run(
     const Array<T>& a, const Array<T>& g, const Method& method, int64_t slices) {
-  const bool across = g.strides.channel == 1 && g.strides.position != 1;
-  return across ? run<true>(a, g, method, slices) : run<false>(a, g, method, slices);
+  return is_channels_last(g.features()) ? run<true>(a, g, method, slices)
+                                        : run<false>(a, g, method, slices);
 }
 
 template <class T>
@@ -103,7 +104,7 @@ void test_type() {
     test_weights<T>({1, 2, 33, 5}, layout, layout);
     test_weights<T>({1, 1, 1, 1}, layout, layout);
     test_weights<T>({2, 2, 9, 20}, layout, layout, 3);
-    // several rows of threads a channel, more than one run of a sum
+    // several warps a channel, more than one chunk of a sum
     test_weights<T>({1, 1, 5, 1040}, layout, layout);
     if (kSanitized) continue;
     test_weights<T>({1, 1, 130, 3}, layout, layout);

@@ -21,22 +21,31 @@ void test_divider() {
   }
 }
 
-// An axis says without a division what sample_at and bound_sample say with one.
-void test_axis() {
+void test_long_quotient() {
+  for (int i = 0; i < 20000; ++i) {
+    const int64_t d = 1 + int64_t{generator()} % INT32_MAX, result = generator() / 2;
+    for (int64_t n : {result * d, result * d + d - 1})
+      expect(long_quotient(n, d, 1.0 / d) == result, std::to_string(n) + " / " + std::to_string(d));
+  }
+}
+
+// A sampler says without a division what sample_at and bound_sample say with one.
+void test_sampler() {
   const auto same = [](int64_t in, int64_t out) {
-    const Axis<double> axis(in, out);
-    const std::string what = "axis " + std::to_string(in) + " to " + std::to_string(out);
+    const Sampler<double> sampler(in, out);
+    const std::string what = "sampler " + std::to_string(in) + " to " + std::to_string(out);
     const auto expect_sample = [&](int64_t i) {
       const Sample<double> want = sample_at<double>(i, in, out);
-      const Taps<double> got = axis.sample(static_cast<int>(i));
+      const Taps<double> got = sampler.sample(static_cast<int>(i));
       expect(got.near() == want.near && got.far() == want.far, what + ": taps");
       expect_near(got.fraction, want.fraction, 1e-15, what + ": fraction");
     };
     for (int64_t i = 0; i < std::min<int64_t>(out, 300); ++i) expect_sample(i);
     expect_sample(out - 1);
-    expect(axis.count<true>() == bound_count(in, out), what + ": bounds");
+    expect(sampler.count<true>() == bound_count(in, out), what + ": bounds");
     for (int64_t j = 0; j < std::min<int64_t>(bound_count(in, out), 300); ++j)
-      expect(axis.index<true>(static_cast<int>(j)) == bound_sample(j, in, out), what + ": bound");
+      expect(
+          sampler.index<true>(static_cast<int>(j)) == bound_sample(j, in, out), what + ": bound");
   };
   for (int64_t in = 1; in < 24; ++in)
     for (int64_t out = 1; out < 80; ++out) same(in, out);
@@ -65,7 +74,7 @@ void test_far_positions() {
   const auto count = [&](unsigned block) {
     const Share share(shares, e, block);
     elsewhere += share.map != 0;
-    map.for_spans<false>(share.window, [&](const Span& span, const float (&)[kColumns]) {
+    map.for_spans<false>(share.area, [&](const Span& span, const float (&)[kColumns]) {
       elsewhere += share.first + span.first != int64_t{span.row} * 50001 + span.column;
       seen[span.row] += span.count;
     });
@@ -74,6 +83,25 @@ void test_far_positions() {
     emulator::run_grid(grid(1), [&] { count(block); });
   expect(elsewhere == 0, "a position behind the first 2^31");
   for (int row = 119760; row < 120000; ++row) expect(seen[row] == 50001, "every column of a row");
+}
+
+// No thread takes what another does, however many of a block are left over.
+void test_spans() {
+  const float value = 1;
+  for (int width : {1, 9, 12, 40, 300}) {
+    const Enlargement<float> e({1, 1, 1}, {2, 150, width});
+    const EnlargedMap<float> map{&value, false, e};
+    const Shares shares(e, 1);
+    std::vector<std::atomic<int>> seen(300 * width);
+    for (unsigned block = 0; block < unsigned(shares.blocks); ++block)
+      emulator::run_grid(grid(1), [&] {
+        const Share share(shares, e, block);
+        map.for_spans<false>(share.area, [&](const Span& span, const float (&)[kColumns]) {
+          for (int j = 0; j < span.count; ++j) ++seen[share.first + span.first + j];
+        });
+      });
+    for (const auto& times : seen) expect(times == 1, "every position by one thread");
+  }
 }
 
 template <class F>
@@ -175,6 +203,8 @@ void test_maps() {
         test_upsample(SmallMaps<F>(1, 1, 1, false, true, size), {1, 50, 70}, true, 0.0);
   if (sizeof(F) == 8)
     test_upsample(SmallMaps<F>(1, 1, 1, false, true, {1, 64, 96}), {1, 20, 30}, true, 0.0);
+  // more rows a block than threads
+  test_upsample(SmallMaps<F>(1, 1, 1, false, true, {1, 5, 2}), {1, 600, 3}, true, 0.0);
   // coordinates beyond 32 bits
   test_upsample(SmallMaps<F>(1, 1, 1, false, false, {1, 1, 40000}), {1, 1, 30001}, false, 0.0);
 }
@@ -241,8 +271,10 @@ int main() {
   test_normalized();
   test_channel_order();
   test_divider();
-  test_axis();
+  test_long_quotient();
+  test_sampler();
   test_far_positions();
+  test_spans();
   test_maps<float>();
   test_maps<double>();
   for_types([](auto element) { test_products<decltype(element)>(); });

@@ -32,8 +32,8 @@ void test_overlay(
     bool unaligned, float alpha, int64_t most_blocks) {
   constexpr int64_t kImages = 2;
   SmallMaps<float> maps(kImages, 1, 1, false, !unaligned, size);
-  for (float& value : maps.parts) value = value * 0.5f + 0.4f;
-  maps.parts[0] = NAN;
+  for (float& value : maps.partial) value = value * 0.5f + 0.4f;
+  maps.partial[0] = NAN;
   Pictures<T> images(kImages, 1, 3, enlarged, order, unaligned);
   Pictures<uint8_t> pictures(kImages, 1, 3, enlarged, result_order, unaligned);
   for (int64_t i = 0; i < images.buffer.size(); ++i) images.buffer[i] = picture_value<T>(i);

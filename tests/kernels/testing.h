@@ -112,14 +112,23 @@ class Buffer {
   std::vector<T> memory_;
 };
 
-enum class Layout { kContiguous, kChannelsLast, kStrided, kExpanded, kUnaligned };
+enum class Layout {
+  kContiguous,
+  kChannelsLast,
+  kStrided,
+  kExpanded,
+  kUnaligned,
+  kPadded,    // whole vectors a channel; the last may be cut off
+  kRepeated,  // every position is the first one of a contiguous channel
+};
+// All tests take the first ones.
 constexpr Layout kLayouts[] = {
     Layout::kContiguous, Layout::kChannelsLast, Layout::kStrided, Layout::kExpanded,
     Layout::kUnaligned};
 
 inline const char* name_of(Layout layout) {
-  constexpr const char* kNames[] = {
-      "contiguous", "channels_last", "strided", "expanded", "unaligned"};
+  constexpr const char* kNames[] = {"contiguous", "channels_last", "strided", "expanded",
+                                    "unaligned",  "padded",        "repeated"};
   return kNames[static_cast<int>(layout)];
 }
 
@@ -158,6 +167,12 @@ struct Array {
         return {k * c * p * 6, c * p * 2, p * 2, 2};
       case Layout::kExpanded:  // as the gradient of global average pooling
         return {k * c, c, 1, 0};
+      case Layout::kPadded: {
+        const int64_t row = ceil_div(p, 16) * 16;
+        return {k * c * row, c * row, row, 1};
+      }
+      case Layout::kRepeated:
+        return {k * c * p, c * p, p, 0};
       default:
         return {k * c * p, c * p, p, 1};
     }
@@ -167,10 +182,6 @@ struct Array {
            (e.positions - 1) * s.position + 1;
   }
 };
-
-inline unsigned blocks_of(int64_t total, int64_t each) {
-  return static_cast<unsigned>((total + each - 1) / each);
-}
 
 // Blocks of the kernels' shape
 inline emulator::Configuration grid(int64_t blocks, int64_t shared_bytes = 0) {

@@ -40,7 +40,7 @@ constexpr int kCeilingCount = std::size(kCeilings);
 
 // ---- a case: launches one after the other ----
 
-struct Step {
+struct Launched {
   double bytes, blocks;
   double work[kCeilingCount];  // of a block
 };
@@ -49,21 +49,21 @@ struct Result {
   std::string name, plan;
   double values;       // that slots are divided by
   double value_bytes;  // that each must move
-  std::vector<Step> steps;
+  std::vector<Launched> launches;
 
   double slots() const {
     double sum = 0;
-    for (const Step& step : steps) sum += step.blocks * step.work[0];
+    for (const Launched& launch : launches) sum += launch.blocks * launch.work[0];
     return sum * ptx::kWarp / values;
   }
 
-  // Seconds of a step; which ceiling they come from, or kCeilingCount for memory
-  static double time(const Step& step, const Memory& memory, double clock, int& limit) {
-    double longest = step.bytes / memory.bandwidth;
+  // Seconds of a launch; which ceiling they come from, or kCeilingCount for memory
+  static double time(const Launched& launch, const Memory& memory, double clock, int& limit) {
+    double longest = launch.bytes / memory.bandwidth;
     limit = kCeilingCount;
-    const double turns = std::ceil(step.blocks / kMultiprocessors);
+    const double turns = std::ceil(launch.blocks / kMultiprocessors);
     for (int i = 0; i < kCeilingCount; ++i) {
-      const double seconds = turns * step.work[i] / kCeilings[i].rate / clock;
+      const double seconds = turns * launch.work[i] / kCeilings[i].rate / clock;
       if (seconds > longest) longest = seconds, limit = i;
     }
     return longest;
@@ -72,17 +72,17 @@ struct Result {
   double time(const Memory& memory, double clock) const {
     double sum = 0;
     int limit;
-    for (const Step& step : steps) sum += time(step, memory, clock, limit) + kLaunch;
+    for (const Launched& launch : launches) sum += time(launch, memory, clock, limit) + kLaunch;
     return sum;
   }
 
-  // Of the longest step
+  // Of the longest launch
   std::string limit(const Memory& memory, double clock) const {
     double longest = -1;
-    int limit = 0, of_step;
-    for (const Step& step : steps)
-      if (const double seconds = time(step, memory, clock, of_step); seconds > longest)
-        longest = seconds, limit = of_step;
+    int limit = 0, of_launch;
+    for (const Launched& launch : launches)
+      if (const double seconds = time(launch, memory, clock, of_launch); seconds > longest)
+        longest = seconds, limit = of_launch;
     return limit == kCeilingCount ? "memory" : kCeilings[limit].name;
   }
 };
@@ -129,34 +129,28 @@ void print_hot(const ptx::Kernel& kernel, const ptx::Counts& counts) {
 
 // The first `executed` blocks of `blocks`, which stand for all of them
 template <class... Parameters>
-Step run(
+Launched run(
     void (*kernel)(Parameters...), double bytes, int64_t blocks, int64_t executed,
     int64_t shared_bytes, std::type_identity_t<Parameters>... arguments) {
   static ptx::Machine machine(1);
   const ptx::Kernel& code = compiled(kernel);
   const ptx::Blocks shape{
       {static_cast<uint32_t>(blocks), 1, 1},
-      {kLanes, kRows, 1},
+      {kLanes, kWarps, 1},
       static_cast<uint32_t>(shared_bytes),
       needs_opt_in};
   const ptx::Launch launch = ptx::prepared(code, shape, {{&arguments, sizeof(arguments)}...});
   executed = std::min(executed, blocks);
   const ptx::Counts counts = machine.run(launch, 0, static_cast<uint32_t>(executed));
   if (!only.empty()) print_hot(code, counts);
-  Step step{bytes, static_cast<double>(blocks), {}};
+  Launched counted{bytes, static_cast<double>(blocks), {}};
   for (size_t i = 0; i < counts.issued.size(); ++i) {
     const ptx::Cost cost = ptx::cost_of(code.code[i].opcode->name);
     const double weights[] = {cost.slots, cost.integer, cost.special, cost.doubles};
-    for (int j = 0; j < 4; ++j) step.work[j] += weights[j] * counts.issued[i] / executed;
+    for (int j = 0; j < 4; ++j) counted.work[j] += weights[j] * counts.issued[i] / executed;
   }
-  step.work[4] = static_cast<double>(counts.wavefronts) / executed;
-  return step;
-}
-
-// ---- launch geometry, as csrc/cuda has it beside headers of CUDA ----
-
-int64_t ceil_div(int64_t n, int64_t d) {
-  return (n + d - 1) / d;
+  counted.work[4] = static_cast<double>(counts.wavefronts) / executed;
+  return counted;
 }
 
 // ---- the cases ----
@@ -192,19 +186,19 @@ Array<T> activations(const Extents& e, Layout layout) {
 }
 
 // All blocks of the first image run; the others do the same.
-template <bool kAcross, class T, class Method>
+template <bool kChannelsLast, class T, class Method>
 void count_cam(const std::string& method_name, const Extents& e, Method method) {
   using F = arithmetic_t<T>;
   constexpr bool kGiven = has_given_weights<Method>;
-  const std::string layout_name = kAcross ? " channels_last " : " ";
+  const std::string layout_name = kChannelsLast ? " channels_last " : " ";
   const std::string name = method_name + " " + type_name<T>() + layout_name + shape_name(e);
   if (!wanted(name)) return;
-  const Layout layout = kAcross ? Layout::kChannelsLast : Layout::kContiguous;
+  const Layout layout = kChannelsLast ? Layout::kChannelsLast : Layout::kContiguous;
   const Array<T> a = activations<T>(e, layout), g({1, 1, e.channels, e.positions}, layout);
   std::vector<F> weights(kImages * e.channels, F(0.5));
   if constexpr (kGiven) method = {weights.data(), e.channels, e.channels};
-  const auto kernel = cam_kernel<kAcross, T, Method>;
-  const CamPlan plan = plan_cam(cam_needs<T, Method>(kAcross), e, device(kernel));
+  const auto kernel = cam_kernel<kChannelsLast, T, Method>;
+  const CamPlan plan = plan_cam(cam_needs<T, Method>(kChannelsLast), e, device(kernel));
   Result result{
       name,
       "",
@@ -212,25 +206,20 @@ void count_cam(const std::string& method_name, const Extents& e, Method method) 
       double(sizeof(T) * (kGiven ? 1 : 2)),
       {}};
   if (plan.tile == 0) return;
-  std::vector<F> parts(kImages * plan.slices * e.positions);
-  const CamArguments<T, Method> arguments{
-      {a.features(), kAcross, e, plan},
-      {kGiven ? a.features() : g.features(), kAcross, e, plan},
-      e,
-      method,
-      plan,
-      true,
-      parts.data()};
-  const double parts_bytes = sizeof(F) * parts.size();
-  result.steps.push_back(
-      run(kernel, result.values * result.value_bytes + parts_bytes, plan.blocks(e),
+  std::vector<F> partial(kImages * plan.slices * e.positions);
+  const CamArguments<T, Method> arguments(
+      a.features(), kGiven ? a.features() : g.features(), kChannelsLast, e, method, plan,
+      CamOutput::kRectifiedMaps, partial.data());
+  const double partial_bytes = sizeof(F) * partial.size();
+  result.launches.push_back(
+      run(kernel, result.values * result.value_bytes + partial_bytes, plan.blocks(e),
           plan.blocks(e) / kImages, plan.memory.bytes, arguments));
   if (plan.slices > 1) {
     std::vector<F> maps(kImages * e.positions);
     const int64_t total = maps.size();
-    result.steps.push_back(
-        run(fold_slices_kernel<F>, parts_bytes + sizeof(F) * total, ceil_div(total, kLanes), 8, 0,
-            parts.data(), int64_t{plan.slices}, e.positions, total, true, maps.data()));
+    result.launches.push_back(
+        run(fold_slices_kernel<F>, partial_bytes + sizeof(F) * total, ceil_div(total, kLanes), 8, 0,
+            partial.data(), int64_t{plan.slices}, e.positions, total, true, maps.data()));
   }
   result.plan = "tile " + std::to_string(plan.tile) + " x " + std::to_string(plan.stages) + ", " +
                 std::to_string(plan.blocks(e)) + " blocks, " +
@@ -238,15 +227,15 @@ void count_cam(const std::string& method_name, const Extents& e, Method method) 
   results.push_back(result);
 }
 
-template <bool kAcross, class T>
+template <bool kChannelsLast, class T>
 void count_cams() {
   using F = arithmetic_t<T>;
   for (const Extents& e : kLayers) {
-    count_cam<kAcross, T>("Grad-CAM++", e, GradCAMPlusPlus<F>{0});
-    count_cam<kAcross, T>("Grad-CAM", e, GradCAM<F>{});
-    count_cam<kAcross, T>("XGrad-CAM", e, XGradCAM<F>{0});
-    count_cam<kAcross, T>("LayerCAM", e, LayerCAM<F>{});
-    count_cam<kAcross, T>("weighted_sum", e, GivenWeights<F>{});
+    count_cam<kChannelsLast, T>("Grad-CAM++", e, GradCAMPlusPlus<F>{0});
+    count_cam<kChannelsLast, T>("Grad-CAM", e, GradCAM<F>{});
+    count_cam<kChannelsLast, T>("XGrad-CAM", e, XGradCAM<F>{0});
+    count_cam<kChannelsLast, T>("LayerCAM", e, LayerCAM<F>{});
+    count_cam<kChannelsLast, T>("weighted_sum", e, GivenWeights<F>{});
   }
 }
 
@@ -263,15 +252,8 @@ void count_channel_weights(
   std::vector<F> weights(kImages * e.channels);
   const auto kernel = cam_kernel<false, T, Method>;
   const CamPlan plan = plan_cam(cam_needs<T, Method>(false), e, device(kernel));
-  const CamArguments<T, Method> arguments{
-      {a.features(), false, e, plan},
-      {g.features(), false, e, plan},
-      e,
-      method,
-      plan,
-      false,
-      weights.data(),
-      true};
+  const CamArguments<T, Method> arguments(
+      a.features(), g.features(), false, e, method, plan, CamOutput::kWeights, weights.data());
   const double values = e.images * e.channels * e.positions;
   results.push_back(
       {name,
@@ -367,10 +349,10 @@ void count_normalize(int64_t positions) {
   std::vector<Extremes<float>> extremes(kImages * shares);
   Result found{name, std::to_string(shares) + " shares", double(values), double(sizeof(T) + 4), {}};
   if (!whole)
-    found.steps.push_back(
+    found.launches.push_back(
         run(extremes_kernel<T>, double(sizeof(T)) * values, kImages * shares, shares, 0,
             maps.data(), positions, shares, extremes.data()));
-  found.steps.push_back(
+  found.launches.push_back(
       run(normalize_kernel<T>, found.value_bytes * values, kImages * shares, shares, 0, maps.data(),
           positions, shares, whole ? nullptr : extremes.data(), 0.0f, result.data()));
   results.push_back(found);

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastcam.dropin.settings import settings
+from fastcam.dropin.starts import Starts
 from fastcam.engine.fast.model import FastCopies
 from fastcam.engine.graph import OUTPUT, Point, Start, gradients_at
 from fastcam.engine.inputs import first_row
@@ -150,7 +150,11 @@ def run_of(cam: Any, input_tensor: Any, second_order: bool = False) -> Run:
         start: Start | None = None
         try:
             if cam.uses_gradients:
-                start = _start(cam, unwrap(cam.model), images, names)
+                start = _starts.of(
+                    cam,
+                    names,
+                    lambda: find_start(unwrap(cam.model), first_row(images), names),
+                )
             model, inputs = _network(cam, images, names, start)
             graph: Graph | None = "layers" if cam.uses_gradients else None
             recorded = record(model, inputs, names, graph=graph, start=start)
@@ -216,21 +220,6 @@ def _check_runner(cam: Any) -> None:
         raise NotServed("its activations_and_grads hooks other layers than its target_layers")
 
 
-_starts: WeakKeyDictionary[Any, tuple[Sequence[str], Start]] = WeakKeyDictionary()
-
-
-def _start(cam: Any, model: nn.Module, inputs: Any, names: Sequence[str]) -> Start:
-    """Where the graph starts in an object's runs; determined by its first call."""
-    layers, start = _starts.get(cam, ((), None))
-    if start is None or layers != names:
-        try:
-            start = find_start(model, first_row(inputs), names)
-        except Exception:  # the actual run raises it again
-            start = Start("model")
-        _starts[cam] = names, start
-    return start
-
-
 @contextmanager
 def aside(cam: Any) -> Iterator[None]:
     """Disables the hooks of this object and of other CAM objects for the duration of the block."""
@@ -258,6 +247,7 @@ def aside(cam: Any) -> Iterator[None]:
             each.update(now)
 
 
+_starts = Starts()
 _fast_copies = FastCopies()
 
 

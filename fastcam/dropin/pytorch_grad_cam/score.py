@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcam.dropin.copies import for_many_runs
 from fastcam.dropin.pytorch_grad_cam.run import Array, TargetFunctions, aside
-from fastcam.dropin.settings import settings
-from fastcam.engine.fast.model import FastCopies, folded
 from fastcam.engine.running import unwrap
 from fastcam.methods.masked_runs import masked_runs
 
 BATCH_SIZE = 16
-
-_fast_copies = FastCopies()
 
 
 def score_weights(
@@ -32,7 +28,7 @@ def score_weights(
     runs = masked_runs(maps)
     scores = []
     with torch.no_grad(), aside(cam):
-        model = _copy(cam, input_tensor[:1])
+        model = for_many_runs(cam, unwrap(cam.model), input_tensor[:1])
         batch_size = getattr(cam, "batch_size", BATCH_SIZE)
         for some in torch.arange(len(runs.rows)).split(batch_size):
             rows, images = runs.rows[some], runs.images[some]
@@ -45,12 +41,3 @@ def score_weights(
                 scores.append(targets[image](output).reshape(()))
     weights: Array = runs.spread(torch.stack(scores).float().cpu()).softmax(1).numpy()
     return weights
-
-
-def _copy(cam: Any, one: Tensor) -> Callable[[Tensor], Any]:
-    """The network for masked images, prepared with one image: folded, or in the fast mode."""
-    model = unwrap(cam.model)
-    if not settings.fast:
-        return folded(model, one)
-    fast = _fast_copies.of(cam, model, one)
-    return lambda images: fast.model(fast.prepared(images))

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from fastcam.dropin.calls import counted
 from fastcam.dropin.settings import settings
+from fastcam.dropin.starts import attempts, start_or_model
 from fastcam.dropin.takeover import Replacement
 from fastcam.dropin.torchcam.peer import Peer, is_own
 from fastcam.engine.graph import Start, started
 from fastcam.engine.inputs import first_row
 from fastcam.engine.recorder import Recorder
-from fastcam.engine.running import Loan, is_compiled, unwrap
-from fastcam.engine.start import closest_start, start_at_inputs
-from fastcam.engine.trials import untouched
+from fastcam.engine.running import is_compiled, unwrap
+from fastcam.engine.start import closest_start
 from fastcam.engine.values import tensors_of
 
 
@@ -100,24 +100,18 @@ class Forward:
 
     def _find_start(self, model: nn.Module, args: Any, kwargs: Any) -> Start:
         """Determines the start by runs on one image, without torchcam's hooks."""
-        given, named = first_row((args, kwargs))
-
+        one = first_row((args, kwargs))
+        run = attempts(lambda given: model(*given[0], **given[1]), one, model)
         recorders: list[Recorder] = []
 
         def attempt(recorder: Recorder, whole: bool) -> Any:
             recorders.append(recorder)
-            inputs = start_at_inputs((given, named)) if whole else (given, named)
-            loan = Loan(recorder.hooks, recorder.before)
-            with untouched(model), loan, torch.set_grad_enabled(whole):
-                return model(*inputs[0], **inputs[1])
+            return run(recorder, whole)
 
         modules = self.extractor.submodule_dict
         layers = {name: modules[name] for name in self.extractor.target_names}
         with without_hooks(model):
-            try:
-                start = closest_start(attempt, layers)
-            except Exception:  # the user's run raises it again
-                start = Start("model")
+            start = start_or_model(lambda: closest_start(attempt, layers))
         passed_on = any(each.passing_on or each.held for each in recorders)
         return Start("model") if passed_on else start
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fastcam import ops
 from fastcam.dropin.calls import counted
+from fastcam.dropin.copies import for_many_runs
 from fastcam.dropin.settings import settings
 from fastcam.dropin.takeover import Replacement
 from fastcam.dropin.torchcam.forward import has_other_hooks, without_hooks
 from fastcam.dropin.torchcam.peer import Peer
-from fastcam.engine.fast.model import FastCopies, folded
 from fastcam.engine.running import unwrap
 from fastcam.methods.masked_runs import masked_runs
+from fastcam.methods.masking import growing_factors
 
 MANY_RUNS = 64
 """The number of masked images from which a folded copy of the network pays off."""
@@ -32,17 +33,13 @@ _RUNS = (
 """The methods by which 0.5.0 makes, runs and scores masked images; 0.4.1 has none."""
 _Variations = Callable[[Tensor, int], Iterator[Tensor]]
 
-_fast_copies = FastCopies()
-
 
 def once(images: Tensor, samples: int) -> Iterator[Tensor]:
     yield images
 
 
 def growing(images: Tensor, samples: int) -> Iterator[Tensor]:
-    factor = 0.0
-    for i in range(1, samples + 1):
-        factor += i / samples
+    for factor in growing_factors(samples):
         yield factor * images
 
 
@@ -180,11 +177,7 @@ def _network(extractor: Any, activations: Sequence[Tensor]) -> Callable[[Tensor]
     runs = sum(a.shape[0] * a.shape[1] for a in activations) * getattr(extractor, "num_samples", 1)
     if unwrap(model) is not model or has_other_hooks(model):
         return model
-    if not settings.fast:
-        if runs < MANY_RUNS:
-            return model
-        with without_hooks(model):
-            return folded(model, images[:1])
+    if runs < MANY_RUNS and not settings.fast:
+        return model
     with without_hooks(model):
-        fast = _fast_copies.of(extractor, model, images[:1])
-    return lambda images: fast.model(fast.prepared(images))
+        return for_many_runs(extractor, model, images[:1])

@@ -15,9 +15,10 @@ from fastcam.engine.fast.options import preferred_dtype
 from fastcam.engine.outputs import logits_of
 from fastcam.engine.running import CopiedResults
 from fastcam.errors import ArgumentError, FastcamError, UsageError, first_line, near
-from fastcam.methods import METHODS, GuidedBackprop, GuidedGradCAM
+from fastcam.methods import METHODS
 from fastcam.methods.maps import MapMethod
 from fastcam.models import LoadedModel
+from fastcam.pictures.given import pictures_of
 from fastcam.targets import ClassChoice, TopClasses
 
 TOP_CLASS = "top1"
@@ -74,7 +75,7 @@ class Explainer:
         self.model = model
         options: dict[str, Any] = {} if layer == "auto" else {"target_layers": layer}
         self._method: Any = _as_usage_error(lambda: METHODS[method](model.module, **options))
-        self._signed = isinstance(self._method, (GuidedBackprop, GuidedGradCAM))
+        self._signed = METHODS[method].signed
         if fast:
             if not isinstance(self._method, MapMethod):
                 raise UsageError(f"fast: not supported for {method}, which does not return maps")
@@ -132,18 +133,29 @@ class Explainer:
         """
         return TopClasses(top_k, None if name == TOP_CLASS else self.model.class_id(name))
 
-    def __call__(self, images: Tensor, targets: ClassChoice = _TOP) -> Explained:
+    def __call__(self, images: Any, targets: ClassChoice = _TOP) -> Explained:
         """Explains K classes of each image in one forward pass.
 
         Args:
-            images: network inputs, (N, 3, h, w), or (N, 3, T, h, w) for clips; see
-                :attr:`fastcam.models.LoadedModel.preprocessing`.
+            images: network inputs, (N, 3, h, w), or (N, 3, T, h, w) for clips; or a picture, a PIL
+                image or an array (H, W, 3) of uint8, or a list of pictures, which the model's
+                :attr:`~fastcam.models.LoadedModel.preprocessing` turns into inputs.
             targets: selects the K classes.
 
         Raises:
             UsageError: if the layer, class or method does not fit the model.
+            TypeError, ValueError: if the images are none of these, or several pictures become
+                inputs of different sizes.
             FastcamError: if the model fails on inputs of this size.
         """
+        found = None if isinstance(images, Tensor) else pictures_of(images)
+        if found is not None:
+            images = self.model.inputs_of(found)
+        elif not isinstance(images, Tensor):
+            raise TypeError(
+                f"images: got {type(images).__name__}, expected a tensor (N, 3, H, W), a PIL image "
+                "or an array (H, W, 3) of uint8"
+            )
         images = images.to(self.device)
         with self._failures(images):
             maps = _as_usage_error(lambda: self._method(images, targets, **self._raw))

@@ -12,7 +12,7 @@ from fastcam.targets import Selection
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Result:
     """Maps, and the classes, scores and outputs of the same forward."""
 
     maps: Any
@@ -25,6 +25,6 @@ class Explanation:
     """The model's outputs, detached."""
 
     @classmethod
-    def of(cls, maps: Any, record: Capture, selection: Selection) -> Explanation:
+    def of(cls, maps: Any, record: Capture, selection: Selection) -> Result:
         """The maps with the results of the run that they come from."""
         return cls(maps, selection.class_ids, selection.scores.detach(), record.outputs)
