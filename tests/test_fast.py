@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import fastcam
-from fastcam import demo
+from fastcam import demo, models
 from fastcam.engine.fast import cuda_graphs
 from fastcam.engine.fast.batch_sizes import BatchSizes
 from fastcam.engine.fast.cuda_graphs import CudaGraphs
 from fastcam.engine.fast.model import FastModel
 from fastcam.engine.fast.options import Options, is_emulated, preferred_dtype
+from fastcam.explainer import Explainer
 from fastcam.methods.maps import MapMethod
+from fastcam.models import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore:dtype. this processor has no instructions")
 METHODS = ["gradcam", "gradcam++", "layercam"]
@@ -336,6 +339,41 @@ def test_one_activation_for_all(inplace: bool, method: str) -> None:
     assert quick.compiled["BatchNorm"] == "5 folded"
     assert [quick.compiled[f"convs.{i}"] for i in range(5)] == ["compiled"] * 5
     assert quick.verify(images).gradient_error is None or quick.verify(images).gradient_error < 1e-3
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_fast_mode_that_does_nothing_says_so_once() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.features(images).mean((2, 3)))
+
+    hooked = Plain()
+    hooked.head.register_forward_hook(lambda *_: None)
+    looped = nn.Sequential(
+        nn.AvgPool2d(2), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    for module, layer, reason in (
+        (hooked, "features", "model: the model itself runs: its hooks are functions"),
+        (looped, "0", "not compiled: it has no parameters"),
+    ):
+        explainer = Explainer(
+            models.LoadedModel(module.eval(), Preprocessing()), "gradcam", layer, True
+        )
+        with pytest.warns(
+            UserWarning, match=f"fast: it saves no time here .*{reason}.* A later layer"
+        ):
+            explainer(torch.rand(1, 3, 16, 16))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            explainer(torch.rand(1, 3, 16, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = models.LoadedModel(Plain().eval(), Preprocessing())
+        Explainer(model, "gradcam", "features", True)(torch.rand(1, 3, 16, 16))
 
 
 @pytest.mark.usefixtures("uncompiled")

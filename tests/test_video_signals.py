@@ -17,6 +17,7 @@ from clips import contents
 from test_video import colors, squares
 
 from fastcam import video
+from fastcam.cli.outputs import MANIFEST
 from fastcam.cli.signals import interrupting
 from fastcam.errors import Interrupted
 
@@ -61,7 +62,7 @@ class Program:
         """Its exit code, and what it said."""
         said = self._process.communicate(timeout=120)[1].decode()
         assert "Traceback" not in said
-        assert [path.name for path in self._folder.iterdir()] == ["out.mp4"]
+        assert {path.name for path in self._folder.iterdir()} == {"out.mp4", MANIFEST}
         return self._process.returncode, said
 
 

@@ -226,7 +226,7 @@ class Maps(Sink):
     ``scores`` and ``probabilities`` (N,) float32. Its metadata entry ``classes`` is a JSON object
     that maps ids to names.
 
-    Beyond 100,000 frames, or if the names take more than 60 KB, there are several files instead:
+    Beyond 100,000 frames, or if the classes' names take more than 60 KB, there are several files:
     NAME-00000.safetensors, NAME-00001.safetensors, ...
     """
 
