@@ -53,7 +53,8 @@ def picture(tmp_path: Path) -> Path:
 
 def test_what_image_writes(picture: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    result = run("image", picture, *COLORS, "--top-k", 2, "--target", "green", "--out", out)
+    options = ("--crop", "--top-k", 2, "--target", "green", "--out", out)
+    result = run("image", picture, *COLORS, *options)
     assert result.exit_code == 0
     assert result.stderr == ""
     names = {"squares-overlay.png", "squares-grid.png", "squares.npy", "squares.json", MANIFEST}
@@ -65,6 +66,15 @@ def test_what_image_writes(picture: Path, tmp_path: Path) -> None:
     assert about["layer"] == "features"
     assert about["method"] == "gradcam"
     assert about["region"] == {"top": 40, "left": 80, "bottom": 200, "right": 240}
+    assert about["preprocessing"] == {
+        "resize": [144, 192],
+        "crop": [96, 96],
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+        "interpolation": "bilinear",
+        "origin": "tiny_models:colors",
+    }
+    assert "the network sees 33% of the picture: columns 80 to 240 of 320" in result.stdout
     raw = np.load(out / "squares.npy")
     assert raw.shape == (2, 12, 12)
     assert raw.dtype == np.float32
@@ -74,7 +84,7 @@ def test_what_image_writes(picture: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (500, 333), (96, 96), (1000, 1003)])
-@pytest.mark.parametrize("options", [(), ("--no-crop",), ("--size", 192)])
+@pytest.mark.parametrize("options", [(), ("--crop",), ("--no-crop",), ("--size", 192)])
 def test_the_heat_is_where_it_belongs(
     tmp_path: Path, height: int, width: int, options: tuple[object, ...]
 ) -> None:
@@ -90,6 +100,50 @@ def test_the_heat_is_where_it_belongs(
         hot = np.argwhere(overlay[..., 0] > 128).mean(0)
         square = np.argwhere(shown[..., channel] == 255).mean(0)
         assert np.abs(hot - square).max() < max(height, width) / 50
+
+
+def test_the_whole_picture_is_seen_by_a_network_of_any_size(tmp_path: Path) -> None:
+    model = (*COLORS, "--out", tmp_path, "--json")
+    regions = []
+    for height, width in ((200, 320), (100, 500)):
+        pictures.write(tmp_path / "a.png", squares(height, width))
+        report = json.loads(run("image", tmp_path / "a.png", *model).stdout)
+        regions.append(tuple(report["region"].values()))
+        assert report["preprocessing"]["crop"] == [96, min(96 * width // height, 3 * 96)]
+    assert regions == [(0, 0, 200, 320), (0, 100, 100, 400)]
+
+
+def test_an_assumed_preprocessing_is_said_once(picture: Path, tmp_path: Path) -> None:
+    model = ("--model", "tiny_models:module", "--method", "gradcam", "--out", tmp_path)
+    result = run("image", picture, picture, *model)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("fastcam: preprocessing assumed: resized to 298x224, input 298x224")
+    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (ImageNet's values)" in line
+    origin = json.loads((tmp_path / "squares.json").read_text())["preprocessing"]["origin"]
+    assert origin == "assumed: ImageNet's values"
+
+    known = run("image", picture, *COLORS, "--out", tmp_path)
+    assert known.stderr == ""
+    said = known.stdout.splitlines()
+    assert said[0].startswith("preprocessing: resized to 128x96")
+    assert said[2] == "  gradcam at features"
+
+
+def test_preprocessing_by_a_function(picture: Path, tmp_path: Path) -> None:
+    model = ("--model", "tiny_models:module", "--method", "gradcam", "--out", tmp_path)
+    named = ("--preprocess", "tiny_models:left_half")
+    report = json.loads(run("image", picture, *model, *named, "--json").stdout)
+    assert report["region"] == {"top": 0, "left": 0, "bottom": 240, "right": 160}
+    assert report["preprocessing"]["origin"] == "tiny_models:left_half"
+    for refused, message in (
+        (("--size", 100), "size: cannot be changed, since tiny_models:left_half is a function"),
+        (("--no-crop",), "crop: cannot be changed"),
+        (("--std", 1, 1, 1), "mean and std: cannot be changed"),
+        (("--processor", "x"), "preprocess: got a processor too"),
+    ):
+        result = run("image", picture, *model, *named, *refused)
+        assert result.exit_code == 2
+        assert message in result.stderr
 
 
 def test_the_colours_of_the_picture_stay(picture: Path, tmp_path: Path) -> None:
@@ -252,6 +306,8 @@ def test_what_video_writes(clips: ModuleType, clip: Path, tmp_path: Path) -> Non
     assert report["frames_per_second"] == pytest.approx(7 / report["seconds"])
     before, after = clips.contents(clip), clips.contents(out)
     assert after.times == before.times
+    assert report["region"] == {"top": 0, "left": 0, "bottom": 96, "right": 120}
+    assert report["preprocessing"]["crop"] == [96, 120]
     assert [data for _, data in after.sound] == [data for _, data in before.sound]
     assert after.pictures[0].shape == (96, 120, 3)
 
@@ -279,6 +335,18 @@ def test_a_clip_cut_short_ends_with_a_word(clips: ModuleType, clip: Path, tmp_pa
     assert re.search(r"cut\.mp4: (cut short|broken) after the frame at", result.stderr)
     assert "error" in json.loads(result.stdout)
     assert 0 < len(clips.contents(out).times) < 7
+
+
+def test_a_clip_through_a_function(clips: ModuleType, clip: Path, tmp_path: Path) -> None:
+    model = ("--model", "tiny_models:module", "--preprocess", "tiny_models:left_half")
+    heat = ("--target", 0, "--layout", "heat", "--colormap", "bone", "--method", "gradcam")
+    result = run("video", clip, tmp_path / "out.mp4", *model, *heat, "--max-height", 80, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["region"]["right"] == 60
+    picture = clips.contents(tmp_path / "out.mp4").pictures[0][26:]  # below the caption
+    hot = np.argwhere(picture[..., 0] > 128).mean(0)
+    assert np.abs(hot - (35 - 26, 35)).max() < 4  # the red square, shrunk
+    assert picture[:, 54:].max() < 30
 
 
 def test_an_odd_size_is_mentioned(clips: ModuleType, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +53,12 @@ def motion() -> LoadedModel:
 def module() -> nn.Module:
     """Nothing but a module, for pictures of the usual size."""
     return Colors()
+
+
+def left_half(picture: Any) -> Tensor:
+    """The left half of a PIL picture, as (3, h, w) in [0, 1]."""
+    pixels = torch.from_numpy(np.array(picture)).movedim(-1, 0)
+    return pixels[..., : pixels.shape[2] // 2] / 255
 
 
 def number() -> int:

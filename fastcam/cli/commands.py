@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +31,6 @@ from fastcam.errors import FastcamError, UsageError, first_line
 if TYPE_CHECKING:
     import torch
 
-    from fastcam.models import LoadedModel
     from fastcam.video import Source
 
 
@@ -85,7 +83,8 @@ ModelName = Annotated[
     str,
     typer.Option(
         "--model",
-        help="digits (included), a torchvision name, timm:NAME or package.module:function.",
+        help="digits (included), a torchvision name, timm:NAME, hf:FOLDER-OR-NAME or "
+        "package.module:function.",
     ),
 ]
 Weights = Annotated[
@@ -100,18 +99,47 @@ Colormap = Annotated[str, typer.Option(help="The name of an OpenCV colormap.")]
 Alpha = Annotated[float, typer.Option(min=0, max=1, help="The opacity of the heatmap.")]
 Size = Annotated[
     int | None,
-    typer.Option(min=1, max=10_000, help="The side of the network's input, in pixels."),
+    typer.Option(
+        min=1,
+        max=10_000,
+        help="The side of the network's input, in pixels. Default: that of the weights; for a "
+        "function that returns a plain network 224, cut out of 256.",
+    ),
+]
+Processor = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER-OR-NAME", help="A Hugging Face image processor to use."),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="A function from a PIL picture to the network's input (3, h, w).",
+    ),
 ]
 Crop = Annotated[
-    bool,
-    typer.Option("--crop/--no-crop", help="Crop the centre, as the model's preprocessing does."),
+    bool | None,
+    typer.Option(
+        "--crop/--no-crop",
+        help="--crop: the centre, as the model's preprocessing does. --no-crop: the whole picture. "
+        "Default: the whole picture, its long side at most 3 times the short one, if the network "
+        "takes any size, otherwise the centre.",
+        show_default=False,
+    ),
 ]
 Mean = Annotated[
-    tuple[float, float, float] | None, typer.Option(help="Channel means, for values in [0, 1].")
+    tuple[float, float, float] | None,
+    typer.Option(
+        help="Channel means, for values in [0, 1]. Default: those of the weights; for a function "
+        "that returns a plain network 0.485 0.456 0.406, ImageNet's.",
+    ),
 ]
 Std = Annotated[
     tuple[float, float, float] | None,
-    typer.Option(help="Channel standard deviations, for values in [0, 1]."),
+    typer.Option(
+        help="Channel standard deviations, for values in [0, 1]. Default: those of the weights; "
+        "for a function that returns a plain network 0.229 0.224 0.225, ImageNet's.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if available.")]
 Overwrite = Annotated[
@@ -129,6 +157,8 @@ def image(
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
     classes: Classes = None,
+    processor: Processor = None,
+    preprocess: Preprocess = None,
     method: Method = "gradcam++",
     layer: Layer = "auto",
     target: Target = "top1",
@@ -144,7 +174,7 @@ def image(
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,
     size: Size = None,
-    crop: Crop = True,
+    crop: Crop = None,
     mean: Mean = None,
     std: Std = None,
     device: Device = "auto",
@@ -157,7 +187,7 @@ def image(
     """
     from fastcam import pictures
     from fastcam.cli import image as images
-    from fastcam.cli import options, outputs
+    from fastcam.cli import loading, options, outputs
     from fastcam.explainer import Explainer
 
     options.check(method, colormap, mean, std)
@@ -166,7 +196,18 @@ def image(
     inputs = [*picture, *options.files(weights, classes)]
     failed = 0
     with outputs.planned(lambda: files, inputs, overwrite):
-        loaded = _load(model, weights, classes, size, crop, mean, std, device)
+        loaded = loading.load(
+            model,
+            weights,
+            _device(device),
+            classes=classes,
+            processor=processor,
+            preprocess=preprocess,
+            size=size,
+            crop=crop,
+            mean=mean,
+            std=std,
+        )
         explainer = Explainer(loaded, method, layer)
         if loaded.clip_length is not None:
             raise UsageError(
@@ -174,6 +215,7 @@ def image(
                 "use fastcam video"
             )
         targets = options.targets(explainer, target, top_k)
+        notes = loading.Notes(loaded, _say, None if as_json else print)
         for path, name in zip(picture, names, strict=True):
             about: dict[str, Any] = {
                 "picture": str(path),
@@ -187,6 +229,7 @@ def image(
                     shown = pictures.read(path, max_pixels)
                     explanation = images.explain(shown, explainer, targets, colormap, alpha)
                     about["layer"] = explainer.layer
+                    about["preprocessing"] = loaded.preprocessing.report(*shown.shape[:2])
                     report = images.save(explanation, out, name, about)
             except UsageError:
                 raise
@@ -196,11 +239,14 @@ def image(
                 if as_json:
                     _print_json({"picture": str(path), "error": str(error)})
                 continue
+            notes.once(*shown.shape[:2])
             if as_json:
                 _print_json(report)
             else:
                 found = (f"{each['name']} {each['probability']:.1%}" for each in report["classes"])
-                print(f"{path}: {', '.join(found)}", *report["files"].values(), sep="\n  ")
+                how = f"{method} at {explainer.layer or 'the input'}"
+                print(f"{path}: {', '.join(found)}", how, *report["files"].values(), sep="\n  ")
+            notes.seen(*shown.shape[:2])
     if failed:
         raise typer.Exit(1)
 
@@ -223,6 +269,8 @@ def video(
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
     classes: Classes = None,
+    processor: Processor = None,
+    preprocess: Preprocess = None,
     method: Method = "gradcam++",
     layer: Layer = "auto",
     target: Annotated[
@@ -257,7 +305,7 @@ def video(
     colormap: Colormap = "turbo",
     alpha: Alpha = 0.5,
     size: Size = None,
-    crop: Crop = True,
+    crop: Crop = None,
     mean: Mean = None,
     std: Std = None,
     device: Device = "auto",
@@ -270,7 +318,7 @@ def video(
     A damaged clip is explained as far as it can be decoded; then the exit code is 1.
     """
     from fastcam import video as videos
-    from fastcam.cli import options, outputs
+    from fastcam.cli import loading, options, outputs
     from fastcam.explainer import Explainer
 
     options.check(method, colormap, mean, std)
@@ -296,7 +344,18 @@ def video(
         ),
         _bar(opened) as advance,
     ):
-        loaded = _load(model, weights, classes, size, crop, mean, std, device)
+        loaded = loading.load(
+            model,
+            weights,
+            _device(device),
+            classes=classes,
+            processor=processor,
+            preprocess=preprocess,
+            size=size,
+            crop=crop,
+            mean=mean,
+            std=std,
+        )
         explainer = Explainer(loaded, method, layer, fast)
         if target not in videos.CHOICES:
             options.targets(explainer, target)
@@ -304,6 +363,8 @@ def video(
     if done.padded is not None:
         height, width = done.padded
         _say(f"the width or height is odd: padded to {width}x{height}")
+    notes = loading.Notes(loaded, _say, None if as_json else print)
+    notes.once(*done.size)
     report = {
         "source": source,
         "model": model,
@@ -317,6 +378,8 @@ def video(
         "seconds": done.seconds,
         "frames_per_second": done.frames_per_second,
         "stages": done.stages,
+        "preprocessing": loaded.preprocessing.report(*done.size),
+        "region": loaded.preprocessing.region(*done.size)._asdict(),
         "compiled": explainer.compiled,
         "slowest_stage": done.slowest_stage,
         "sink": str(sink),
@@ -327,8 +390,10 @@ def video(
     else:
         speed = f"{done.frames_per_second:.1f} frames/s, slowest: {done.slowest_stage}"
         print(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
+        print(f"  {method} at {explainer.layer or 'the input'}")
         for part, state in explainer.compiled.items():
             print(f"  {part}: {state}")
+    notes.seen(*done.size)
 
 
 @app.command(cls=_Command)
@@ -381,32 +446,6 @@ def main() -> None:
     """Runs the command line."""
     warnings.showwarning = lambda message, *_, **__: _say(" ".join(str(message).split()))
     app(prog_name="fastcam")
-
-
-def _load(
-    name: str,
-    weights: str,
-    classes: Path | None,
-    size: int | None,
-    crop: bool,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    device: str,
-) -> LoadedModel:
-    """Loads the model and applies the preprocessing and class-name options."""
-    from fastcam import models
-
-    model = models.load(name, weights, _device(device))
-    preprocessing = model.preprocessing
-    if size is not None:
-        preprocessing = preprocessing.sized(size)
-    if not crop:
-        preprocessing = replace(preprocessing, crop=None)
-    preprocessing = replace(
-        preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std
-    )
-    names = model.classes if classes is None else models.read_classes(classes)
-    return replace(model, preprocessing=preprocessing, classes=names)
 
 
 def _device(name: str) -> torch.device:

@@ -59,7 +59,9 @@ def _explainer(about: str) -> Explainer:
     """An explainer that shrinks enlarged pictures back to the size in the description."""
     size = _about(about)
     model = models.load("digits")
-    back = replace(model.preprocessing, resize=(size["height"], size["width"]))
+    back = models.Preprocessing(
+        resize=(size["height"], size["width"]), crop=None, mean=(0, 0, 0), std=(1, 1, 1)
+    )
     return Explainer(replace(model, preprocessing=back), "gradcam")
 
 

@@ -27,7 +27,7 @@ class ImageExplanation:
     classes: list[dict[str, Any]]
     """For each class: id, name, score, probability and the range of the raw map."""
     region: render.Region
-    """The part of the picture inside the network's input."""
+    """The rectangle of the picture that the network's input covers."""
     colormap: str
     alpha: float
 

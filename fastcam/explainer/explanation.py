@@ -21,7 +21,8 @@ from fastcam.engine.outputs import Output
 from fastcam.engine.shapes import Reshape
 from fastcam.errors import ArgumentError, FastcamError
 from fastcam.methods import METHODS
-from fastcam.models import LoadedModel, Preprocessing
+from fastcam.models import LoadedModel, Transform
+from fastcam.models.preprocessing import ASSUMED
 from fastcam.pictures import Picture, render
 from fastcam.pictures.given import pictures_of
 from fastcam.pictures.render import Region, Title
@@ -63,7 +64,7 @@ class Explanation:
     """The target layers' names."""
     classes: tuple[str, ...] = ()
     """The classes' names by id; empty if unknown."""
-    preprocessing: Preprocessing | None = None
+    preprocessing: Transform | None = None
     """What turned pictures into the network's input."""
 
     def __repr__(self) -> str:
@@ -251,7 +252,7 @@ def explain(
     found = pictures_of(images)
     inputs = images
     if found is not None:
-        if loaded is not model:
+        if loaded.preprocessing is ASSUMED:
             warnings.warn(
                 "images: the model's preprocessing is not known, assumed ImageNet's; to set it, "
                 "pass fastcam.models.LoadedModel(model, Preprocessing(...)) as the model",
@@ -273,7 +274,7 @@ def explain(
 
 
 def _drawable_images(
-    images: Any, preprocessing: Preprocessing | None
+    images: Any, preprocessing: Transform | None
 ) -> list[tuple[str, Picture, Region]]:
     """The first images with a label, and the part of each that the network sees."""
     found = pictures_of(images)

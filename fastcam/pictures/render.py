@@ -22,12 +22,39 @@ _GAP = 12
 
 
 class Region(NamedTuple):
-    """A rectangle of a picture in pixels; ``bottom`` and ``right`` are exclusive."""
+    """A rectangle in pixels of a picture; ``bottom`` and ``right`` are exclusive.
+
+    It may exceed the picture.
+    """
 
     top: int
     left: int
     bottom: int
     right: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    def within(self, height: int, width: int) -> Region:
+        """The part inside a picture of this size."""
+        return Region(
+            max(self.top, 0), max(self.left, 0), min(self.bottom, height), min(self.right, width)
+        )
+
+    def resized(self, before: tuple[int, int], after: tuple[int, int]) -> Region:
+        """The rectangle after a picture is resized, from and to (height, width)."""
+        down, across = after[0] / before[0], after[1] / before[1]
+        return Region(
+            round(self.top * down),
+            round(self.left * across),
+            round(self.bottom * down),
+            round(self.right * across),
+        )
 
 
 class Title(NamedTuple):
@@ -130,19 +157,36 @@ def heat(
     Args:
         pictures: (N, H, W, 3) uint8, RGB.
         maps: (N, h, w) in [0, 1], upsampled linearly to the region; NaN counts as 0.
-        region: the part inside the network's input.
+        region: the part that the maps cover; may exceed the pictures.
         colormap: the name of an OpenCV colormap.
         alpha: the opacity of the heatmap, in [0, 1].
 
     Returns:
         (N, H, W, 3) uint8.
     """
+    height, width = pictures.shape[1:3]
+    maps, region = visible(maps, region, height, width), region.within(height, width)
     rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
     seen = pictures[:, rows, columns]
     result = pictures >> 1
     table = color_table(colormap, pictures.device)
     result[:, rows, columns] = ops.overlay(seen, maps, table, alpha)
     return result
+
+
+def visible(maps: Tensor, region: Region, height: int, width: int) -> Tensor:
+    """The maps (N, h, w) of a region, without what lies outside a picture of this size.
+
+    Upsamples linearly only along the axes that are cut.
+    """
+    seen = region.within(height, width)
+    if (seen.top, seen.bottom) != (region.top, region.bottom):
+        tall = ops.upsample(maps, (region.height, maps.shape[2]), normalize=False)
+        maps = tall[:, seen.top - region.top : seen.bottom - region.top]
+    if (seen.left, seen.right) != (region.left, region.right):
+        wide = ops.upsample(maps, (maps.shape[1], region.width), normalize=False)
+        maps = wide[:, :, seen.left - region.left : seen.right - region.left]
+    return maps
 
 
 def caption(picture: Picture, title: Title) -> None:

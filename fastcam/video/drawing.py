@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcam.errors import UsageError
-from fastcam.models import Preprocessing, resized
+from fastcam.models import Transform, resized
 from fastcam.pictures import Picture, render
 from fastcam.video.frame import Frame
 from fastcam.video.temporal import Range
@@ -80,7 +80,7 @@ class Drawing:
         UsageError: if the layout or colormap is unknown.
     """
 
-    preprocessing: Preprocessing
+    preprocessing: Transform
     layout: str = "overlay"
     colormap: str = "turbo"
     alpha: float = 0.5
@@ -90,12 +90,13 @@ class Drawing:
         check_drawing(self.layout, self.colormap)
 
     def __call__(self, explained: ExplainedFrame) -> Picture:
+        size = explained.frame.size
         picture = self._shrunk(explained.frame.rgb().unsqueeze(0))  # (1, H, W, 3)
         heat_alone = self.layout == "heat"
         heated = render.heat(
             torch.zeros_like(picture) if heat_alone else picture,
             explained.map.unsqueeze(0).to(picture.device),
-            self.preprocessing.region(*picture.shape[1:3]),
+            self.preprocessing.region(*size).resized(size, (picture.shape[1], picture.shape[2])),
             self.colormap,
             1.0 if heat_alone else self.alpha,
         )

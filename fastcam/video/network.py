@@ -29,7 +29,8 @@ from fastcam.video.threads import Abreast, Ahead, Clock
 T = TypeVar("T")
 R = TypeVar("R")
 Fitted = tuple[Frame, Tensor | None]
-"""A frame and its network input, (3, h, w) uint8; None if the stride skips the frame."""
+"""A frame and its input before :meth:`fastcam.models.Transform.normalized`, (3, h, w); None if the
+stride skips the frame."""
 Group = tuple[list[Fitted], FastcamError | None]
 """Frames that go through the network together, and the error that ended the clip after them."""
 

@@ -51,6 +51,9 @@ class Report:
     decode_errors: int
     """How many frames of the source were decoded with errors or not at all; likewise 0."""
 
+    size: tuple[int, int]
+    """(height, width) of the source's frames."""
+
     @property
     def frames_per_second(self) -> float:
         return self.frames / self.seconds
@@ -164,7 +167,11 @@ def explain(
             raise
     seconds = time.perf_counter() - started
     return Report(
-        seconds=seconds, stages=run.clock.seconds, padded=made.padded, **_outcome(opened, made)
+        seconds=seconds,
+        stages=run.clock.seconds,
+        padded=made.padded,
+        size=run.size,
+        **_outcome(opened, made),
     )
 
 
@@ -185,6 +192,8 @@ class _Run:
         self.device = explainer.device
         self.batch = options.batch or (_BATCH_ON_GPU if self.device.type == "cuda" else _BATCH)
         self.clock = Clock()
+        self.size = 0, 0
+        """(height, width) of the source's frames; known after the first."""
         self._drawing = Drawing(
             model.preprocessing,
             options.layout,
@@ -238,6 +247,7 @@ class _Run:
         ):
             put = drawer.put if sink.draws else encoder.put
             for each in explained:
+                self.size = each.frame.size
                 put(each)
                 self._progress()
 
