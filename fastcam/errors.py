@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
+from types import FrameType
+from typing import Any, Final
 
 
 class FastcamError(Exception):
     """A file, clip, model or device that cannot be used."""
 
     exit_code = 1
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
+        """Facts for programs, such as the counts of a damaged clip."""
 
 
 class UsageError(FastcamError):
@@ -52,3 +60,28 @@ def near(name: str, names: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of another library's error message."""
     return str(error).strip().partition("\n")[0]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that asks the program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """The command line's handler for signals: raises :class:`Interrupted`, once.
+
+    Signals that follow do not interrupt what the first one leads to.
+    """
+    for each in ENDING:
+        if signal.getsignal(each) is interrupt:
+            signal.signal(each, signal.SIG_IGN)
+    raise Interrupted(number)
+
+
+ENDING: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""The signals that ask a program to end; Windows has no SIGHUP."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import fastcam
-from fastcam import demo
+from fastcam import demo, models
 from fastcam.engine.fast import cuda_graphs
 from fastcam.engine.fast.batch_sizes import BatchSizes
 from fastcam.engine.fast.cuda_graphs import CudaGraphs
 from fastcam.engine.fast.model import FastModel
 from fastcam.engine.fast.options import Options, is_emulated, preferred_dtype
+from fastcam.explainer import Explainer
 from fastcam.methods.maps import MapMethod
+from fastcam.models import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore:dtype. this processor has no instructions")
 METHODS = ["gradcam", "gradcam++", "layercam"]
@@ -291,9 +294,108 @@ def test_a_layer_that_runs_several_times() -> None:
             return self.head(self.features(self.features(self.stem(images))).mean((2, 3)))
 
     model, images = Again(), torch.randn(2, 3, 8, 8)
-    cam = fast(model, "features", dtype=torch.bfloat16)
+    cam = fast(model, "features")
     near(cam(images), fastcam.GradCAM(model, "features")(images))
-    assert cam.compiled == {"features": "runs several times: nothing below it was changed"}
+    assert cam.compiled == {"BatchNorm": "0 folded", "stem": "compiled", "features": "compiled"}
+    first = fastcam.GradCAM(model, "features", run=0)
+    first.compile()
+    near(first(images), fastcam.GradCAM(model, "features", run=0)(images))
+    assert first.compiled == {"features": "runs several times: nothing below it was changed"}
+
+
+class OneActivation(nn.Module):
+    """Two residual blocks, and one ReLU everywhere."""
+
+    def __init__(self, inplace: bool, ends: str = "relu") -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace)
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 6, 6, 3, padding=1) for i in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(5))
+        self.head = nn.Linear(6, 4)
+        self.ends = ends
+
+    def forward(self, images: Tensor) -> Tensor:
+        value = self.relu(self.norms[0](self.convs[0](images)))
+        for i in (1, 3):
+            inner = self.relu(self.norms[i](self.convs[i](value)))
+            value = self.relu(value + self.norms[i + 1](self.convs[i + 1](inner)))
+        pooled = value.mean((2, 3))
+        return self.head(self.relu(pooled) if self.ends == "head" else pooled)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam", "scorecam", "eigencam"])
+def test_one_activation_for_all(inplace: bool, method: str) -> None:
+    torch.manual_seed(0)
+    model, images = OneActivation(inplace), torch.randn(3, 3, 12, 12)
+    for norm in model.norms:
+        nn.init.normal_(norm.bias)
+    exact, quick = (fastcam.METHODS[method](model, "relu") for _ in range(2))
+    quick.compile()
+    for part in (images, images[:1], images.flip(3)):
+        near(quick(part), exact(part), 1e-3)
+        near(quick.scores, exact.scores, 1e-3)
+    assert quick.compiled["BatchNorm"] == "5 folded"
+    assert [quick.compiled[f"convs.{i}"] for i in range(5)] == ["compiled"] * 5
+    assert quick.verify(images).gradient_error is None or quick.verify(images).gradient_error < 1e-3
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_fast_mode_that_does_nothing_says_so_once() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.features(images).mean((2, 3)))
+
+    hooked = Plain()
+    hooked.head.register_forward_hook(lambda *_: None)
+    looped = nn.Sequential(
+        nn.AvgPool2d(2), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    for module, layer, reason in (
+        (hooked, "features", "model: the model itself runs: its hooks are functions"),
+        (looped, "0", "not compiled: it has no parameters"),
+    ):
+        explainer = Explainer(
+            models.LoadedModel(module.eval(), Preprocessing()), "gradcam", layer, True
+        )
+        with pytest.warns(
+            UserWarning, match=f"fast: it saves no time here .*{reason}.* A later layer"
+        ):
+            explainer(torch.rand(1, 3, 16, 16))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            explainer(torch.rand(1, 3, 16, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = models.LoadedModel(Plain().eval(), Preprocessing())
+        Explainer(model, "gradcam", "features", True)(torch.rand(1, 3, 16, 16))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_the_number_of_runs_changes() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.relu, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            value = self.stem(images)
+            for _ in range(images.shape[-1] // 4):
+                value = self.relu(value - 0.1)
+            return self.head(value.mean((2, 3)))
+
+    model = Loop()
+    cam = fast(model, "relu")
+    near(cam(torch.ones(1, 3, 8, 8)), fastcam.GradCAM(model, "relu")(torch.ones(1, 3, 8, 8)))
+    with pytest.raises(
+        ValueError, match="ran 3 times, but 2 times when the fast mode was prepared"
+    ):
+        cam(torch.ones(1, 3, 12, 12))
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastcam.video.temporal import (
     FORGETTING,
     LEAD,
-    LEAD_FRAMES,
+    LEAD_SECONDS,
+    WEAK,
+    WEAK_SECONDS,
     Lock,
     Norm,
     RawMap,
     Smoothing,
+    _Cuts,
     between,
     scaled,
 )
@@ -102,29 +106,123 @@ def test_gauss_stays_within_the_values_and_keeps_constants(values: list[float], 
     torch.testing.assert_close(same, torch.full_like(same, values[0]), atol=1e-5, rtol=1e-5)
 
 
-def locked(*rows: list[float]) -> list[int]:
-    return Lock(lambda logits: logits).ids(torch.tensor(rows))[:, 0].tolist()
+RATES = [10, 25, 60]
 
 
-def test_lock() -> None:
-    first, lead, near = [0.5, 0.4], [0.4, 0.4 + LEAD + 0.01], [0.5, 0.5 + LEAD - 0.01]
-    assert locked(first, *[lead] * (LEAD_FRAMES + 1))[-3:] == [0, 1, 1]
-    assert locked(first, *[near] * 50)[-1] == 0, "a small lead never counts"
-    broken_row = [lead] * (LEAD_FRAMES - 1) + [first]
-    assert locked(first, *broken_row * 5)[-1] == 0
+def locked(
+    *parts: tuple[float, list[float]], rate: float = 25, cuts: bool = False, batch: int = 4
+) -> list[int]:
+    """The class of each frame, for probabilities that hold for so many seconds each.
+
+    Args:
+        cuts: whether the picture is another one in each part.
+    """
+    rows = [row for seconds, row in parts for _ in range(round(seconds * rate))]
+    shades = [
+        i * cuts for i, (seconds, _) in enumerate(parts) for _ in range(round(seconds * rate))
+    ]
+    lock, found = Lock(lambda logits: logits), []
+    for start in range(0, len(rows), batch):
+        indices = range(start, min(start + batch, len(rows)))
+        lock.show(
+            [(i / rate, torch.full((3, 16, 16), 100 * (cuts and shades[i] % 2))) for i in indices]
+        )
+        found += lock.ids(torch.tensor(rows[start : start + batch]))[:, 0].tolist()
+    return found
+
+
+def stretches(ids: list[int], rate: float) -> list[tuple[int, float]]:
+    """The classes in turn, and for how many seconds each is shown."""
+    found: list[tuple[int, float]] = []
+    for class_id, group in itertools.groupby(ids):
+        found.append((class_id, len(list(group)) / rate))
+    return found
+
+
+FIRST, LEADS, NEAR = [0.5, 0.4], [0.4, 0.4 + LEAD + 0.01], [0.5, 0.5 + LEAD - 0.01]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_lock_counts_in_seconds(rate: int) -> None:
+    (first, before), (second, _) = stretches(locked((2, FIRST), (2, LEADS), rate=rate), rate)
+    assert (first, second) == (0, 1)
+    assert before - 2 == pytest.approx(LEAD_SECONDS, abs=1.01 / rate)
+    assert set(locked((1, FIRST), (10, NEAR), rate=rate)) == {0}, "a small lead never counts"
+    short = [(0.2, LEADS), (0.2, FIRST)] * 5
+    assert set(locked((1, FIRST), *short, rate=rate)) == {0}, "nor does a short one"
+
+
+@pytest.mark.parametrize("rate", [0.5, 1, 2])
+def test_lock_with_frames_that_are_far_apart(rate: float) -> None:
+    """As with a stride: one frame lasts longer than a lead has to."""
+    found = locked((4, FIRST), (4, LEADS), rate=rate)
+    assert found == [0] * round(4 * rate) + [1] * round(4 * rate)
 
 
 def test_lock_where_several_classes_are_sure() -> None:
     """Those above it may take turns; it is enough that it is led."""
-    first, rest = [1.0, 0.9, 0.9], [[0.0, 0.9, 1.0], [0.0, 1.0, 0.9]] * LEAD_FRAMES
-    assert locked(first, *rest)[-1] != 0
+    turns = [(0.04, [0.0, 0.9, 1.0]), (0.04, [0.0, 1.0, 0.9])] * 8
+    assert locked((0.04, [1.0, 0.9, 0.9]), *turns)[-1] != 0
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_weak_class_is_not_shown_for_long(rate: int) -> None:
+    """Another one is on top, though not by the lead."""
+    weak = [0.01, 0.06]
+    found = stretches(locked((1, FIRST), (5, weak), rate=rate), rate)
+    assert [class_id for class_id, _ in found] == [0, 1]
+    assert 1.5 < found[0][1] <= 1 + WEAK_SECONDS
+    below = [(0.4, [0.01, 0.06]), (0.4, [0.06, 0.07])] * 5
+    assert set(locked((1, FIRST), *below, rate=rate)) == {0}, "not below for long"
+
+
+@pytest.mark.parametrize("rate", [*RATES, 1.5])
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_no_weak_class_is_shown_for_more_than_a_second(rate: float, data: st.DataObject) -> None:
+    shares = st.lists(st.floats(0, 0.3), min_size=4, max_size=4)
+    parts = data.draw(st.lists(st.tuples(st.floats(0.1, 3), shares), min_size=1, max_size=8))
+    rows = [row for seconds, row in parts for _ in range(round(seconds * rate))]
+    longest = since = 0
+    for row, shown in zip(rows, locked(*parts, rate=rate), strict=True):
+        since = since + 1 if row[shown] < min(WEAK, max(row)) else 0
+        longest = max(longest, since)
+    assert longest / rate <= WEAK_SECONDS + 1e-6
+
+
+def test_where_all_classes_are_weak_the_top_one_is_shown() -> None:
+    found = locked((1, [*FIRST, 0.0]), (3, [0.01, 0.03, 0.02]))
+    assert found[-1] == 1
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_cut_lets_go(rate: int) -> None:
+    """Even of a class that is not led by much."""
+    parts = (2, FIRST), (2, NEAR)
+    assert stretches(locked(*parts, rate=rate, cuts=True), rate) == [(0, 2), (1, 2)]
+    assert set(locked(*parts, rate=rate)) == {0}
+
+
+def test_what_counts_as_a_cut() -> None:
+    random = torch.Generator().manual_seed(0)
+    scene = torch.randint(0, 256, (3, 64, 96), generator=random, dtype=torch.uint8)
+    cuts = _Cuts()
+    found = [cuts.next(scene.roll(2 * index, 2)) for index in range(20)]
+    found += [cuts.next((scene.roll(40, 2) * 0.9).byte())]  # darker
+    assert not any(found)
+    assert cuts.next(255 - scene // 2)
+    assert not cuts.next(255 - scene // 2)
+
+
+def test_a_picture_that_always_changes_has_no_cuts() -> None:
+    cuts = _Cuts()
+    found = [cuts.next(torch.full((3, 8, 8), 60 * (index % 5))) for index in range(50)]
+    assert sum(found[25:]) == 0
 
 
 def test_lock_goes_on_from_batch_to_batch() -> None:
-    lock = Lock(lambda logits: logits)
-    rows = torch.tensor([[0.9, 0.1]] + [[0.1, 0.9]] * (LEAD_FRAMES + 2))
-    found = torch.cat([lock.ids(part) for part in rows.split(3)])[:, 0].tolist()
-    assert found == [0] * LEAD_FRAMES + [1] * 3
+    parts = (0.2, FIRST), (1, LEADS)
+    assert len({tuple(locked(*parts, batch=batch)) for batch in (1, 3, 7, 100)}) == 1
 
 
 def test_between() -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,6 +158,25 @@ def test_lock_holds_the_class_until_another_leads_for_a_while() -> None:
     assert locked == ["red"] * 13 + ["green"] * 4, "on the eighth frame in a row"
     own = [each.name for each in video.explain(shown, None, sharp, target="top1")]
     assert own == [{"r": "red", "g": "green"}[name] for name in "rrgggrggggggggggr"]
+
+
+@pytest.mark.parametrize(("takes", "stride"), [("pictures", 1), ("pictures", 12), ("clips", 1)])
+def test_lock_lets_go_at_a_cut(tmp_path: Path, takes: str, stride: int) -> None:
+    """Neither class leads by much."""
+    explainer = colors() if takes == "pictures" else motion()
+    random = np.random.default_rng(0)
+    scenes = []
+    for tint in ((150, 60, 30), (20, 60, 30)):
+        noise = random.integers(0, 40, (SIDE, SIDE, 3))
+        scenes += [(np.roll(noise, index, 1) + tint).astype(np.uint8) for index in range(48)]
+    source = write_clip(
+        tmp_path / "in.mp4", [40 * i for i in range(96)], picture=lambda index: scenes[index]
+    )
+    shown = [each.name for each in video.explain(source, None, explainer, stride=stride)]
+    assert shown[:48] == ["red"] * 48
+    late = shown[48:].index("green")
+    assert late / 25 < 1
+    assert shown[48 + late :] == ["green"] * (48 - late)
 
 
 def test_clip_takes_the_class_of_the_highest_mean(tmp_path: Path) -> None:
@@ -467,30 +487,55 @@ def test_a_gif_keeps_times_and_colours(tmp_path: Path) -> None:
     assert np.abs(shown[48, 24].astype(int) - (255, 0, 0)).max() < 10
 
 
-def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def maps_in(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     from safetensors import safe_open
 
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(  # noqa: SIM118
+            file.metadata()["classes"]
+        )
+
+
+@pytest.mark.parametrize("capacity", [4, 6, 100_000])
+def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
     from fastcam.video import sinks
 
-    monkeypatch.setattr(sinks, "_SHARD", 4)
+    monkeypatch.setattr(sinks, "_CAPACITY", capacity)
     options = {"target": "red", "norm": "running"}
     report = video.explain(iter(squares(6)), tmp_path / "maps.safetensors", colors(), **options)
     assert report.frames == 6
     expected = list(video.explain(iter(squares(6)), None, colors(), **options))
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["maps-00000.safetensors", "maps-00001.safetensors"]
-    with safe_open(tmp_path / names[1], "pt") as shard:
-        assert shard.get_tensor("maps").dtype == torch.float16
-        assert shard.get_tensor("maps").shape == (2, SIDE // 8, SIDE // 8)
-        torch.testing.assert_close(
-            shard.get_tensor("maps")[0].float(), expected[4].map, atol=1e-3, rtol=0
-        )
-        assert shard.get_tensor("times").tolist() == [4 / 25, 5 / 25]
-        assert shard.get_tensor("classes").tolist() == [0, 0]
-        assert shard.get_tensor("scores")[0].item() == pytest.approx(expected[4].score)
-        assert shard.get_tensor("probabilities")[1].item() == pytest.approx(expected[5].probability)
-        assert shard.get_tensor("ranges")[0].tolist() == pytest.approx(expected[4].range)
-        assert json.loads(shard.metadata()["classes"]) == {"0": "red"}
+    shards = ["maps-00000.safetensors", "maps-00001.safetensors"]
+    assert names == (shards if capacity < 6 else ["maps.safetensors"])
+    assert report.files == [tmp_path / name for name in names]
+    parts = [maps_in(tmp_path / name) for name in names]
+    assert all(classes == {"0": "red"} for _, classes in parts)
+    found = {name: torch.cat([tensors[name] for tensors, _ in parts]) for name in parts[0][0]}
+    assert found["maps"].dtype == torch.float16
+    maps = torch.stack([each.map for each in expected])
+    torch.testing.assert_close(found["maps"].float(), maps, atol=1e-3, rtol=0)
+    assert found["times"].tolist() == [index / 25 for index in range(6)]
+    assert found["classes"].tolist() == [0] * 6
+    for name, value in (
+        ("scores", "score"), ("probabilities", "probability"), ("ranges", "range"),
+    ):  # fmt: skip
+        wanted = torch.tensor([getattr(each, value) for each in expected])
+        torch.testing.assert_close(found[name], wanted)
+
+
+def test_names_that_do_not_fit_into_one_file_of_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastcam.video import sinks
+
+    monkeypatch.setattr(sinks, "_HEAD", 584)
+    shown = chroma("r", "g", "r")
+    report = video.explain(shown, tmp_path / "maps.safetensors", colors(), target="top1")
+    assert len(report.files) == 3
+    assert [maps_in(path)[1] for path in report.files] == [
+        {"0": "red"}, {"1": "green"}, {"0": "red"},
+    ]  # fmt: skip
 
 
 def test_pictures_of_jpegs_in_a_clip(tmp_path: Path) -> None:
@@ -527,7 +572,7 @@ def test_a_broken_source_keeps_every_frame_before(tmp_path: Path, sink: str, str
     if sink == "out":
         assert len(list((tmp_path / sink).iterdir())) == 21
     elif sink == "out.safetensors":
-        assert (tmp_path / "out-00000.safetensors").exists()
+        assert len(maps_in(tmp_path / sink)[0]["maps"]) == 21
     else:
         assert len(contents(tmp_path / sink).times) == 21
     assert not [path for path in tmp_path.iterdir() if ".part" in path.name]
@@ -595,7 +640,7 @@ def test_a_frame_that_does_not_decode(tmp_path: Path) -> None:
     clip.write_bytes(data[:fourth] + b"\0" * 60 + data[fourth + 60 :])
     with pytest.raises(FastcamError, match=r"in\.avi: broken after the frame at 0\.\d+ s"):
         video.explain(clip, tmp_path / "out2.mp4", colors(), target="red")
-    assert 0 < len(contents(tmp_path / "out2.mp4").times) <= 3
+    assert len(contents(tmp_path / "out2.mp4").times) == 4, "those behind it are read too"
 
 
 def test_zero_frames(tmp_path: Path) -> None:
@@ -642,6 +687,75 @@ def test_a_full_disk_leaves_a_file_that_plays(tmp_path: Path, name: str) -> None
     assert 25 <= len(result.times) < 400
     assert result.times == [Fraction(index, 25) for index in range(len(result.times))]
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files to simulate it")
+def test_a_full_disk_keeps_the_maps_so_far(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    out = tmp_path / "out.safetensors"
+    script = _FULL.format(tests=str(tests), limit=100_000, sink=str(out))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tests,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), *sys.path])},
+    )  # fmt: skip
+    assert "out.safetensors: cannot be written" in done.stderr.strip().splitlines()[-1]
+    found, _ = maps_in(out)
+    assert 30 < len(found["maps"]) < 400
+    assert found["times"].tolist() == [index / 25 for index in range(len(found["maps"]))]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
+
+
+@pytest.mark.parametrize("sink", SINKS)
+def test_what_was_written_is_listed(tmp_path: Path, sink: str) -> None:
+    report = video.explain(iter(squares(4)), tmp_path / sink, colors(), target="red")
+    found = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert set(report.files) == found
+    assert len(report.files) == (4 if sink == "out" else 1)
+
+
+@pytest.mark.parametrize("sink", SINKS)
+def test_modes_follow_the_umask(tmp_path: Path, sink: str) -> None:
+    before = os.umask(0o027)
+    try:
+        report = video.explain(iter(squares(4)), tmp_path / sink, colors(), target="red")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in report.files} == {0o640}
+
+
+@pytest.mark.parametrize("sink", ["out.mp4", "out.mkv", "out.gif", "out.safetensors"])
+def test_two_runs_with_one_output(tmp_path: Path, sink: str) -> None:
+    """The one that ends last leaves its file, whole."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[Frame]:
+        yield from squares(10)
+        begun.set()
+        assert ended.wait(60)
+        yield from (replace(frame, pts=frame.pts + 10) for frame in squares(10))
+
+    reports = []
+
+    def run() -> None:
+        explained = video.explain(slow(), tmp_path / sink, colors(), target="red", batch=1)
+        reports.append(explained)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(60)
+    video.explain(iter(squares(5)), tmp_path / sink, colors(), target="red", batch=1)
+    if sink.endswith("tensors"):
+        assert len(maps_in(tmp_path / sink)[0]["maps"]) == 5
+    else:
+        assert len(contents(tmp_path / sink).times) == 5
+    ended.set()
+    thread.join(60)
+    assert [report.frames for report in reports] == [20]
+    if sink.endswith("tensors"):
+        assert len(maps_in(tmp_path / sink)[0]["maps"]) == 20
+    else:
+        assert len(contents(tmp_path / sink).times) == 20
+    assert [path.name for path in tmp_path.iterdir()] == [sink]
 
 
 @pytest.mark.parametrize("batch", [1, 5])

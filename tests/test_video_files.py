@@ -13,6 +13,7 @@ from clips import contents, quarters, write_clip
 
 from fastcam.errors import FastcamError, UsageError
 from fastcam.video import Frame
+from fastcam.video.damage import announced_end
 from fastcam.video.sources import Clip
 from fastcam.video.writer import Writer
 
@@ -78,8 +79,8 @@ def test_pixels_that_are_not_square_turn_with_the_picture(tmp_path: Path, rotati
 def test_a_duration_of_any_format_is_read(tmp_path: Path, tag: dict[str, str]) -> None:
     with Clip(write_clip(tmp_path / "in.mkv", [0, 40], sound=None)) as clip:
         # FFmpeg writes no such file itself
-        clip._stream = SimpleNamespace(duration=None, metadata=tag)
-        assert clip._announced_end() == 0
+        stream = SimpleNamespace(duration=None, metadata=tag)
+        assert announced_end(clip._container, stream) == 0
 
 
 def test_colours_are_kept(tmp_path: Path) -> None:

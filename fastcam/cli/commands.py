@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,7 @@ from typer.core import TyperCommand
 
 import fastcam
 from fastcam.cli import json
+from fastcam.cli.signals import interrupting
 from fastcam.errors import FastcamError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -42,15 +43,17 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with interrupting():
+                return super().invoke(ctx)
         except FastcamError as error:
             _say(str(error))
             if ctx.params["as_json"]:
-                _print_json({"error": str(error)})
+                _print_json({"error": str(error), **error.details})
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            _say("interrupted; finished output is kept")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:
+            with suppress(OSError):  # after SIGHUP there may be no terminal
+                _say("interrupted; finished output is kept")
+            raise typer.Exit(getattr(error, "exit_code", 130)) from None
 
 
 app = typer.Typer(
@@ -372,7 +375,8 @@ def video(
     """Explain every frame of a clip with a heatmap and the class name.
 
     Keeps the timestamps, sound and orientation of the clip.
-    The target lock keeps the first frame's top class until another one leads for a while.
+    The target lock keeps the top class of a scene's first frame until another leads for 0.3 s.
+    A damaged clip is explained as far as it can be decoded; then the exit code is 1.
     """
     from fastcam import video as videos
     from fastcam.cli import boxes, loading, options, outputs
@@ -454,6 +458,8 @@ def video(
         "layer": explainer.layer,
         "target": target,
         "frames": done.frames,
+        "lost_packets": done.lost_packets,
+        "decode_errors": done.decode_errors,
         "seconds": done.seconds,
         "frames_per_second": done.frames_per_second,
         "stages": done.stages,
@@ -462,6 +468,7 @@ def video(
         "compiled": explainer.compiled,
         "slowest_stage": done.slowest_stage,
         "sink": str(sink),
+        "files": [str(each) for each in done.files],
     }
     if as_json:
         _print_json(report)

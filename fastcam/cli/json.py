@@ -8,8 +8,8 @@ from typing import Any
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """Serializes a value; NaN and infinities, which JSON does not have, become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    """Serializes a value; NaN and infinities, which JSON does not have, become null, paths text."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, default=str)
 
 
 def _finite(value: Any) -> Any:

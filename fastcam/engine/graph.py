@@ -21,6 +21,8 @@ class Start(NamedTuple):
     place: Place
     copying: frozenset[str] = frozenset()
     """The layers that return their input: they get a copy of it, which nothing else reads."""
+    skipped: tuple[tuple[str, int], ...] = ()
+    """Layers, and how many of their first runs start no graph: all but the last, which counts."""
 
 
 OUTPUT = Start("output")

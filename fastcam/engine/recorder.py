@@ -99,11 +99,20 @@ class Recorder:
         """After the run.
 
         Raises:
-            ValueError: if a layer returned its input and the model has overwritten it since.
+            ValueError: if a layer returned its input and the model has overwritten it since, or
+                ran another number of times than the start of the graph supposes.
         """
         for name, tensor, before in self._inputs:
             if version(tensor) != before:  # the copy that was handed on has missed that
                 raise ValueError(overwritten(name))
+        for name, count in () if self._start is None else self._start.skipped:
+            ran = len(self.shapes[name])
+            if ran != count + 1:
+                raise ArgumentError(
+                    "target_layers",
+                    f"'{name}' ran {ran} times, but {count + 1} times when the fast mode was "
+                    "prepared; explain it without compile()",
+                )
 
     def _enter(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -153,7 +162,7 @@ class Recorder:
         if passed_on:
             self.passing_on.add(name)
         self.held = self.held or given.held(tensor)
-        if self._start is None:
+        if self._start is None or len(self.shapes[name]) < dict(self._start.skipped).get(name, 0):
             return tensor
         if passed_on and name not in self._start.copying:
             self._inputs.append((name, tensor, version(tensor)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Explainer:
             if not isinstance(self._method, MapMethod):
                 raise UsageError(f"fast: not supported for {method}, which does not return maps")
             self._method.compile(dtype=preferred_dtype(self.device))
+        self._fast_is_new = fast  # whether it has not been said yet that it does nothing
         self._raw: dict[str, Any] = {} if self._signed else {"size": "layer", "normalize": False}
 
     @property
@@ -162,6 +164,9 @@ class Explainer:
             TypeError, ValueError: if the images are none of these, or several pictures become
                 inputs of different sizes.
             FastcamError: if the model fails on inputs of this size.
+
+        Warns:
+            UserWarning: at the first call, if the fast mode could not do anything.
         """
         found = None if isinstance(images, Tensor) else pictures_of(images)
         if found is not None:
@@ -176,6 +181,9 @@ class Explainer:
             against = isinstance(targets, Against)
             asked = Negative(targets) if against else targets
             maps = _as_usage_error(lambda: self._method(images, asked, **self._raw))
+        if self._fast_is_new:
+            self._fast_is_new = False
+            self._say_if_nothing_is_fast()
         ids, scores = self._method.class_ids, self._method.scores
         probabilities = self._probabilities(self._method.outputs, len(images))
         if against:
@@ -195,6 +203,20 @@ class Explainer:
         with self._failures(images), torch.no_grad():
             return self._probabilities(self.model.module(images), len(images)).cpu()
 
+    def _say_if_nothing_is_fast(self) -> None:
+        compiled = self.compiled
+        if any(map(_is_a_gain, compiled.values())):
+            return
+        reasons = {part: state for part, state in compiled.items() if state != "0 folded"}
+        why = "; ".join(f"{part}: {state}" for part, state in reasons.items())
+        why = why or f"nothing that could be prepared comes before {self.layer}"
+        device = " A C++ compiler has to be installed." if "ompiler" in why else ""
+        warnings.warn(
+            f"fast: it saves no time here ({why}).{device} A later layer, a network without hooks "
+            "and loops, or no fast mode would help",
+            stacklevel=3,
+        )
+
     def _probabilities(self, outputs: Any, images: int) -> Tensor:
         found = _as_usage_error(lambda: logits_of(outputs, count=images))
         logits = found.reshape(images, -1).float()
@@ -212,6 +234,12 @@ class Explainer:
             raise FastcamError(
                 f"the model fails on an input of {width}x{height} pixels: {first_line(error)}"
             ) from error
+
+
+def _is_a_gain(state: str) -> bool:
+    """Whether the fast mode did something, by an entry of ``compiled``."""
+    folded = state[:1].isdecimal() and not state.startswith("0 ") and " folded" in state
+    return folded or state.startswith("compiled") or "recorded" in state[-9:]
 
 
 def _as_usage_error(call: Callable[[], Any]) -> Any:

@@ -362,6 +362,10 @@ class Method:
         """The logits (N, classes) from the model's outputs for these inputs."""
         return logits_of(outputs, self.output, rows_of(inputs))
 
+    def last_run_counts(self, inputs: Inputs) -> bool:
+        """Whether the last run counts of layers that run several times, and that alone."""
+        return self._repeats.chosen is None and not self.find_layouts(inputs).stepwise
+
     def find_start(self, inputs: Inputs) -> Start | None:
         """Where the graph starts; found once. None if it does not start at the layers."""
         if self.differentiates and self._start is None:

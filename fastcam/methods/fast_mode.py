@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastcam.engine.fast.cuda_graphs import CudaGraphs
 from fastcam.engine.fast.model import FastModel
 from fastcam.engine.fast.options import Options
-from fastcam.engine.graph import OUTPUT
+from fastcam.engine.graph import OUTPUT, Start
 from fastcam.engine.inputs import Inputs
 from fastcam.methods.result import Result
 from fastcam.targets import Targets, TopClasses, class_ids, name_classes
@@ -51,6 +51,11 @@ class FastMode:
             return {}
         graphs = {} if self._graphs is None else {"CUDA graph": self._graphs.state}
         return {**self._copy.report(), **graphs}
+
+    @property
+    def start(self) -> Start | None:
+        """Where the graph of the copy starts; None before the first explanation."""
+        return None if self._copy is None else self._copy.start
 
     def prepared(self, inputs: Inputs) -> Inputs:
         """The inputs for the copy."""
@@ -95,7 +100,13 @@ class FastMode:
             raise RuntimeError("cuda_graph: got True, but the images are not a tensor on a GPU")
         start = method.find_start(images)
         first = method.first_image(images)
-        self._copy = FastModel(method.model, first, method.layers, self._options, start or OUTPUT)
+        last = method.last_run_counts(images)
+        self._copy = FastModel(
+            method.model, first, method.layers, self._options, start or OUTPUT, last
+        )
+        if self._copy.start.skipped:
+            with method.exactly():
+                method.capture(first)  # checks that the last runs may count
         wanted = on_gpu and self._cuda_graph
         self._graphs = CudaGraphs(self._cuda_graph is True) if wanted else None
 

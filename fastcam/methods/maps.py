@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastcam import ops
 from fastcam.engine.capture import Capture
 from fastcam.engine.fast.options import Options, is_emulated
+from fastcam.engine.graph import Start
 from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import run
 from fastcam.engine.values import tensors_of
@@ -227,6 +228,11 @@ class MapMethod(Method):
                 return Verification(layer, error, relative_error(maps, expected), equal)
             except ValueError:  # the whole graph has an answer, so no answer is a wrong one
                 return Verification(layer, None if gradients is None else math.inf, math.inf, False)
+
+    def find_start(self, inputs: Inputs) -> Start | None:
+        start = super().find_start(inputs)
+        fast = None if self._fast is None else self._fast.start
+        return start if start is None or fast is None else fast
 
     def network(self, inputs: Inputs) -> tuple[nn.Module, Inputs]:
         fast = self._fast

@@ -23,7 +23,7 @@ from fastcam.errors import FastcamError, first_line
 from fastcam.explainer import Explainer
 from fastcam.targets import ClassChoice
 from fastcam.video.frame import Frame
-from fastcam.video.temporal import RawMap, between
+from fastcam.video.temporal import Lock, RawMap, between
 from fastcam.video.threads import Abreast, Ahead, Clock
 
 T = TypeVar("T")
@@ -80,7 +80,10 @@ class Network:
         def explain(explainer: Explainer, item: tuple[Group, _Turn]) -> tuple[Group, list[RawMap]]:
             group, turn = item
             with turn:
-                images = [image for _, image in group[0] if image is not None]
+                turn.frames = [
+                    (frame.time, image) for frame, image in group[0] if image is not None
+                ]
+                images = [image for _, image in turn.frames]
                 return group, self._explained(explainer, images, turn)
 
         items = zip(_groups(fitted, self._group), _turns(targets), strict=False)
@@ -212,9 +215,13 @@ class _Turn(ClassChoice):
     def __init__(self, choice: ClassChoice, before: threading.Event) -> None:
         self._choice, self._before = choice, before
         self.over = threading.Event()
+        self.frames: list[tuple[float, Tensor]] = []
+        """For each explained frame of the batch its time in seconds, and its input."""
 
     def ids(self, logits: Tensor) -> Tensor:
         self._before.wait()
+        if isinstance(self._choice, Lock):
+            self._choice.show(self.frames)
         ids = self._choice.ids(logits)
         self.over.set()
         return ids

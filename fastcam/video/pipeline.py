@@ -45,6 +45,13 @@ class Report:
     """Busy seconds of decode, network, draw and encode; they overlap."""
     padded: tuple[int, int] | None
     """(height, width) of the output if an odd height or width was padded, else None."""
+    files: list[Path]
+    """The files that were written."""
+    lost_packets: int
+    """How many packets of the source are missing or incomplete: 0, or :func:`explain` raises."""
+    decode_errors: int
+    """How many frames of the source were decoded with errors or not at all; likewise 0."""
+
     size: tuple[int, int]
     """(height, width) of the source's frames."""
 
@@ -63,10 +70,10 @@ class Options(Style):
     """Options of :func:`explain`: these, and how to draw, as in its base."""
 
     target: str = LOCK
-    """The class: "lock" keeps the first frame's top class until another one leads for a while (see
-    :class:`fastcam.video.temporal.Lock`); "clip" uses the class with the highest mean probability,
-    which takes an extra pass over the clip; "top1" uses each frame's top class; or a class id or
-    name."""
+    """The class: "lock" keeps the top class of a scene's first frame until another one leads for a
+    while (see :class:`fastcam.video.temporal.Lock`); "clip" uses the class with the highest mean
+    probability, which takes an extra pass over the clip; "top1" uses each frame's top class; or a
+    class id or name."""
     norm: str = "running"
     """How to normalize maps to [0, 1]; see :class:`fastcam.video.temporal.Norm`."""
     smooth: str = "none"
@@ -135,9 +142,11 @@ def explain(
 
     Raises:
         UsageError: if an option, the class or the layer is unknown or does not fit.
-        FastcamError: if the source is broken or ends early, or the sink cannot be written. Frames
-            processed so far are saved in a readable sink. The same holds for KeyboardInterrupt;
-            a second Ctrl-C does not interrupt closing the sink.
+        FastcamError: if the source is broken or ends early, or the sink cannot be written. All
+            frames that could be decoded are saved in a readable sink. Its ``details`` contain
+            ``frames``, ``files``, ``lost_packets`` and ``decode_errors`` as in the report. Frames
+            are also saved on KeyboardInterrupt; a second Ctrl-C does not interrupt closing the
+            sink.
 
     Warns:
         UserWarning: if the model cannot be copied, so the network runs in a single thread.
@@ -147,35 +156,30 @@ def explain(
     if sink is None:
         return run.explained(run.open(source))
     started = time.perf_counter()
-    device = run.device.type
-    with (
-        run.open(source) as opened,
-        Interrupts() as interrupts,
-        open_sink(sink, opened, chosen.codec, device) as made,
-    ):
-
-        def encode(each: ExplainedFrame) -> None:
-            with run.clock.of("encode"):
-                made.write(each)
-
-        def draw(each: ExplainedFrame) -> None:
-            with run.clock.of("draw"), single_threaded():
-                picture = each.picture
-            encoder.put(replace(each, drawing=lambda _: picture))
-
-        with (
-            Behind(encode, _DRAWN if made.draws else run.batch, "fastcam-encode") as encoder,
-            Behind(draw, run.batch, "fastcam-draw") as drawer,
-            closing(run.explained(opened)) as explained,
-            interrupts.allowed(),
-        ):
-            put = drawer.put if made.draws else encoder.put
-            for each in explained:
-                size = each.frame.size
-                put(each)
-                chosen.progress()
+    with run.open(source) as opened, Interrupts() as interrupts:
+        made = open_sink(sink, opened, chosen.codec, run.device.type)
+        try:
+            run.into(made, opened, interrupts)
+        except FastcamError as error:
+            error.details = _outcome(opened, made)
+            raise
     seconds = time.perf_counter() - started
-    return Report(made.frames, seconds, run.clock.seconds, made.padded, size)
+    return Report(
+        seconds=seconds,
+        stages=run.clock.seconds,
+        padded=made.padded,
+        size=run.size,
+        **_outcome(opened, made),
+    )
+
+
+def _outcome(source: Source, sink: Sink) -> dict[str, Any]:
+    return {
+        "frames": sink.frames,
+        "files": sink.files,
+        "lost_packets": source.lost_packets,
+        "decode_errors": source.decode_errors,
+    }
 
 
 class _Run:
@@ -186,12 +190,14 @@ class _Run:
         self.device = explainer.device
         self.batch = options.batch or (_BATCH_ON_GPU if self.device.type == "cuda" else _BATCH)
         self.clock = Clock()
+        self.size = 0, 0
+        """(height, width) of the source's frames; known after the first."""
         self._drawing = Drawing(
             model.preprocessing,
             options,
             options.max_height,
         )
-        self._raw = options.raw
+        self._raw, self._progress = options.raw, options.progress
         self._explainer = explainer
         self._network = Network(explainer, self.batch, options.stride, self.clock)
         self._norm, self._smoothing = Norm(options.norm), Smoothing(options.smooth)
@@ -215,6 +221,31 @@ class _Run:
                 "clip require a second pass"
             )
         return opened
+
+    def into(self, sink: Sink, source: Source, interrupts: Interrupts) -> None:
+        """Writes the explained frames to the sink and closes it."""
+
+        def encode(each: ExplainedFrame) -> None:
+            with self.clock.of("encode"):
+                sink.write(each)
+
+        def draw(each: ExplainedFrame) -> None:
+            with self.clock.of("draw"), single_threaded():
+                picture = each.picture
+            encoder.put(replace(each, drawing=lambda _: picture))
+
+        with (
+            sink,
+            Behind(encode, _DRAWN if sink.draws else self.batch, "fastcam-encode") as encoder,
+            Behind(draw, self.batch, "fastcam-draw") as drawer,
+            closing(self.explained(source)) as explained,
+            interrupts.allowed(),
+        ):
+            put = drawer.put if sink.draws else encoder.put
+            for each in explained:
+                self.size = each.frame.size
+                put(each)
+                self._progress()
 
     def explained(self, source: Source) -> Generator[ExplainedFrame]:
         """Yields the explained frames and closes the source at the end."""

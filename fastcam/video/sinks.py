@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import glob
 import json
+import math
+import os
+import struct
 import warnings
 from abc import ABC, abstractmethod
+from array import array
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from typing_extensions import Self
 
 from fastcam import pictures
 from fastcam.errors import FastcamError, UsageError
-from fastcam.pictures import cannot_write, replacing, same_file, temporary_name
+from fastcam.pictures import cannot_write, same_file, temporary_name
 from fastcam.video.drawing import ExplainedFrame
 from fastcam.video.frame import Frame
 from fastcam.video.palette import Quantizer
@@ -25,7 +28,8 @@ from fastcam.video.pyav import av_library, has_av
 from fastcam.video.sources import Source
 from fastcam.video.writer import SUFFIXES, Writer
 
-_SHARD = 1024  # frames
+_CAPACITY = 100_000  # frames in a file of maps
+_HEAD = 1 << 16  # bytes for the header of a file of maps, which is known last
 _CENTISECONDS = 100  # per second; the time unit of GIF
 _SHORTEST = 2  # centiseconds; viewers slow down shorter frames
 
@@ -41,6 +45,11 @@ class Sink(ABC):
     def __init__(self) -> None:
         self.frames = 0
         """The number of frames written."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that were written; complete once the sink is closed."""
+        return []
 
     @abstractmethod
     def write(self, explained: ExplainedFrame) -> None:
@@ -63,6 +72,10 @@ class ClipFile(Sink):
         super().__init__()
         self._writer = writer
 
+    @property
+    def files(self) -> list[Path]:
+        return [self._writer.path] if self._writer.saved else []
+
     def write(self, explained: ExplainedFrame) -> None:
         self._writer.write(explained.drawn())
         self.frames, self.padded = self._writer.frames, self._writer.padded
@@ -79,6 +92,10 @@ class OpenCVFile(Sink):
         self._path, self._rate = path, source.rate
         self._temporary = temporary_name(path)
         self._writer: Any = None
+
+    @property
+    def files(self) -> list[Path]:
+        return [self._path] if self.frames else []
 
     def write(self, explained: ExplainedFrame) -> None:
         import cv2
@@ -120,7 +137,12 @@ class Gif(Sink):
         self._container: Any = None
         self._last = -_SHORTEST  # centiseconds
         self._quantizer = Quantizer()
+        self._saved = False
         av_library()
+
+    @property
+    def files(self) -> list[Path]:
+        return [self._path] if self._saved else []
 
     def write(self, explained: ExplainedFrame) -> None:
         frame = explained.drawn()
@@ -155,10 +177,13 @@ class Gif(Sink):
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
             self._temporary.replace(self._path)
+            self._saved = True
         except OSError as error:
             raise cannot_write(self._path, error) from error
         finally:
             self._container = None
+            with suppress(OSError):  # already renamed
+                self._temporary.unlink()
 
 
 class PngFolder(Sink):
@@ -168,19 +193,28 @@ class PngFolder(Sink):
         super().__init__()
         self._folder = folder
 
+    @property
+    def files(self) -> list[Path]:
+        return [self._file(index) for index in range(self.frames)]
+
     def write(self, explained: ExplainedFrame) -> None:
-        path = self._folder / f"{self.frames:06d}.png"
-        pictures.write(path, explained.drawn().picture)
+        pictures.write(self._file(self.frames), explained.drawn().picture)
         self.frames += 1
 
+    def _file(self, index: int) -> Path:
+        return self._folder / f"{index:06d}.png"
 
-class MapShards(Sink):
-    """The maps without pictures: NAME-00000.safetensors, NAME-00001.safetensors, ...
 
-    Each file holds up to 1,024 frames: ``maps`` (N, h, w) float16 in [0, 1] at the layer's
-    resolution; ``ranges`` (N, 2), the raw values that map to 0 and 1; ``times`` (N,) float64 in
-    seconds; ``classes`` (N,) int64; ``scores`` and ``probabilities`` (N,) float32. Its metadata
-    entry ``classes`` is a JSON object that maps ids to names.
+class Maps(Sink):
+    """The maps without pictures, in NAME.safetensors.
+
+    It contains ``maps`` (N, h, w) float16 in [0, 1] at the layer's resolution; ``ranges`` (N, 2),
+    the raw values that map to 0 and 1; ``times`` (N,) float64 in seconds; ``classes`` (N,) int64;
+    ``scores`` and ``probabilities`` (N,) float32. Its metadata entry ``classes`` is a JSON object
+    that maps ids to names.
+
+    Beyond 100,000 frames, or if the classes' names take more than 60 KB, there are several files:
+    NAME-00000.safetensors, NAME-00001.safetensors, ...
     """
 
     draws = False
@@ -188,37 +222,142 @@ class MapShards(Sink):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self._shards = 0
-        self._waiting: list[ExplainedFrame] = []
-        self._names: dict[int, str] = {}
+        self._files: list[Path] = []
+        self._open: _MapFile | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        return list(self._files)
 
     def write(self, explained: ExplainedFrame) -> None:
-        self._waiting.append(explained.without_pixels())
-        self._names[explained.class_id] = explained.name
+        if self._open is not None and not self._open.has_room_for(explained):
+            self._finish(self._shard())
+        try:
+            if self._open is None:
+                self._open = _MapFile(self._path)
+            self._open.write(explained)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
         self.frames += 1
-        if len(self._waiting) == _SHARD:
-            self._flush()
 
     def close(self, complete: bool = True) -> None:
-        if self._waiting:
-            self._flush()
+        if self._open is not None:
+            self._finish(self._shard() if self._files else self._path)
 
-    def _flush(self) -> None:
-        from safetensors.torch import save_file
+    def _shard(self) -> Path:
+        return self._path.with_name(f"{self._path.stem}-{len(self._files):05d}{self._path.suffix}")
 
-        waiting, self._waiting = self._waiting, []
-        tensors = {
-            "maps": torch.stack([each.map.half() for each in waiting]),
-            "ranges": torch.tensor([each.range for each in waiting]),
-            "times": torch.tensor([each.time for each in waiting], dtype=torch.float64),
-            "classes": torch.tensor([each.class_id for each in waiting]),
-            "scores": torch.tensor([each.score for each in waiting]),
-            "probabilities": torch.tensor([each.probability for each in waiting]),
+    def _finish(self, path: Path) -> None:
+        made, self._open = self._open, None
+        assert made is not None
+        before = made.frames
+        try:
+            if made.finish(path):
+                self._files.append(path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        finally:
+            self.frames -= before - made.frames
+
+
+class _MapFile:
+    """A file of maps under a temporary name: room for the header, the maps, then the rest."""
+
+    def __init__(self, path: Path) -> None:
+        self.frames = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = temporary_name(path)
+        self._file = self._temporary.open("wb", buffering=0)  # what is counted is on the disk
+        self._file.seek(_HEAD)
+        self._shape: tuple[int, ...] = ()
+        self._names: dict[int, str] = {}
+        self._rest: dict[str, array[Any]] = {
+            "ranges": array("f"),
+            "times": array("d"),
+            "classes": array("q"),
+            "scores": array("f"),
+            "probabilities": array("f"),
         }
-        name = f"{self._path.stem}-{self._shards:05d}{self._path.suffix}"
-        with replacing(self._path.with_name(name)) as temporary:
-            save_file(tensors, temporary, {"classes": json.dumps(self._names)})
-        self._shards += 1
+
+    def has_room_for(self, explained: ExplainedFrame) -> bool:
+        if explained.class_id in self._names:
+            return self.frames < _CAPACITY
+        names = {**self._names, explained.class_id: explained.name}
+        return self.frames < _CAPACITY and len(self._header(names, _CAPACITY)) <= _HEAD - 8
+
+    def write(self, explained: ExplainedFrame) -> None:
+        self._write(explained.map.half().contiguous().numpy().tobytes())
+        self._shape = tuple(explained.map.shape)
+        self._names[explained.class_id] = explained.name
+        self._rest["ranges"].extend(explained.range)
+        self._rest["times"].append(explained.time)
+        self._rest["classes"].append(explained.class_id)
+        self._rest["scores"].append(explained.score)
+        self._rest["probabilities"].append(explained.probability)
+        self.frames += 1
+
+    def finish(self, path: Path) -> bool:
+        """Names the file ``path`` if it contains a frame.
+
+        On a full disk the last maps make room for what belongs to the others.
+        """
+        try:
+            while self.frames:
+                try:
+                    self._write_rest()
+                except OSError:
+                    self.frames = self.frames * 3 // 4
+                    if not self.frames:
+                        raise
+                else:
+                    self._file.close()
+                    self._temporary.replace(path)
+                    return True
+            return False
+        finally:
+            self._file.close()
+            with suppress(OSError):  # already renamed
+                self._temporary.unlink()
+
+    def _write_rest(self) -> None:
+        sizes = self._sizes(self.frames)
+        self._file.truncate(_HEAD + sizes.pop("maps"))
+        self._file.seek(0, os.SEEK_END)
+        for name, size in sizes.items():
+            self._write(self._rest[name].tobytes()[:size])
+        header = self._header(self._names, self.frames).ljust(_HEAD - 8)
+        self._file.seek(0)
+        self._write(struct.pack("<Q", len(header)) + header)
+
+    def _sizes(self, frames: int) -> dict[str, int]:
+        """In bytes."""
+        return {
+            "maps": 2 * frames * math.prod(self._shape),
+            "ranges": 8 * frames,
+            "times": 8 * frames,
+            "classes": 8 * frames,
+            "scores": 4 * frames,
+            "probabilities": 4 * frames,
+        }
+
+    def _header(self, names: dict[int, str], frames: int) -> bytes:
+        """As in https://github.com/huggingface/safetensors#format; spaces may follow."""
+        kinds = {"maps": "F16", "times": "F64", "classes": "I64"}
+        shapes = {"maps": (frames, *self._shape), "ranges": (frames, 2)}
+        entries: dict[str, Any] = {"__metadata__": {"classes": json.dumps(names)}}
+        end = 0
+        for name, size in self._sizes(frames).items():
+            entries[name] = {
+                "dtype": kinds.get(name, "F32"),
+                "shape": shapes.get(name, (frames,)),
+                "data_offsets": (end, end := end + size),
+            }
+        return json.dumps(entries).encode()
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
 
 
 def open_sink(
@@ -230,7 +369,7 @@ def open_sink(
     a Sink                         itself
     .mp4, .m4v, .mov, .mkv         a clip
     .gif                           an animation
-    .safetensors                   only the maps, in shards
+    .safetensors                   only the maps
     no suffix, or a folder         a folder of PNGs
     ============================== ============================
 
@@ -257,7 +396,7 @@ def open_sink(
     if suffix == ".gif":
         return Gif(path)
     if suffix == ".safetensors":
-        return MapShards(path)
+        return Maps(path)
     if not has_av():
         warnings.warn(
             "PyAV is missing: writing MPEG-4 without sound, at a constant frame rate", stacklevel=2

@@ -20,6 +20,7 @@ from typing_extensions import Self
 from fastcam import pictures
 from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import Picture
+from fastcam.video.damage import Damage, is_cover, place
 from fastcam.video.frame import Decoded, Frame
 from fastcam.video.pyav import av_library, has_av
 
@@ -52,6 +53,16 @@ class Source(ABC):
     """Whether it can be iterated over twice."""
 
     @property
+    def lost_packets(self) -> int:
+        """How many packets are missing or incomplete, as far as it has been read."""
+        return 0
+
+    @property
+    def decode_errors(self) -> int:
+        """How many frames were decoded with errors or not at all, as far as it has been read."""
+        return 0
+
+    @property
     def files(self) -> list[Path]:
         """The files that it reads, as far as its name tells."""
         return _files(self.name)
@@ -63,7 +74,7 @@ class Source(ABC):
                 (height, width), (before_height, before_width) = frame.size, last.size
                 raise FastcamError(
                     f"{self.name}: the frame size changes from {before_width}x{before_height} to "
-                    f"{width}x{height} pixels {_place(last)}"
+                    f"{width}x{height} pixels {place(last)}"
                 )
             last = frame
             yield frame
@@ -97,7 +108,8 @@ class Clip(Source):
 
     Raises:
         FastcamError: if the file does not exist or contains no video; while iterating, after the
-            last readable frame, if it is broken or shorter than its header declares.
+            last readable frame, if it is damaged. Damage is what FFmpeg notices: incomplete or
+            missing packets, errors while decoding, and an end before the declared one.
     """
 
     def __init__(
@@ -126,7 +138,7 @@ class Clip(Source):
             from fastcam.video import cuda
 
             self._options |= cuda.decoding(self.name)
-        self._begun = False
+        self._damage: Damage | None = None  # in the pass that is under way
         self._open()
         self.rate = self._stream.average_rate or RATE
         duration = self._container.duration or 0  # microseconds
@@ -140,28 +152,72 @@ class Clip(Source):
         if not self._container.streams.video:
             self._container.close()
             raise FastcamError(f"{self.name}: contains no video stream")
-        self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
+        streams = self._container.streams.video
+        self._stream = min(streams, key=is_cover)  # the first that is none
+
+    @property
+    def lost_packets(self) -> int:
+        return self._damage.lost_packets if self._damage else 0
+
+    @property
+    def decode_errors(self) -> int:
+        return self._damage.decode_errors if self._damage else 0
 
     def _read(self) -> Iterator[Frame]:
-        if self._begun:
+        if not Path(self.name).is_file():
+            yield from self._pass("AUTO")
+            return
+        last: Frame | None = None
+        try:
+            for last in self._pass("AUTO", stops=True):
+                yield last
+        except FastcamError:
+            # after an error, FFmpeg's threads for whole frames lose those that are in them
+            for frame in self._pass("SLICE"):
+                if last is None or frame.time > last.time:
+                    yield frame
+
+    def _pass(self, threads: str, stops: bool = False) -> Iterator[Frame]:
+        """Reads the clip from the start; raises an error at the end, or ``stops`` at the first."""
+        if self._damage is not None:
             self._container.close()
             self._open()
-        self._begun = True
+        self._stream.thread_type = threads
+        damage = self._damage = Damage(self._container, self._stream, self.name, self.rate)
         last: Frame | None = None
-        damaged, end = False, 0.0
         try:
-            for packet in self._container.demux(self._stream):
-                if packet.size:  # the last packet is empty and flushes the decoder
-                    damaged = packet.is_corrupt
-                for decoded in packet.decode():
+            for packet in self._packets():
+                damage.packet(packet)
+                if packet.stream is not self._stream:
+                    continue
+                for decoded in self._decoded(packet, damage, stops):
                     last = self._frame(decoded, last)
-                    end = last.time + float((decoded.duration or 0) * last.time_base)
+                    damage.frame(last, float((decoded.duration or 0) * last.time_base))
                     yield last
         except (av_library().FFmpegError, OSError) as error:
-            raise FastcamError(f"{self.name}: broken {_place(last)}: {error.strerror}") from None
-        if last is not None and (damaged or self._announced_end() - end > 1.5 / self.rate):
-            raise FastcamError(f"{self.name}: cut short {_place(last)}")
+            damage.stop(error.strerror or str(error))
+        complaint = damage.complaint()
+        if complaint is not None:
+            raise FastcamError(f"{self.name}: {complaint}")
+
+    def _packets(self) -> Iterator[Any]:
+        try:
+            yield from self._container.demux()
+        except IndexError:  # PyAV's, at the end, about a stream that appeared while it read
+            return
+
+    def _decoded(self, packet: Any, damage: Damage, stops: bool) -> Iterator[av.VideoFrame]:
+        try:
+            frames = packet.decode()
+        except av_library().FFmpegError as error:
+            damage.error()
+            if stops:
+                raise FastcamError(f"{self.name}: {error.strerror}") from error
+            return
+        for frame in frames:
+            if frame.is_corrupt:
+                damage.error()
+            yield frame
 
     def _frame(self, decoded: av.VideoFrame, last: Frame | None) -> Frame:
         turns = round(decoded.rotation / 90) % 4  # degrees, counterclockwise
@@ -181,17 +237,6 @@ class Clip(Source):
             return decoded.pts, time_base
         period = max(1, round(1 / (self.rate * time_base)))
         return (last.pts + period if last is not None else 0), time_base
-
-    def _announced_end(self) -> float:
-        """The end of the last frame that the file declares, in seconds; 0 if it declares none."""
-        stream = self._stream
-        if stream.duration is not None:
-            return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-        try:  # Matroska has a free-text tag
-            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-            return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-        except (KeyError, ValueError):
-            return 0
 
     def close(self) -> None:
         self._container.close()
@@ -249,7 +294,7 @@ class OpenCV(Source):
             last = Frame(np.ascontiguousarray(picture[..., ::-1]), pts, base)
             yield last
         if self._live and last is not None:
-            raise FastcamError(f"{self.name}: stopped {_place(last)}")
+            raise FastcamError(f"{self.name}: stopped {place(last)}")
 
     def close(self) -> None:
         self._capture.release()
@@ -402,10 +447,6 @@ def _raw_format(text: str) -> tuple[int, int, Fraction]:
     except (ValueError, ZeroDivisionError):
         pass
     raise UsageError(f"raw {text}: expected WIDTHxHEIGHT or WIDTHxHEIGHT@RATE, as in 640x480@25")
-
-
-def _place(last: Frame | None) -> str:
-    return "at the start" if last is None else f"after the frame at {last.time:.2f} s"
 
 
 def open_container(given: Any, name: str, **options: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastcam.errors import UsageError
@@ -19,8 +20,16 @@ Range = tuple[float, float]
 
 LEAD = 0.1
 """The lead in probability that another class needs over the locked one ..."""
-LEAD_FRAMES = 8
-"""... on this many consecutive explained frames to replace it."""
+LEAD_SECONDS = 0.3
+"""... for this long to replace it."""
+WEAK = 0.05
+"""A locked class below this probability, and below another class, ..."""
+WEAK_SECONDS = 1.0
+"""... is not shown for longer than this."""
+CUT = 0.1
+"""The mean change of an 8 x 8 thumbnail, of values in [0, 1], from which on it may be a cut ..."""
+CUT_RATIO = 2.5
+"""... if it also is this many times the usual change."""
 FORGETTING = 0.001
 """The decay per frame of the running range towards the frame's range: a half-life of 700 frames."""
 _REACH = 3  # radius of the Gaussian window, in standard deviations
@@ -41,10 +50,16 @@ class RawMap:
 
 
 class Lock(ClassChoice):
-    """Locks the first frame's top class until other classes lead it clearly and for long enough.
+    """Locks the top class of the first frame of a scene until others lead it for long enough.
 
-    Once the top class leads by a probability of :data:`LEAD` on :data:`LEAD_FRAMES` consecutive
-    frames, it becomes the locked class. Stateful: use one object per clip, with frames in order.
+    The top class becomes the locked class
+
+    - at a cut: if the picture changes by :data:`CUT` or more;
+    - once it has led by a probability of :data:`LEAD` for :data:`LEAD_SECONDS`;
+    - before the locked class has been below :data:`WEAK` for :data:`WEAK_SECONDS`.
+
+    A class is shown until the next explained frame: where these are far apart, it changes at the
+    last one that comes in time. Stateful: use one object per clip, with frames in order.
 
     Args:
         probabilities: logits (N, classes) -> probabilities (N, classes).
@@ -53,23 +68,87 @@ class Lock(ClassChoice):
     def __init__(self, probabilities: Callable[[Tensor], Tensor]) -> None:
         self._probabilities = probabilities
         self._held: int | None = None
-        self._led = 0  # frames in a row
+        self._frames: list[tuple[float, bool]] = []
+        self._last = 0.0  # seconds
+        self._cuts = _Cuts()
+        self._led = _Stretch(LEAD_SECONDS)
+        self._weak = _Stretch(WEAK_SECONDS)
+
+    def show(self, frames: Sequence[tuple[float, Tensor]]) -> None:
+        """Gives the frames of the next call of :meth:`ids`.
+
+        Args:
+            frames: for each its time in seconds, and the network's input, (3, h, w) uint8. If there
+                are more frames than rows of logits, as for clips, each row has the same number.
+        """
+        self._frames = [(time, self._cuts.next(picture)) for time, picture in frames]
 
     def ids(self, logits: Tensor) -> Tensor:
         """(N, 1)."""
         rows = self._probabilities(logits.float()).cpu()
         tops = rows.argmax(1).tolist()
-        ids = [self._next(row, top) for row, top in zip(rows, tops, strict=True)]
+        count = max(1, len(self._frames) // len(tops))
+        ids = []
+        for index, (row, top) in enumerate(zip(rows, tops, strict=True)):
+            frames = self._frames[index * count : (index + 1) * count]
+            cut = any(is_cut for _, is_cut in frames)
+            ids.append(self._next(row, top, frames[0][0] if frames else self._last, cut))
         return torch.tensor(ids, device=logits.device).unsqueeze(1)
 
-    def _next(self, row: Tensor, top: int) -> int:
-        if self._held is None:
-            self._held = top
-        led = bool(row[top] - row[self._held] > LEAD)
-        self._led = self._led + 1 if led else 0
-        if self._led == LEAD_FRAMES:
-            self._held, self._led = top, 0
-        return self._held
+    def _next(self, row: Tensor, top: int, time: float, cut: bool) -> int:
+        held = top if self._held is None or cut else self._held
+        until = time + max(0.0, time - self._last)  # about the next frame
+        led = self._led.reaches(bool(row[top] - row[held] > LEAD), time, until)
+        weak = self._weak.reaches(bool(row[held] < min(WEAK, row[top].item())), time, until)
+        if led or weak:
+            held = top
+            self._led.end()
+            self._weak.end()
+        self._held, self._last = held, time
+        return held
+
+
+class _Stretch:
+    """How long something has been true.
+
+    Args:
+        seconds: how long is long enough.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def reaches(self, is_true: bool, time: float, until: float) -> bool:
+        """Whether it will have been true for long enough by ``until``."""
+        if not is_true:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = time
+        return until - self._since >= self._seconds
+
+    def end(self) -> None:
+        self._since = None
+
+
+class _Cuts:
+    """Finds cuts by what changes from picture to picture."""
+
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+        self._usual = 0.0
+
+    def next(self, picture: Tensor) -> bool:
+        """Whether there is a cut in front of a picture, (3, h, w) uint8."""
+        thumbnail = F.adaptive_avg_pool2d(picture.float() / 255, 8)
+        last, self._last = self._last, thumbnail
+        if last is None:
+            return False
+        change = (thumbnail - last).abs().mean().item()
+        is_cut = change > CUT and change > CUT_RATIO * self._usual
+        self._usual += 0.1 * (change - self._usual)
+        return is_cut
 
 
 def extremes(values: Tensor) -> Range | None:

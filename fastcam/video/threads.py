@@ -9,11 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from typing_extensions import Self
 
 from fastcam.engine.cores import single_threaded
+from fastcam.errors import ENDING, interrupt
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -205,46 +208,50 @@ class Behind(Generic[T]):
 
 
 class Interrupts:
-    """Within this context, Ctrl-C interrupts only the block in :meth:`allowed`, and only once.
+    """Within this context, signals interrupt only the block in :meth:`allowed`, and only once.
 
-    Elsewhere it is deferred, so that closing files is not interrupted. A custom SIGINT handler
-    stays in place.
+    Elsewhere they are deferred, so that closing files is not interrupted. This concerns Ctrl-C and
+    the signals that fastcam's command line turns into an interrupt
+    (:func:`fastcam.errors.interrupt`). Other handlers of a program stay in place.
     """
 
     def __init__(self) -> None:
         self._allowed = False
-        self._waiting = False
-        self._replaced: Any = None
+        self._waiting: Callable[[], Any] | None = None
+        self._replaced: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        in_main = threading.current_thread() is threading.main_thread()
-        if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._replaced = signal.signal(signal.SIGINT, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for each in ENDING:
+                handler = signal.getsignal(each)
+                if handler is signal.default_int_handler or handler is interrupt:
+                    self._replaced[each] = signal.signal(each, self._handle)
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
-        if self._replaced is not None:
-            signal.signal(signal.SIGINT, self._replaced)
-        if self._waiting and kind is None:
-            raise KeyboardInterrupt
+        for each, handler in self._replaced.items():
+            signal.signal(each, handler)
+        if self._waiting is not None and kind is None:
+            self._waiting()
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        if self._waiting:
-            self._waiting = False
-            raise KeyboardInterrupt
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting()
         self._allowed = True
         try:
             yield
         finally:
             self._allowed = False
 
-    def _handle(self, *_: object) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        raise_it = partial(self._replaced[number], number, frame)
         if not self._allowed:
-            self._waiting = True
+            self._waiting = raise_it
             return
         self._allowed = False
-        raise KeyboardInterrupt
+        raise_it()
 
 
 class Clock:

@@ -67,6 +67,8 @@ class Writer:
         check_codec(codec)
         self.path = path
         self.frames = 0
+        self.saved = False
+        """Whether the file exists under its name."""
         self.padded: tuple[int, int] | None = None
         """(height, width) in the file if it differs from that of the pictures."""
         self._rate = rate
@@ -144,7 +146,7 @@ class Writer:
         self._container.close()
         if self._fragmented:
             _put_index_first(self._temporary)
-        self._temporary.replace(self.path)
+        self._rename()
 
     def _save(self) -> None:
         """Saves the data on disk as a playable file without writing any more."""
@@ -152,7 +154,11 @@ class Writer:
             self._container.close()
         with suppress(OSError):
             if not self._fragmented or _cut_to_whole_fragments(self._temporary):
-                self._temporary.replace(self.path)
+                self._rename()
+
+    def _rename(self) -> None:
+        self._temporary.replace(self.path)
+        self.saved = True
 
     def _complaint(self, error: Exception) -> FastcamError:
         where = f" after the frame at {self._last:.2f} s" if self.frames else ""

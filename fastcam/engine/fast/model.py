@@ -45,6 +45,8 @@ class FastModel:
         options: the steps to take.
         start: where the graph starts (:func:`fastcam.engine.start.find_start`); the part that
             autograd records stays unchanged.
+        last: whether the last run counts of a layer that runs several times. Then the copy is
+            fast below that run; otherwise, such a layer prevents a fast copy.
 
     Raises:
         ValueError: if the model cannot be copied.
@@ -57,13 +59,16 @@ class FastModel:
         layers: Sequence[str],
         options: Options,
         start: Start = OUTPUT,
+        last: bool = False,
     ) -> None:
         self.source = model
         """The network itself."""
         self._channels_last = options.channels_last
         self._notes: dict[str, str] = {}
         self._units: list[Unit] = []
-        self._start = start
+        self.start = start._replace(skipped=())
+        """Where the graph of the copy starts."""
+        self._last = last
         one = self.prepared(inputs)
         self._before = Snapshot(model, one)
         reason = why_not_copied(model, one)
@@ -108,7 +113,7 @@ class FastModel:
         self._units = []
         self.model = copied(model)
         """The network that runs instead; its modules have the same names."""
-        if self._start.place == "model":
+        if self.start.place == "model":
             self._notes["model"] = "unchanged: it sets grad modes, so autograd records all of it"
             return
         trace = Trace(self.model, inputs)
@@ -116,9 +121,12 @@ class FastModel:
         if layers and not ran:
             return  # the call will raise the error
         layer = min(ran, key=trace.end) if ran else None  # where the graph starts
-        if layer is not None and len(trace.calls[layer]) > 1:
-            self._notes[layer] = "runs several times: nothing below it was changed"
+        several = [name for name in ran if len(trace.calls[name]) > 1]
+        if several and not (self._last and self.start.place == "output"):
+            self._notes[several[0]] = "runs several times: nothing below it was changed"
             return
+        skipped = tuple((name, len(trace.calls[name]) - 1) for name in several)
+        self.start = self.start._replace(skipped=skipped)
         if options.fold_batchnorm:
             self._notes["BatchNorm"], agrees = fold(self.model, trace, layer, layers, inputs)
             if not agrees:
@@ -157,7 +165,7 @@ class FastModel:
                 children = children[len(below) :]
         for child in children:
             module = self.model.get_submodule(child)
-            if child == layer and self._start.place == "layer":
+            if child == layer and self.start.place == "layer":
                 self._notes[child] = "unchanged: tensors computed within it are read later"
             elif child == layer:
                 self._units.append(replace_module(module, child, dtype, restored))

@@ -75,9 +75,9 @@ class Trace:
         return self.calls[name][-1].end
 
     def is_unit(self, name: str, layer: str) -> bool:
-        """Whether it runs once, before the layer, and nothing in it is used elsewhere."""
+        """Whether it runs once, before the layer does last, and nothing in it is used elsewhere."""
         calls = self.calls.get(name, ())
-        if len(calls) != 1 or calls[0].end > self.calls[layer][0].start:
+        if len(calls) != 1 or calls[0].end > self.calls[layer][-1].start:
             return False
         module = self._model.get_submodule(name)
         parts = {part for part, _ in module.named_modules(prefix=name)}
