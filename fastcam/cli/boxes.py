@@ -22,6 +22,7 @@ from fastcam.pictures import Picture, render
 from fastcam.pictures.boxes import draw_boxes
 from fastcam.targets import Boxes
 from fastcam.video import ExplainedFrame, Frame, Source, open_sink
+from fastcam.video.pipeline import outcome
 from fastcam.video.threads import Interrupts
 
 BOXES: Final = "boxes"
@@ -257,23 +258,23 @@ def explain_clip(
     """Draws the boxes of every frame of an opened source, and the heat for each.
 
     Returns:
-        The number of frames and of boxes, seconds, and ``padded`` as in
-        :class:`fastcam.video.pipeline.Report`.
+        The number of boxes, seconds, and what :class:`fastcam.video.pipeline.Report` has.
     """
     started, boxes = time.perf_counter(), 0
-    with (
-        source,
-        Interrupts() as interrupts,
-        open_sink(sink, source, codec) as made,
-        interrupts.allowed(),
-    ):
-        for frame in source:
-            found = explainer(_shrunk(frame.rgb().cpu(), max_height).numpy())
-            boxes += len(found.detections)
-            made.write(_explained(frame, found))
-            progress()
+    with source, Interrupts() as interrupts:
+        made = open_sink(sink, source, codec)
+        try:
+            with made, interrupts.allowed():
+                for frame in source:
+                    found = explainer(_shrunk(frame.rgb().cpu(), max_height).numpy())
+                    boxes += len(found.detections)
+                    made.write(_explained(frame, found))
+                    progress()
+        except FastcamError as error:
+            error.details = outcome(source, made)
+            raise
     seconds = time.perf_counter() - started
-    return {"frames": made.frames, "boxes": boxes, "seconds": seconds, "padded": made.padded}
+    return {**outcome(source, made), "boxes": boxes, "seconds": seconds, "padded": made.padded}
 
 
 def _shrunk(picture: Tensor, max_height: int | None) -> Tensor:

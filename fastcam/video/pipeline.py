@@ -161,7 +161,7 @@ def explain(
         try:
             run.into(made, opened, interrupts)
         except FastcamError as error:
-            error.details = _outcome(opened, made)
+            error.details = outcome(opened, made)
             raise
     seconds = time.perf_counter() - started
     return Report(
@@ -169,11 +169,12 @@ def explain(
         stages=run.clock.seconds,
         padded=made.padded,
         size=run.size,
-        **_outcome(opened, made),
+        **outcome(opened, made),
     )
 
 
-def _outcome(source: Source, sink: Sink) -> dict[str, Any]:
+def outcome(source: Source, sink: Sink) -> dict[str, Any]:
+    """What was read and written, as attributes of a :class:`Report`, also after a failure."""
     return {
         "frames": sink.frames,
         "files": sink.files,
