@@ -28,7 +28,7 @@ from fastcam.video import sinks, sources
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-NAME = re.compile(r"\bfastcam(?:\.[A-Za-z_]\w*)+")
+NAME = re.compile(r"(?<!\.)\bfastcam(?:\.[A-Za-z_]\w*)+")
 IMPORT = re.compile(r"^from (fastcam[\w.]*) import (\w+(?:, \w+)*)$", re.MULTILINE)
 FILE = re.compile(r"`([\w./+-]+\.(?:py|h|cuh|cpp|cu|sh|md|toml|yml|yaml))`")
 
@@ -98,6 +98,23 @@ def test_private_names_stay_with_their_owner():
         if name in private
     ]
     assert not found
+
+
+def catches_all(handler: ast.ExceptHandler) -> bool:
+    return isinstance(handler.type, ast.Name) and handler.type.id == "Exception"
+
+
+@pytest.mark.parametrize("folder", ["fastcam/engine", "fastcam/dropin"])
+def test_an_out_of_memory_error_is_never_swallowed(folder: str):
+    handlers = {
+        f"{path}:{node.lineno}": ast.unparse(node.body)
+        for path in tracked(f"{folder}/*.py")
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.ExceptHandler) and catches_all(node)
+    }
+    assert len(handlers) > 2
+    swallowed = [where for where, body in handlers.items() if "raise_out_of_memory(" not in body]
+    assert not swallowed, f"call raise_out_of_memory(error) in the handler: {swallowed}"
 
 
 def test_the_root_of_the_package_is_small():

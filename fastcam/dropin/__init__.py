@@ -96,7 +96,10 @@ def _take(name: str, takeover: Takeover) -> None:
             importlib.import_module(f"fastcam.dropin.{name}").take_over(takeover)
             takeover.finish()
         except Exception as error:  # names may differ in another release of the library
+            from fastcam.engine.trials import raise_out_of_memory  # imports torch, as libraries do
+
             takeover.undo()
+            raise_out_of_memory(error)
             warnings.warn(
                 f"fastcam.dropin: {name} is unchanged, because fastcam does not know this release "
                 f"({first_line(error)})",

@@ -14,6 +14,7 @@ from fastcam.engine.outputs import Output
 from fastcam.engine.per_image import PerImage
 from fastcam.engine.shapes import Reshape
 from fastcam.engine.survey import Returned, Survey, survey
+from fastcam.engine.trials import raise_out_of_memory
 from fastcam.engine.values import rebuild
 from fastcam.errors import ArgumentError, near
 
@@ -252,7 +253,8 @@ class _Reader:
         steps, places = self._layouts.steps, self._layouts.places
         try:
             activations = self._reading(layer, None)(value.detach())
-        except Exception:  # reshape= need not fit the layers before and after the target
+        except Exception as error:  # reshape= need not fit the layers before and after the target
+            raise_out_of_memory(error)
             return None
         fits = activations.dim() > 2 and activations.shape[0] == self._rows
         if layer.name in steps and places is not None:
