@@ -29,7 +29,7 @@ from fastcam.methods.gradient import GradientMap
 
 MAP_METHODS = [name for name in reference.METHODS if name in fastcam.METHODS]
 CLASSES = torch.tensor([1, 4, 2])
-SMALL = {"resnet18", "r3d_18", "signal"}
+SMALL = {"resnet18", "vgg11", "r3d_18", "signal"}  # vgg11: g differs between positions
 
 
 def as_positions(name: str, output: Tensor) -> Tensor:
