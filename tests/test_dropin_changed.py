@@ -217,6 +217,23 @@ def test_a_changed_release_is_named_once(monkeypatch: pytest.MonkeyPatch) -> Non
         dropin.install("pytorch_grad_cam")
 
 
+def test_a_library_without_a_known_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcam.dropin.takeover.known", dict)
+    with pytest.warns(UserWarning, match="fastcam knows no release of captum; not replaced"):
+        dropin.install("captum")
+
+
+@pytest.mark.parametrize(
+    ("library", "advice"),
+    [("captum", "captum$"), ("pytorch_grad_cam", "grad-cam, or import fastcam.compat.pytorch_")],
+)
+def test_a_missing_library(library: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    advice = f"^libraries: {library} is not installed; run pip install {advice}"
+    with pytest.raises(ModuleNotFoundError, match=advice):
+        dropin.install(library)
+
+
 TORCHCAM_PATCHES: dict[str, tuple[str, Callable[[Any, pytest.MonkeyPatch], None]]] = {
     "weights on the object": (
         "GradCAM",

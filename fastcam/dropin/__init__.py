@@ -71,9 +71,11 @@ def install(*libraries: str, fix: bool = False, fast: bool = False) -> Installed
         if name not in LIBRARIES:
             raise ValueError(f"libraries: got {name!r}, expected one of {', '.join(LIBRARIES)}")
         if importlib.util.find_spec(name) is None:
+            package = {"pytorch_grad_cam": "grad-cam"}.get(name, name)
+            instead = ", or import fastcam.compat.pytorch_grad_cam, which has its names"
             raise ModuleNotFoundError(
-                f"libraries: {name} is not installed; install it, or use "
-                "fastcam.compat.pytorch_grad_cam, which has pytorch_grad_cam's names without it"
+                f"libraries: {name} is not installed; run pip install {package}"
+                f"{instead if name == 'pytorch_grad_cam' else ''}"
             )
     with _lock:
         before = replace(settings)

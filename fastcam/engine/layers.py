@@ -179,7 +179,8 @@ def _find_layer(
     if read_at_class_token and any(_is_norm(each, seen) for each in ran):
         raise ArgumentError(
             "target_layers",
-            "found no norm whose patch tokens bear on the output; name a layer yourself",
+            "no normalization layer was found whose patch tokens affect the output; name a layer "
+            "with target_layers=",
         )
     if ran:
         blank = [
