@@ -115,7 +115,7 @@ def _ill_conditioned(net: Network, method: str) -> bool:
 
 
 def pytorch_grad_cam(net: Network, method: str) -> Call | None:
-    if _ill_conditioned(net, method):
+    if method not in _PYTORCH_GRAD_CAM or _ill_conditioned(net, method):
         return None
     import pytorch_grad_cam
 

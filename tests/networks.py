@@ -170,6 +170,8 @@ def literal_map(method: str, activations: Tensor, gradients: Tensor) -> Tensor:
         terms = g * a
     elif method == "layercam":
         terms = g.relu() * a
-    else:
+    elif method == "gradcam-elementwise":
         terms = (g * a).relu()
+    else:
+        raise KeyError(method)
     return terms.sum(1).relu().reshape(activations.shape[:1] + activations.shape[2:])

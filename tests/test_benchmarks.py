@@ -234,6 +234,12 @@ def test_a_script_beside_itself(
     assert not any(net.model.features._forward_hooks), "a copy of the model has the hooks"
 
 
+def test_a_method_that_no_other_library_has_is_timed_alone() -> None:
+    net = implementations.Network(small(), small_images(2), "features", None)
+    for library in (implementations.pytorch_grad_cam, implementations.torchcam):
+        assert library(net, "a new method") is None
+
+
 def test_a_script_that_gives_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     net = implementations.Network(small(), small_images(2), "features", None)
     monkeypatch.setattr(implementations, "network", lambda *args: net)

@@ -217,6 +217,23 @@ def test_a_changed_release_is_named_once(monkeypatch: pytest.MonkeyPatch) -> Non
         dropin.install("pytorch_grad_cam")
 
 
+def test_a_library_without_a_known_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcam.dropin.takeover.known", dict)
+    with pytest.warns(UserWarning, match="fastcam knows no release of captum; not replaced"):
+        dropin.install("captum")
+
+
+@pytest.mark.parametrize(
+    ("library", "advice"),
+    [("captum", "captum$"), ("pytorch_grad_cam", "grad-cam, or import fastcam.compat.pytorch_")],
+)
+def test_a_missing_library(library: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    advice = f"^libraries: {library} is not installed; run pip install {advice}"
+    with pytest.raises(ModuleNotFoundError, match=advice):
+        dropin.install(library)
+
+
 TORCHCAM_PATCHES: dict[str, tuple[str, Callable[[Any, pytest.MonkeyPatch], None]]] = {
     "weights on the object": (
         "GradCAM",
@@ -380,6 +397,68 @@ def test_a_call_that_raises_is_in_the_report() -> None:
             cam(images(), [ClassifierOutputTarget(99)] * 2)
         (call,) = dropin.report().calls
     assert call.name == "pytorch_grad_cam.GradCAM" and call.why == "raised IndexError"
+
+
+class Watched(Net):
+    """Counts its runs, fails in one, and notes whether the last was recorded below its layer."""
+
+    runs, fails_in, recorded = 0, 0, False
+
+    def forward(self, x: Tensor) -> Any:
+        Watched.runs += 1
+        if Watched.runs == self.fails_in:
+            raise torch.OutOfMemoryError("out of memory")
+        Watched.recorded = self.body[0](x).requires_grad
+        return super().forward(x)
+
+
+def _by_pytorch_grad_cam(model: Net) -> Callable[[Tensor], Any]:
+    cam = pgc.GradCAM(model, [model.body[2]])
+    return lambda given: cam(given, TARGETS)
+
+
+def _by_torchcam(model: Net) -> Callable[[Tensor], Any]:
+    cam = torchcam.GradCAM(model, "body.2")
+    return lambda given: cam([1, 2], model(given))
+
+
+def _by_captum(model: Net) -> Callable[[Tensor], Any]:
+    cam = captum.LayerGradCam(model, model.body[2])
+    return lambda given: cam.attribute(given, torch.tensor([1, 2])).detach()
+
+
+EXPLAINS = {
+    "pytorch_grad_cam": _by_pytorch_grad_cam,
+    "torchcam": _by_torchcam,
+    "captum": _by_captum,
+}
+
+
+@pytest.mark.parametrize("run", range(1, 5))
+@pytest.mark.parametrize("library", EXPLAINS)
+def test_out_of_memory_is_raised_and_forgotten(
+    library: str, run: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watched, "runs", 0)
+    model = Watched().eval()
+    with dropin.install(library):
+        explain = EXPLAINS[library](model)
+        monkeypatch.setattr(Watched, "fails_in", run)
+        with pytest.raises(torch.OutOfMemoryError):
+            explain(images())
+        explain(images())
+        assert not Watched.recorded
+
+
+@pytest.mark.parametrize("library", EXPLAINS)
+def test_a_failed_first_call_is_forgotten(library: str) -> None:
+    model = Watched().eval()
+    with dropin.install(library):
+        explain = EXPLAINS[library](model)
+        with pytest.raises(RuntimeError):
+            explain(images()[:, :2])
+        explain(images())
+        assert not Watched.recorded
 
 
 # threads and interrupts

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 import fastcam
 from fastcam import reference
+from fastcam.methods.gradient import GradientMap
 
 MAP_METHODS = [name for name in reference.METHODS if name in fastcam.METHODS]
 CLASSES = torch.tensor([1, 4, 2])
-SMALL = {"resnet18", "r3d_18", "signal"}
+SMALL = {"resnet18", "vgg11", "r3d_18", "signal"}  # vgg11: g differs between positions
 
 
 def as_positions(name: str, output: Tensor) -> Tensor:
@@ -128,6 +129,16 @@ def test_classes_at_once_equal_them_one_by_one(method: str, name: str) -> None:
         near(maps[:, k], cam(images, classes[:, k], size="layer", normalize=False))
     assert cam(images, classes).shape == (3, 4, 64, 64)
     assert cam(images, classes[:, :1]).shape == (3, 1, 64, 64)
+
+
+def test_a_kernel_method_by_default_computes_classes_from_their_gradients() -> None:
+    class Plain(GradientMap):
+        name = "gradcam-elementwise"
+
+    model, images = network("resnet18")
+    options = {"size": "layer", "normalize": False}
+    maps = Plain(model)(images, CLASSES.expand(3, 3), **options)
+    near(maps, fastcam.GradCAMElementWise(model)(images, CLASSES.expand(3, 3), **options))
 
 
 def test_all_classes_of_a_pooled_linear_head_take_one_backward(monkeypatch) -> None:

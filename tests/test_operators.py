@@ -635,6 +635,7 @@ def test_the_reference_has_forward_mode_derivatives():
 
 def test_every_operator_has_one_name():
     assert set(samples(torch.device("cpu"))) == set(ops.__all__)
+    assert set(WRONG) == set(ops.__all__)
     assert all(callable(getattr(reference, operator)) for operator in ops.__all__)
 
 

@@ -21,6 +21,7 @@ import fastcam
 from benchmarks import report
 from benchmarks.__main__ import SUITES
 from fastcam import dropin, methods, ops, reference
+from fastcam.dropin.known import known
 from fastcam.methods.base import Method
 from fastcam.methods.maps import MapMethod
 from fastcam.video import sinks, sources
@@ -100,6 +101,23 @@ def test_private_names_stay_with_their_owner():
     assert not found
 
 
+def catches_all(handler: ast.ExceptHandler) -> bool:
+    return isinstance(handler.type, ast.Name) and handler.type.id == "Exception"
+
+
+@pytest.mark.parametrize("folder", ["fastcam/engine", "fastcam/dropin"])
+def test_an_out_of_memory_error_is_never_swallowed(folder: str):
+    handlers = {
+        f"{path}:{node.lineno}": ast.unparse(node.body)
+        for path in tracked(f"{folder}/*.py")
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.ExceptHandler) and catches_all(node)
+    }
+    assert len(handlers) > 2
+    swallowed = [where for where, body in handlers.items() if "raise_out_of_memory(" not in body]
+    assert not swallowed, f"call raise_out_of_memory(error) in the handler: {swallowed}"
+
+
 def test_the_root_of_the_package_is_small():
     modules = [path for path in tracked("fastcam/*.py") if path.count("/") == 1]
     assert 0 < len(modules) < 10
@@ -163,12 +181,12 @@ def test_every_method_is_in_the_table_and_in_the_readme():
 def test_every_method_of_maps_is_compared_with_its_definition():
     maps = {name for name, method in fastcam.METHODS.items() if issubclass(method, MapMethod)}
     tested = {*test_methods.MAP_METHODS, *test_further_methods.FURTHER, "cam"}
-    assert maps <= tested
+    assert maps <= tested, "compare it in test_further_methods.py and add it to FURTHER there"
 
 
 def test_every_method_of_the_kernels_is_a_method_of_the_package():
     public = set(reference.METHODS) - {"gradcam++-signed"}  # that one is for the drop-in
-    assert public < fastcam.METHODS.keys()
+    assert public < fastcam.METHODS.keys(), "add a class to fastcam/methods/gradient.py"
 
 
 def test_every_operator_has_a_kernel_on_each_side():
@@ -179,8 +197,9 @@ def test_every_operator_has_a_kernel_on_each_side():
     )
     for side, pattern in (("cpu", "*.cpp"), ("cuda", "*.cu")):
         text = "".join(path.read_text() for path in (ROOT / "csrc" / side).glob(pattern))
-        missing = [name for name in ops.__all__ if f'"{name}"' not in text]
-        assert missing == (["impute"] if side == "cuda" else [])  # the reference serves that one
+        missing = [name for name in ops.__all__ if f'm.impl("{name}"' not in text]
+        served = ["impute"] if side == "cuda" else []  # by the reference
+        assert missing == served, f"add m.impl(NAME, ...) in csrc/{side}/ for {missing}"
 
 
 def test_every_library_of_the_drop_in_is_installed():
@@ -196,8 +215,10 @@ def takes_over(module: str) -> bool:
 @pytest.mark.parametrize("library", dropin.LIBRARIES)
 def test_every_library_of_the_drop_in_is_in_all_lists(library: str):
     assert takes_over(f"fastcam.dropin.{library}")
-    assert library in MODULES
-    assert library in (ROOT / "tests" / "test_dropin_matrix.py").read_text()
+    for module in MODULES[library]:
+        assert f"{library}.{module}" in known(), "run tests/known_releases.py RELEASE FOLDER"
+    matrix = (ROOT / "tests" / "test_dropin_matrix.py").read_text()
+    assert re.search(rf'assert_same\(\s*"{library}"', matrix), "compare it in test_dropin_matrix.py"
     assert f"## {library.replace('_', '-')}\n" in (ROOT / "docs" / "dropin.md").read_text()
     assert f'"fastcam.dropin.{library}"' in (ROOT / "pyproject.toml").read_text()
 
@@ -221,11 +242,12 @@ def test_every_suite_of_benchmarks_is_in_all_lists():
     folder = ROOT / "benchmarks"
     found = [path.stem for path in folder.glob("*.py") if "\ndef cases(" in path.read_text()]
     assert sorted(found) == sorted(SUITES)
-    assert {target.suite for target in report.TARGETS["cpu"]} == set(SUITES)
     for path in (ROOT / "Makefile", folder / "results" / "README.md"):
         text = path.read_text()
         missing = [suite for suite in SUITES if f"-m benchmarks {suite}" not in text]
         assert missing == [], path
+    targets = {target.suite for target in report.TARGETS["cpu"]}
+    assert targets == set(SUITES), 'add targets to TARGETS["cpu"] in benchmarks/report.py'
 
 
 def test_pre_commit_runs_the_linters_of_make_lint():

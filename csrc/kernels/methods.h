@@ -2,7 +2,8 @@
 //
 // Channel-weight methods (M = sum_k w_k A^k):
 //   w_k = weight(sum over positions of term(A, g, total), total, Z),
-//   total = sum over positions of summand(A), for methods that use activations
+//   total = sum over positions of summand(A), for methods with kUsesActivations;
+//   kTermUsesTotal: whether term reads the total, which then takes a pass of its own
 // Elementwise methods: M = sum_k pixel(A, g)
 #pragma once
 

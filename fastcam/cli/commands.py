@@ -181,7 +181,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 def image(
     picture: Annotated[
         list[Path],
-        typer.Argument(metavar="PICTURE...", help="Files in any format that OpenCV reads."),
+        typer.Argument(metavar="PICTURE", help="Files in any format that OpenCV reads."),
     ],
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",

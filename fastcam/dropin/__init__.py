@@ -71,9 +71,11 @@ def install(*libraries: str, fix: bool = False, fast: bool = False) -> Installed
         if name not in LIBRARIES:
             raise ValueError(f"libraries: got {name!r}, expected one of {', '.join(LIBRARIES)}")
         if importlib.util.find_spec(name) is None:
+            package = {"pytorch_grad_cam": "grad-cam"}.get(name, name)
+            instead = ", or import fastcam.compat.pytorch_grad_cam, which has its names"
             raise ModuleNotFoundError(
-                f"libraries: {name} is not installed; install it, or use "
-                "fastcam.compat.pytorch_grad_cam, which has pytorch_grad_cam's names without it"
+                f"libraries: {name} is not installed; run pip install {package}"
+                f"{instead if name == 'pytorch_grad_cam' else ''}"
             )
     with _lock:
         before = replace(settings)
@@ -96,7 +98,10 @@ def _take(name: str, takeover: Takeover) -> None:
             importlib.import_module(f"fastcam.dropin.{name}").take_over(takeover)
             takeover.finish()
         except Exception as error:  # names may differ in another release of the library
+            from fastcam.engine.trials import raise_out_of_memory  # imports torch, as libraries do
+
             takeover.undo()
+            raise_out_of_memory(error)
             warnings.warn(
                 f"fastcam.dropin: {name} is unchanged, because fastcam does not know this release "
                 f"({first_line(error)})",

@@ -13,7 +13,7 @@ from fastcam.engine.graph import Start
 from fastcam.engine.recorder import Recorder
 from fastcam.engine.running import Loan
 from fastcam.engine.start import start_at_inputs
-from fastcam.engine.trials import untouched
+from fastcam.engine.trials import raise_out_of_memory, untouched
 
 
 class Starts:
@@ -32,17 +32,20 @@ class Starts:
         """
         found_for, start = self._starts.get(owner, (None, None))
         if start is None or found_for != layers:
-            start = start_or_model(find)
+            start = start_or_none(find)
+            if start is None:
+                return Start("model")
             self._starts[owner] = layers, start
         return start
 
 
-def start_or_model(find: Callable[[], Start]) -> Start:
-    """The start that ``find`` returns; the model if it raises, as the actual run then does."""
+def start_or_none(find: Callable[[], Start]) -> Start | None:
+    """The start that ``find`` returns; None if it raises, as the actual run then does."""
     try:
         return find()
-    except Exception:
-        return Start("model")
+    except Exception as error:
+        raise_out_of_memory(error)
+        return None
 
 
 def attempts(

@@ -135,12 +135,13 @@ class Takeover:
             return
         releases = {each for name in known() for each in _releases(name, self.library)}
         stay = [f"{', '.join(whats)} ({name})" for name, whats in self._unknown.items()]
-        warnings.warn(
-            f"fastcam.dropin: {self.library}{_version(self.library)} is not one of the releases "
-            f"that fastcam knows ({', '.join(sorted(releases))}), or has been changed; not "
-            f"replaced: {'; '.join(stay)}",
-            stacklevel=2,
+        reason = (
+            f"{self.library}{_version(self.library)} is not one of the releases that fastcam knows "
+            f"({', '.join(sorted(releases))}), or has been changed"
+            if releases
+            else f"fastcam knows no release of {self.library}"
         )
+        warnings.warn(f"fastcam.dropin: {reason}; not replaced: {'; '.join(stay)}", stacklevel=2)
         self._unknown = {}
 
     def undo(self) -> None:

@@ -16,6 +16,7 @@ from fastcam.engine.outputs import Output
 from fastcam.engine.per_image import PerImage
 from fastcam.engine.shapes import Reshape
 from fastcam.engine.survey import Returned, Survey, survey
+from fastcam.engine.trials import raise_out_of_memory
 from fastcam.engine.values import rebuild
 from fastcam.errors import ArgumentError, near
 
@@ -222,7 +223,8 @@ def _find_layer(
     if read_at_class_token and any(_is_norm(each, seen) for each in ran):
         raise ArgumentError(
             "target_layers",
-            "found no norm whose patch tokens bear on the output; name a layer yourself",
+            "no normalization layer was found whose patch tokens affect the output; name a layer "
+            "with target_layers=",
         )
     if ran:
         blank = [
@@ -296,7 +298,8 @@ class _Reader:
         steps, places = self._layouts.steps, self._layouts.places
         try:
             activations = self._reading(layer, None)(value.detach())
-        except Exception:  # reshape= need not fit the layers before and after the target
+        except Exception as error:  # reshape= need not fit the layers before and after the target
+            raise_out_of_memory(error)
             return None
         fits = activations.dim() > 2 and activations.shape[0] == self._rows
         if layer.name in steps and places is not None:

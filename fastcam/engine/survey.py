@@ -15,7 +15,7 @@ from fastcam.engine.inputs import Inputs, images_of, rows_of, with_images
 from fastcam.engine.opaque import is_quantized, why_hidden
 from fastcam.engine.outputs import Output, logits_of
 from fastcam.engine.shapes import has_positions
-from fastcam.engine.trials import trial
+from fastcam.engine.trials import raise_out_of_memory, trial
 from fastcam.engine.values import rebuild, storage, tensors_of, version
 from fastcam.errors import ArgumentError
 
@@ -72,6 +72,7 @@ class Survey:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                raise_out_of_memory(error)
                 raise ArgumentError(
                     "target_layers",
                     "none given, and the search for one failed in the gradient of "

@@ -47,8 +47,6 @@ class CAM(MapMethod):
 class GradientMap(MapMethod):
     """A method of :func:`fastcam.ops.cam`."""
 
-    pooled_shortcut: ClassVar[bool] = True
-    """Whether for constant g, M = sum_k w_k A^k with w a function of g and sum(A)."""
     averages: ClassVar[bool] = False
     """Whether w is the mean of g over the positions."""
 
@@ -65,11 +63,6 @@ class GradientMap(MapMethod):
         return gradient_maps(record, selection, map_of)[0]
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
-        ids = selection.class_ids
-        if self.pooled_shortcut and len(record.layers) == 1 and ids is not None and ids.dim() == 2:
-            head = find_pooled_head(record, 0, selection) if ids.shape[1] > 1 else None
-            if head is not None and not head.rectified:
-                return [self._pooled_maps(head, ids, relu)]
         return gradient_maps(
             record, selection, lambda a, g: ops.cam(a, self._examined(g), self.name, relu)
         )
@@ -87,6 +80,22 @@ class GradientMap(MapMethod):
                     stacklevel=2,
                 )
         return gradients
+
+
+class PooledGradientMap(GradientMap):
+    """A method that is M = sum_k w_k A^k, w a function of g and sum(ReLU(A)), for constant g.
+
+    That is the gradient of a head of global average pooling and one linear layer. One backward
+    then serves all classes.
+    """
+
+    def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
+        ids = selection.class_ids
+        if len(record.layers) == 1 and ids is not None and ids.dim() == 2 and ids.shape[1] > 1:
+            head = find_pooled_head(record, 0, selection)
+            if head is not None and not head.rectified:
+                return [self._pooled_maps(head, ids, relu)]
+        return super().layer_maps(record, selection, relu)
 
     def _pooled_maps(self, head: PooledHead, class_ids: Tensor, relu: bool) -> Tensor:
         """The maps of K classes, (N, K, *S), without a backward: g = W[c] / Z at every position."""
@@ -112,10 +121,10 @@ class GradientMap(MapMethod):
             total: sum(ReLU(A)), (N, C).
             positions: Z.
         """
-        return slopes
+        raise NotImplementedError
 
 
-class GradCAM(GradientMap):
+class GradCAM(PooledGradientMap):
     """M = ReLU(sum_k w_k A^k), w_k = (1/Z) sum_ij g_ij.
 
     Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2.
@@ -124,8 +133,11 @@ class GradCAM(GradientMap):
     name = "gradcam"
     averages = True
 
+    def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
+        return slopes
 
-class GradCAMPlusPlus(GradientMap):
+
+class GradCAMPlusPlus(PooledGradientMap):
     """M = ReLU(sum_k w_k A^k), w_k = sum_ij alpha_ij ReLU(g_ij).
 
     alpha_ij = g_ij^2 / (2 g_ij^2 + sum_ab ReLU(A_ab) g_ij^3): Chattopadhyay et al. 2018, arXiv
@@ -142,7 +154,7 @@ class GradCAMPlusPlus(GradientMap):
         return single.mul_(positions)
 
 
-class XGradCAM(GradientMap):
+class XGradCAM(PooledGradientMap):
     """M = ReLU(sum_k w_k A^k), w_k = sum_ij g_ij A_ij / sum_ij A_ij, or 0 if sum_ij A_ij is 0.
 
     Fu et al. 2020, arXiv 2008.02312, equation 8.
@@ -150,8 +162,11 @@ class XGradCAM(GradientMap):
 
     name = "xgradcam"
 
+    def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
+        return slopes
 
-class HiResCAM(GradientMap):
+
+class HiResCAM(PooledGradientMap):
     """M = ReLU(sum_k g^k A^k), elementwise.
 
     Draelos and Carin 2020, arXiv 2011.08891; the ReLU is for display, ``relu=False`` leaves it out.
@@ -159,8 +174,11 @@ class HiResCAM(GradientMap):
 
     name = "hirescam"
 
+    def _weights(self, slopes: Tensor, total: Tensor, positions: int) -> Tensor:
+        return slopes
 
-class LayerCAM(GradientMap):
+
+class LayerCAM(PooledGradientMap):
     """M = ReLU(sum_k ReLU(g^k) A^k), elementwise.
 
     Jiang et al. 2021, IEEE Transactions on Image Processing 30, equations 5 to 7.
@@ -176,7 +194,6 @@ class GradCAMElementWise(GradientMap):
     """M = sum_k ReLU(g^k A^k), elementwise."""
 
     name = "gradcam-elementwise"
-    pooled_shortcut = False
 
 
 def gradient_maps(

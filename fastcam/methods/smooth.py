@@ -86,7 +86,7 @@ def smooth_weights(total: Tensor, gradients: Tensor) -> Tensor:
     """Channel weights (N, C) from the gradients of noisy images.
 
     Args:
-        total: sum_ab(A_ab) of the denominator, (N, C).
+        total: the sum in the denominator, (N, C).
         gradients: (samples, N, C, *S).
     """
     g = gradients if gradients.dtype == torch.float64 else gradients.float()

@@ -363,7 +363,9 @@ class _Scorer:
             )
             if self.record.images is None or not self.record.images.is_floating_point():
                 raise ArgumentError(
-                    "images", "got none to mask, expected a floating-point tensor (N, C, *S)"
+                    "images",
+                    "this metric masks images, but the model's inputs contain no floating-point "
+                    "tensor (N, C, *S)",
                 )
             self.images: Tensor = self.record.images
             self._selection: Selection = select(self.record.logits, targets)

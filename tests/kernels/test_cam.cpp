@@ -42,9 +42,13 @@ Estimate reference_weight(
   }
   for (int64_t p = 0; p < e.positions; ++p) {
     const double activation = a(n, 0, c, p), gradient = g(n, k, c, p);
-    if (method == "gradcam") sum.add(gradient / e.positions, std::abs(gradient) / e.positions);
-    if (method == "xgradcam") sum.add(gradient * activation, std::abs(gradient * activation));
-    if (method.rfind("gradcam++", 0) == 0 && gradient > 0) {
+    if (method == "gradcam") {
+      sum.add(gradient / e.positions, std::abs(gradient) / e.positions);
+    } else if (method == "xgradcam") {
+      sum.add(gradient * activation, std::abs(gradient * activation));
+    } else if (method.rfind("gradcam++", 0) != 0) {
+      emulator::fail("no formula of " + method);
+    } else if (gradient > 0) {
       const double square = gradient * gradient, cube = square * gradient;
       const double denominator = 2 * square + total.value * cube + eps;
       const double term = square / denominator * gradient;
@@ -64,7 +68,8 @@ Estimate reference_weight(
 double elementwise(const std::string& method, double a, double g) {
   if (method == "hirescam") return g * a;
   if (method == "layercam") return std::max(g, 0.0) * a;
-  return std::max(g * a, 0.0);
+  if (method == "gradcam-elementwise") return std::max(g * a, 0.0);
+  emulator::fail("no formula of " + method);
 }
 
 struct Case {

@@ -1,4 +1,4 @@
-"""Takes captum 0.9 over in place: layer Grad-CAM and the guided methods.
+"""Takes over captum 0.8 and 0.9 in place: layer Grad-CAM and the guided methods.
 
 captum runs the network itself and records it from the input up. Here layer Grad-CAM records from
 the layer up, guided Grad-CAM runs the network once, and the hooks of ReLUs do not copy their input.

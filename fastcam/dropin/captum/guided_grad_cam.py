@@ -20,6 +20,7 @@ from fastcam.engine.graph import Start
 from fastcam.engine.guided import GuidedReLU
 from fastcam.engine.recorder import Recorder
 from fastcam.engine.running import Loan
+from fastcam.engine.trials import raise_out_of_memory
 
 
 def guided_grad_cam(present: Replacement) -> Replacement:
@@ -47,7 +48,8 @@ def guided_grad_cam(present: Replacement) -> Replacement:
                 try:
                     size = tuple(gradient.shape[2:])
                     products.append(gradient * F.interpolate(maps, size, mode=interpolate_mode))
-                except Exception:
+                except Exception as error:
+                    raise_out_of_memory(error)
                     warnings.warn(
                         "GuidedGradCam: the map cannot be enlarged to an input's shape; the result "
                         "for this input is an empty tensor",

@@ -17,6 +17,7 @@ from fastcam.dropin.imports import no_longer, when_imported
 from fastcam.dropin.takeover import Takeover
 from fastcam.dropin.torchcam import forward, fuse, maps, overlay, score, smooth
 from fastcam.dropin.torchcam.peer import Peer
+from fastcam.engine.trials import raise_out_of_memory
 from fastcam.errors import first_line
 
 
@@ -36,6 +37,7 @@ def _take_late(name: str, take: Callable[[Takeover], None], takeover: Takeover) 
         take(takeover)
         takeover.finish()
     except Exception as error:  # an unknown release must not break the user's import
+        raise_out_of_memory(error)
         warnings.warn(f"fastcam.dropin: {name} is unchanged ({first_line(error)})", stacklevel=2)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastcam.dropin.calls import counted
 from fastcam.dropin.settings import settings
-from fastcam.dropin.starts import attempts, start_or_model
+from fastcam.dropin.starts import attempts, start_or_none
 from fastcam.dropin.takeover import Replacement
 from fastcam.dropin.torchcam.peer import Peer, is_own
 from fastcam.engine.graph import Start, started
@@ -60,7 +60,7 @@ class Forward:
     whole: str = field(default="before any forward", init=False)
     """Why the last graph covers the whole model, or "" if it does not."""
     start: Start | None = field(default=None, init=False)
-    """Where a graph may start; determined by the first forward pass."""
+    """Where a graph may start; determined by the first forward pass that succeeds."""
 
     def begin(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """The pre-hook."""
@@ -81,7 +81,8 @@ class Forward:
         self.whole = self._why_whole(model, given)
         if not self.whole and self.start is None:
             self.start = self._find_start(model, args, kwargs)
-            self.whole = self._why_whole(model, given)
+            failed = "a run on one image failed" if self.start is None else ""
+            self.whole = failed or self._why_whole(model, given)
         if not self.whole:
             _running.run = _Run(self, sys._getframe(1))
             torch.set_grad_enabled(False)
@@ -98,8 +99,8 @@ class Forward:
         self.start = Start("model")
         return model(*args, **kwargs)
 
-    def _find_start(self, model: nn.Module, args: Any, kwargs: Any) -> Start:
-        """Determines the start by runs on one image, without torchcam's hooks."""
+    def _find_start(self, model: nn.Module, args: Any, kwargs: Any) -> Start | None:
+        """Determines the start by runs on one image without torchcam's hooks; None if they fail."""
         one = first_row((args, kwargs))
         run = attempts(lambda given: model(*given[0], **given[1]), one, model)
         recorders: list[Recorder] = []
@@ -111,7 +112,7 @@ class Forward:
         modules = self.extractor.submodule_dict
         layers = {name: modules[name] for name in self.extractor.target_names}
         with without_hooks(model):
-            start = start_or_model(lambda: closest_start(attempt, layers))
+            start = start_or_none(lambda: closest_start(attempt, layers))
         passed_on = any(each.passing_on or each.held for each in recorders)
         return Start("model") if passed_on else start
 

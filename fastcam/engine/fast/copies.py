@@ -10,7 +10,7 @@ from torch import nn
 from fastcam.engine import running
 from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import FLAGS, hooks_of, run
-from fastcam.engine.trials import trial
+from fastcam.engine.trials import raise_out_of_memory, trial
 from fastcam.engine.values import agree, rebuild, tensors_of
 from fastcam.errors import ArgumentError, first_line
 
@@ -19,6 +19,7 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         made = running.copied(model)
     except Exception as error:  # whatever a user's class raises
+        raise_out_of_memory(error)
         raise ArgumentError(
             "model",
             f"the fast mode works on a copy, and this one cannot be copied "

@@ -31,6 +31,7 @@ from fastcam.engine.fast.units import (
 from fastcam.engine.graph import OUTPUT, Start
 from fastcam.engine.inputs import Inputs
 from fastcam.engine.running import run
+from fastcam.engine.trials import raise_out_of_memory
 from fastcam.engine.values import rebuild, tensors_of
 from fastcam.errors import first_line
 
@@ -82,6 +83,7 @@ class FastModel:
             try:
                 run(self.model, one, [])
             except Exception as error:  # of any kind, from a part that expects another precision
+                raise_out_of_memory(error)
                 self._build(model, one, layers, replace(options, dtype=None))
                 self._notes["precision"] = f"the network's own: {first_line(error)}"
         if options.compile:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.engine.fast.batch_sizes import BatchSizes, filled
+from fastcam.engine.trials import raise_out_of_memory
 from fastcam.engine.values import rebuild, tensors_of
 from fastcam.errors import first_line
 
@@ -88,9 +89,8 @@ class Unit:
                     return self._compiled(*args, **kwargs)
                 with _compiling, _freezing():
                     returned = self._compiled(*args, **kwargs)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # of any kind, from a compiler
+                raise_out_of_memory(error)
                 reason = first_line(error)
                 self._compiled = None
                 self._ways.pop()
