@@ -37,6 +37,7 @@ from fastcam.compat.pytorch_grad_cam.sess import SESS
 from fastcam.compat.pytorch_grad_cam.shapley_cam import ShapleyCAM
 from fastcam.compat.pytorch_grad_cam.xgrad_cam import XGradCAM
 
+# the names of the library, of which some are ours too; pylint: disable=duplicate-code
 __all__ = [
     "FEM",
     "KPCA_CAM",
