@@ -307,9 +307,9 @@ void count_overlay(ChannelOrder order) {
        6,
        {run(
            overlay_kernel<uint8_t>, 6.0 * values, kImages * int64_t{shares.blocks}, shares.blocks,
-           maps.shared_bytes(), maps.source(), images.buffer.data(), colormap.data(), opacities.data(),
-           Enlargement<float>(size, enlarged), shares, order, images.strides, pictures.strides,
-           pictures.buffer.data())}});
+           maps.shared_bytes(), maps.source(), images.buffer.data(), colormap.data(),
+           opacities.data(), Enlargement<float>(size, enlarged), shares, order, images.strides,
+           pictures.strides, pictures.buffer.data())}});
 }
 
 template <class T>
