@@ -45,7 +45,7 @@ def overlap(a: list[float], b: list[float]) -> float:
 def test_image_draws_each_box_and_its_heat(tmp_path: Path) -> None:
     result = run("image", demo.asset("scene.png"), *BOXES, "--out", tmp_path)
     assert result.exit_code == 0, result.stderr
-    names = {"scene-boxes.png", "scene-grid.png", "scene.npy", "scene.json"}
+    names = {"scene-boxes.png", "scene-grid.png", "scene.npy", "scene.json", ".fastcam.json"}
     assert {path.name for path in tmp_path.iterdir()} == names
     about = json.loads((tmp_path / "scene.json").read_text())
     assert about["method"] == "layercam" and len(about["layers"]) == 2

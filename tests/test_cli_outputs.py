@@ -56,7 +56,7 @@ def refused(folder: Path, *arguments: object) -> str:
 def test_files_of_others_are_kept(folder: Path, name: str) -> None:
     Path(name).write_text("mine")
     command = ("image", "a.png", *COLORS, "--out", ".")
-    assert f"{name} exists, and fastcam did not write it" in refused(folder, *command)
+    assert f"{name} exists, and .fastcam.json does not list it" in refused(folder, *command)
     assert "--overwrite" in refused(folder, *command)
     assert run(*command, "--overwrite").exit_code == 0
     assert Path(name).read_bytes() != b"mine"
@@ -74,6 +74,18 @@ def test_outputs_that_were_changed_are_kept(folder: Path) -> None:
     assert "out/a.json exists" in refused(folder, *command)
     report.unlink()
     assert run(*command).exit_code == 0
+
+
+def test_a_broken_manifest_is_found_before_anything_is_written(folder: Path) -> None:
+    Path("out").mkdir()
+    Path("out", MANIFEST).write_text("garbage")
+    assert "not a manifest" in refused(folder, "image", "a.png", *COLORS, "--out", "out")
+
+
+def test_a_link_that_leads_nowhere_is_kept(folder: Path) -> None:
+    Path("a.npy").symlink_to("/nonexistent/a.npy")  # perhaps on a disk that is not there
+    assert "a.npy exists" in refused(folder, "image", "a.png", *COLORS, "--out", ".")
+    assert Path("a.npy").is_symlink()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"name": "a project"}', "\xff"])
@@ -174,11 +186,9 @@ def test_clips_of_others_are_kept(folder: Path) -> None:
     clips = pytest.importorskip("clips", reason="PyAV is missing")
     clips.write_clip(folder / "in.mp4", range(0, 200, 40))
     Path("out").mkdir()
-    for name in ("out.mp4", "out/000001.png", "out.gif", "maps-00000.safetensors"):
+    for name in ("out.mp4", "out/000001.png", "out.gif", "maps.safetensors"):
         Path(name).write_text("mine")
-        sink = {"out/000001.png": "out", "maps-00000.safetensors": "maps.safetensors"}.get(
-            name, name
-        )
+        sink = {"out/000001.png": "out"}.get(name, name)
         command = ("video", "in.mp4", sink, *COLORS)
         assert f"{name} exists" in refused(folder, *command)
         assert run(*command, "--overwrite").exit_code == 0

@@ -67,10 +67,10 @@ def test_pil_modes_become_rgb(mode: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("cat.png", "got str"),
-        (Path("cat.png"), "got .*Path"),
+        ("cat.png", "got (the path 'cat.png', .*read it first|str)"),
+        (Path("cat.png"), "got (the path|PosixPath)"),
         (None, "got NoneType"),
-        ((), "got tuple"),
+        ({}, "got dict"),
         ([SCENE, "cat.png"], "got list"),
         (SCENE.astype(np.float32), r"got an array \(160, 224, 3\) of float32, expected a picture"),
         (SCENE[None], r"got an array \(1, 160, 224, 3\) of uint8"),
@@ -89,6 +89,25 @@ def test_other_inputs_get_one_sentence(given: object, message: str) -> None:
         with pytest.raises(TypeError, match=f"^images: {message}") as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [[], (), torch.zeros(8, 8, 3, dtype=torch.uint8)])
+def test_what_is_no_batch_gets_one_sentence(given: object) -> None:
+    with pytest.raises(ValueError, match=r"^images: got (an empty|a uint8 tensor \(8, 8, 3\))"):
+        fastcam.explain(Colors(), given)
+
+
+def test_photographs_are_upright() -> None:
+    image = Image.fromarray(spot(60, 90))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned
+    data = io.BytesIO()
+    image.save(data, "png", exif=exif)
+    turned = Image.open(data)
+    upright = np.rot90(spot(60, 90), -1).copy()
+    explanation = fastcam.explain(colors(), turned)
+    assert explanation.maps.equal(fastcam.explain(colors(), upright).maps)
+    np.testing.assert_array_equal(panels(explanation)[0], upright)
 
 
 @pytest.mark.parametrize("given", [SCENE, Image.fromarray(SCENE), "cat.png", None])

@@ -42,22 +42,23 @@ def planned(
     Raises:
         UsageError: if an output is an input, or exists and is not in a manifest.
     """
-    before = _existing(targets())
+    planned_paths = list(targets())
+    before = _existing(planned_paths)
     for path in before:
         given = same_file(path, inputs)
         if given is not None:
             raise UsageError(
                 f"{path}: the output and the input {given} are the same file; choose another output"
             )
-    named = {folder: _manifest(folder) for folder in {path.parent for path in before}}
+    named = {folder: _manifest(folder) for folder in {path.parent for path in planned_paths}}
     foreign = [
         path for path, (_, state) in before.items() if named[path.parent].get(path.name) != state
     ]
     if foreign and not overwrite:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         raise UsageError(
-            f"{foreign[0]}{more} exists, and fastcam did not write it or it was changed since: "
-            "choose another output, or add --overwrite to replace it"
+            f"{foreign[0]}{more} exists, and {MANIFEST} does not list it as it is, so it may not "
+            "be fastcam's: choose another output, or add --overwrite to replace it"
         )
     try:
         yield
@@ -70,7 +71,8 @@ def _existing(paths: Iterable[Path]) -> Found:
     found = {}
     for path in paths:
         with suppress(OSError):
-            stat = path.stat()
+            # a link that leads nowhere may lead to a disk that is not there
+            stat = path.stat() if path.exists() else path.lstat()
             found[path] = stat.st_ino, {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     return found
 

@@ -249,6 +249,7 @@ def explain(
     cam: Any = METHODS[method](
         loaded.module, target_layers, reshape=reshape, output=output, per_image=per_image, run=run
     )
+    _refuse_what_is_no_input(images)
     found = pictures_of(images)
     inputs = images
     if found is not None:
@@ -271,6 +272,23 @@ def explain(
         loaded.classes,
         loaded.preprocessing,
     )
+
+
+def _refuse_what_is_no_input(images: Any) -> None:
+    """Raises for what people pass by mistake, where a model would complain about its insides."""
+    if isinstance(images, (str, Path)):
+        raise TypeError(
+            f"images: got the path {str(images)!r}, expected a picture or the model's inputs; read "
+            "it first, with fastcam.pictures.read or PIL.Image.open"
+        )
+    if isinstance(images, (list, tuple)) and not images:
+        raise ArgumentError("images", f"got an empty {type(images).__name__}, expected pictures")
+    if isinstance(images, Tensor) and images.dim() == 3 and images.dtype == torch.uint8:
+        raise ArgumentError(
+            "images",
+            f"got a uint8 tensor {tuple(images.shape)}, expected inputs (N, C, H, W); for a "
+            "picture (H, W, 3), pass an array: images.numpy()",
+        )
 
 
 def _drawable_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from fastcam.pictures.render import Region
 Array = NDArray[np.float64]
 
 _SMALLEST = 8  # pixels; below, interpolation leaves no straight ramp
+_COARSE = 8  # cells on each side, for a coarse look at a picture
 _SUPPORT = 3  # the reach of the widest usual filter, Lanczos, in pixels of the coarser grid
 
 
@@ -31,6 +34,12 @@ class _Measurement:
     crop: tuple[int, int]
     mean: tuple[float | None, ...]
     std: tuple[float | None, ...]
+    black: Array
+    """(C, h, w): what becomes of a black picture."""
+    gain: Array
+    """(C, h, w): what becomes of a white picture, less ``black``."""
+    inside: tuple[slice, slice]
+    """The rows and columns of the input that show the picture."""
 
 
 class MeasuredTransform(Transform):
@@ -47,7 +56,8 @@ class MeasuredTransform(Transform):
 
     Raises:
         UsageError: when it is used, if it does anything to positions but cropping, padding and
-            resizing, if it is random, or if the result is not linear in the grey values.
+            resizing, if it is random, if what it cuts out depends on what is in the picture, or if
+            the result is not linear in the grey values.
         FastcamError: when it is used, if it raises an exception, or if a side of a picture is
             shorter than 8 pixels.
     """
@@ -65,11 +75,16 @@ class MeasuredTransform(Transform):
 
     def fitted(self, pictures: Tensor) -> Tensor:
         """Applies the function: (N, H, W, 3) uint8 -> (N, 3, h, w) float32."""
-        expected = self._measured(*pictures.shape[1:3]).crop
-        inputs = torch.stack([self._apply(each.cpu().numpy()) for each in pictures])
-        if inputs.shape[2:] != expected:
-            raise self._refusal("the size of what it returns depends on more than the picture's")
-        return inputs.to(pictures.device)
+        measured = self._measured(*pictures.shape[1:3])
+        inputs = [self._apply(each.cpu().numpy()) for each in pictures]
+        for picture, image in zip(pictures, inputs, strict=True):
+            if image.shape[1:] != measured.crop:
+                raise self._refusal(
+                    "the size of what it returns depends on more than the picture's"
+                )
+            if not _shows(measured, picture.cpu(), image):
+                raise self._refusal("what it cuts out depends on what is in the picture")
+        return torch.stack(inputs).to(pictures.device)
 
     def normalized(self, images: Tensor) -> Tensor:
         """The images: the function has normalized them."""
@@ -128,6 +143,9 @@ class MeasuredTransform(Transform):
             (gain.shape[1], gain.shape[2]),
             _numbers(mean),
             _numbers(std),
+            black,
+            gain,
+            inside,
         )
 
     def _inside(self, energy: Array) -> tuple[slice, slice]:
@@ -226,6 +244,50 @@ class MeasuredTransform(Transform):
             f"preprocessing {self.origin}: {problem}, so it is unknown where in the picture a map "
             "belongs: return LoadedModel(module, Preprocessing(...)) with its values instead"
         )
+
+
+def _shows(measured: _Measurement, picture: Tensor, image: Tensor) -> bool:
+    """Whether the input shows the measured part of the picture, as far as a coarse look tells.
+
+    Args:
+        measured: for pictures of this size.
+        picture: (H, W, 3) uint8.
+        image: (C, h, w), what became of it.
+    """
+    rows, columns = measured.inside
+    gain = measured.gain[:, rows, columns]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = (
+            image.double().numpy()[:, rows, columns] - measured.black[:, rows, columns]
+        ) / gain
+    if not np.isfinite(values).all():
+        return True  # a channel that the function leaves out
+    region, (height, width) = measured.region, measured.crop
+    down, across = region.height / height, region.width / width
+    top, bottom = (round(region.top + each * down) for each in (rows.start, rows.stop))
+    left, right = (round(region.left + each * across) for each in (columns.start, columns.stop))
+    part = picture[max(top, 0) : max(bottom, 1), max(left, 0) : max(right, 1)]
+    part = part.permute(2, 0, 1).double() / 255
+    if len(values) == 1:
+        part = part.mean(0, keepdim=True)
+    expected = _coarse(part)
+    found = _coarse(torch.from_numpy(values))
+    # what a fine pattern can add to a cell if the function takes single pixels of it
+    squares = _coarse(part**2)
+    spread = (squares - expected**2).clamp(min=0).sqrt().mean().item()
+    noise = spread / math.sqrt(max(min(values.shape[1:]) / _COARSE, 1))
+    return any(_alike(each, found, noise) for each in (expected, expected.flip(0)))  # RGB or BGR
+
+
+def _coarse(image: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(image, _COARSE)
+
+
+def _alike(expected: Tensor, found: Tensor, noise: float) -> bool:
+    """Whether the difference is small, absolutely or beside the contrast and the noise."""
+    error = (expected - found).abs().mean()
+    contrast = (expected - expected.mean()).abs().mean()
+    return bool(error <= max(0.03, 0.4 * contrast, noise))
 
 
 def _ramp(height: int, width: int) -> NDArray[np.uint8]:

@@ -13,8 +13,9 @@ def pictures_of(given: Any) -> list[Picture] | None:
     """The pictures in a PIL image, an array, or a list of those; None for anything else.
 
     Args:
-        given: a PIL image of any mode; a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),
-            of which the alpha channel is ignored; or a list or tuple of them.
+        given: a PIL image of any mode, which is turned upright by its EXIF orientation; a uint8
+            array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of which the alpha channel is ignored;
+            or a list or tuple of them.
 
     Returns:
         (H, W, 3) uint8, RGB, each.
@@ -35,7 +36,9 @@ def _picture_of(given: Any) -> Picture | None:
             raise TypeError(
                 f"images: got a PIL image of mode {given.mode}, expected 8 bits per channel"
             )
-        return np.array(given.convert("RGB"))  # a copy that torch may use
+        from PIL import ImageOps
+
+        return np.array(ImageOps.exif_transpose(given).convert("RGB"))  # a copy that torch may use
     if not isinstance(given, np.ndarray):
         return None
     channels = given.shape[2] if given.ndim == 3 else 1
