@@ -237,3 +237,45 @@ def test_a_whole_picture_has_the_shape_of_the_picture() -> None:
         made = whole(torch.zeros(1, height, width, 3, dtype=torch.uint8))
         assert tuple(made.shape[2:]) == size
     assert whole.region(50, 400) == Region(0, 125, 50, 275)
+
+
+def trimmed(image: Any) -> Any:
+    """Without dark borders, as scanners and microscopes leave them."""
+    box = image.convert("L").point(lambda value: 255 * (value > 30)).getbbox()
+    return image.crop(box) if box else image
+
+
+def textures(height: int, width: int) -> dict[str, np.ndarray]:
+    random_numbers = np.random.default_rng(0)
+    column = np.indices((height, width))[1]
+    spot = np.zeros((height, width, 3), np.uint8)
+    spot[height // 6 : height // 2, width // 6 : width // 3] = 200
+    grey = {"flat": np.full((height, width), 90), "stripes": column // 3 % 2 * 255}
+    return {
+        "noise": random_numbers.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        "spot": spot,
+        **{name: each.astype(np.uint8)[..., None].repeat(3, 2) for name, each in grey.items()},
+    }
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 97), (333, 640)])
+def test_a_cut_that_depends_on_the_picture_is_refused(height: int, width: int) -> None:
+    transform = MeasuredTransform(chain(trimmed, transforms.Resize((64, 64))))
+    picture = torch.from_numpy(textures(height, width)["spot"])[None]
+    with pytest.raises(UsageError, match="what it cuts out depends on what is in the picture"):
+        transform.fitted(picture)
+
+
+@pytest.mark.parametrize("texture", ["noise", "spot", "flat", "stripes"])
+@pytest.mark.parametrize(("height", "width"), [(16, 20), (200, 60), (333, 640)])
+def test_a_cut_that_depends_on_the_size_alone_is_not(texture: str, height: int, width: int) -> None:
+    picture = torch.from_numpy(textures(height, width)[texture])[None]
+    nearest = transforms.InterpolationMode.NEAREST
+    for steps in (
+        [transforms.Resize(72), transforms.CenterCrop(64)],
+        [transforms.Resize((50, 50), interpolation=nearest)],
+        [square, transforms.Resize((64, 64))],
+        [transforms.Resize((32, 32)), transforms.Grayscale()],
+        [transforms.Lambda(lambda image: image.convert("HSV").convert("RGB"))],
+    ):
+        MeasuredTransform(transforms.Compose([*steps, transforms.ToTensor()])).fitted(picture)
