@@ -215,9 +215,11 @@ def test_what_counts_as_a_cut() -> None:
 
 
 def test_a_picture_that_always_changes_has_no_cuts() -> None:
-    cuts = _Cuts()
-    found = [cuts.next(torch.full((3, 8, 8), 60 * (index % 5))) for index in range(50)]
-    assert sum(found[25:]) == 0
+    """A slow wave of light and a flicker; neither jumps by more than its usual change."""
+    for levels in ([0, 60, 120, 180, 240, 180, 120, 60], [0, 120]):
+        cuts = _Cuts()
+        shown = [torch.full((3, 8, 8), levels[i % len(levels)]) for i in range(50)]
+        assert sum([cuts.next(picture) for picture in shown][25:]) == 0
 
 
 def test_lock_goes_on_from_batch_to_batch() -> None:
