@@ -155,7 +155,10 @@ class MeasuredTransform(Transform):
         for axis in (1, 0):
             (places,) = np.nonzero(depends.any(axis))
             if not len(places):
-                raise self._refusal("what it returns does not depend on the picture")
+                raise self._refusal(
+                    "a black and a white picture become the same, so it ignores the picture or "
+                    "standardizes each one by itself"
+                )
             spans.append(slice(int(places[0]), int(places[-1]) + 1))
         rows, columns = spans
         if not depends[rows, columns][1:-1, 1:-1].all():  # the corners of a blurred edge are weak
