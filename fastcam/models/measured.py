@@ -288,9 +288,9 @@ def _coarse(image: Tensor) -> Tensor:
 
 def _alike(expected: Tensor, found: Tensor, noise: float) -> bool:
     """Whether the difference is small, absolutely or beside the contrast and the noise."""
-    error = (expected - found).abs().mean()
-    contrast = (expected - expected.mean()).abs().mean()
-    return bool(error <= max(0.03, 0.4 * contrast, noise))
+    error = (expected - found).abs().mean().item()
+    contrast = (expected - expected.mean()).abs().mean().item()
+    return error <= max(0.03, 0.4 * contrast, noise)
 
 
 def _ramp(height: int, width: int) -> NDArray[np.uint8]:
