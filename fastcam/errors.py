@@ -34,7 +34,7 @@ class ArgumentError(ValueError):
         self.argument = argument
         """Its name, or several names separated by ", "."""
         self.problem = problem
-        """What came, what was expected and what to do."""
+        """The rest of the message: the value received, the value expected, and the remedy."""
 
     def __str__(self) -> str:
         return f"{self.argument}: {self.problem}"

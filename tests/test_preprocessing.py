@@ -124,12 +124,12 @@ class Sometimes:
         (chain(transforms.Resize(64), functional.hflip), "does more to positions"),
         (chain(transforms.Resize(64), functional.vflip), "does more to positions"),
         (chain(transforms.Resize((64, 64)), lambda i: i.transpose(5)), "does more to positions"),
-        (chain(transforms.Resize(64), lambda i: i.rotate(20)), "no rectangle"),
+        (chain(transforms.Resize(64), lambda i: i.rotate(20)), "not show the picture as a rectangle"),
         (
             chain(transforms.Resize(64), lambda i: i.rotate(3), transforms.CenterCrop(50)),
             "does more",
         ),
-        (chain(transforms.Resize((64, 64)), bent), "no rectangle"),
+        (chain(transforms.Resize((64, 64)), bent), "not show the picture as a rectangle"),
         (chain(lambda i: functional.pad(i, [90, 0, 90, 0], padding_mode="reflect")), "does more"),
         (lambda image: chain(transforms.Resize(64))(image) ** 3, "does more"),
         (chain(transforms.RandomResizedCrop(64)), "it is random"),
@@ -262,7 +262,7 @@ def textures(height: int, width: int) -> dict[str, np.ndarray]:
 def test_a_cut_that_depends_on_the_picture_is_refused(height: int, width: int) -> None:
     transform = MeasuredTransform(chain(trimmed, transforms.Resize((64, 64))))
     picture = torch.from_numpy(textures(height, width)["spot"])[None]
-    with pytest.raises(UsageError, match="what it cuts out depends on what is in the picture"):
+    with pytest.raises(UsageError, match="its crop depends on the content of the picture"):
         transform.fitted(picture)
 
 

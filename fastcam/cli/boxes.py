@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcam import pictures
-from fastcam.cli import json
+from fastcam.cli import json, outputs
 from fastcam.errors import FastcamError, UsageError, first_line, near
 from fastcam.methods import METHODS
 from fastcam.methods.maps import MapMethod
@@ -179,17 +179,13 @@ class BoxExplainer:
         return {name: found[name][order] for name in ("boxes", "labels", "scores")}
 
 
-_KINDS = {
+FILES = {
     "boxes": "{}-boxes.png",
     "grid": "{}-grid.png",
     "maps": "{}.npy",
     "report": "{}.json",
 }
-
-
-def files(folder: Path, name: str) -> dict[str, Path]:
-    """What :func:`save` writes, by kind."""
-    return {kind: folder / pattern.format(name) for kind, pattern in _KINDS.items()}
+"""What :func:`save` writes, by kind; {} is the picture's name."""
 
 
 def save(found: Found, folder: Path, name: str, about: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +194,7 @@ def save(found: Found, folder: Path, name: str, about: dict[str, Any]) -> dict[s
     Returns:
         The contents of NAME.json.
     """
-    paths = files(folder, name)
+    paths = outputs.paths(FILES, folder, name)
     pictures.write(paths["boxes"], found.every())
     pictures.write(paths["grid"], found.grid())
     with pictures.replacing(paths["maps"]) as temporary:

@@ -236,7 +236,7 @@ def image(
         boxes.check_style(style)
     names = list(images.output_names(picture))
     kind = boxes if detects else images
-    files = [path for name in names for path in kind.files(out, name).values()]
+    files = [path for name in names for path in outputs.paths(kind.FILES, out, name).values()]
     inputs = [*picture, *options.files(weights, classes)]
     about = {"model": model, "weights": weights, "target": target}
     failed = 0

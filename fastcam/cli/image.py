@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastcam import ops, pictures
-from fastcam.cli import json
+from fastcam.cli import json, outputs
 from fastcam.errors import UsageError
 from fastcam.explainer import Explained, Explainer
 from fastcam.models import LoadedModel
@@ -113,17 +113,13 @@ def check(model: LoadedModel) -> None:
         )
 
 
-_KINDS = {
+FILES = {
     "overlay": "{}-overlay.png",
     "grid": "{}-grid.png",
     "maps": "{}.npy",
     "report": "{}.json",
 }
-
-
-def files(folder: Path, name: str) -> dict[str, Path]:
-    """What :func:`save` writes, by kind."""
-    return {kind: folder / pattern.format(name) for kind, pattern in _KINDS.items()}
+"""What :func:`save` writes, by kind; {} is the picture's name."""
 
 
 def save(
@@ -135,7 +131,7 @@ def save(
         The contents of NAME.json: ``about``, the classes, the region and the other files.
     """
     maps = explanation.explained.maps[0].numpy()  # (K, h, w) float32
-    paths = files(folder, name)
+    paths = outputs.paths(FILES, folder, name)
     pictures.write(paths["overlay"], explanation.overlay)
     pictures.write(paths["grid"], explanation.grid)
     with pictures.replacing(paths["maps"]) as temporary:

@@ -1,4 +1,4 @@
-"""The model that the options describe, and what is said about its preprocessing."""
+"""Loads the model that the options name, and reports its preprocessing."""
 
 from __future__ import annotations
 

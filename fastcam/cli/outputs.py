@@ -67,6 +67,17 @@ def planned(
         _record({path: after[path][1] for path in after if after[path] != before.get(path)})
 
 
+def paths(patterns: dict[str, str], folder: Path, name: str) -> dict[str, Path]:
+    """The files in a folder that belong to one input, by kind.
+
+    Args:
+        patterns: by kind, a file name with {} in place of the input's name.
+        folder: the output folder.
+        name: the input's name.
+    """
+    return {kind: folder / pattern.format(name) for kind, pattern in patterns.items()}
+
+
 def _existing(paths: Iterable[Path]) -> Found:
     found = {}
     for path in paths:

@@ -49,7 +49,7 @@ def detector(classes: int = 10) -> Any:
     # a level is responsible for boxes up to 8 times as far as its anchor, 16 pixels
     anchors = AnchorGenerator(sizes=((2,), (4,)), aspect_ratios=((1.0,), (1.0,)))
     head = FCOSHead(WIDTH, 1, classes, num_convs=2)
-    norm = nn.BatchNorm2d  # no score depends on what is far away, as it would by GroupNorm
+    norm = nn.BatchNorm2d  # GroupNorm would make each score depend on the whole image
     head.classification_head = FCOSClassificationHead(WIDTH, 1, classes, 2, norm_layer=norm)
     head.regression_head = FCOSRegressionHead(WIDTH, 1, 2, norm_layer=norm)
     return FCOS(

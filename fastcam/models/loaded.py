@@ -1,4 +1,4 @@
-"""A network with what is known about it."""
+"""A network with its preprocessing and class names."""
 
 from __future__ import annotations
 

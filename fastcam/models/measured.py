@@ -56,7 +56,7 @@ class MeasuredTransform(Transform):
 
     Raises:
         UsageError: when it is used, if it does anything to positions but cropping, padding and
-            resizing, if it is random, if what it cuts out depends on what is in the picture, or if
+            resizing, if it is random, if its crop depends on the content of the picture, or if
             the result is not linear in the grey values.
         FastcamError: when it is used, if it raises an exception, or if a side of a picture is
             shorter than 8 pixels.
@@ -79,11 +79,9 @@ class MeasuredTransform(Transform):
         inputs = [self._apply(each.cpu().numpy()) for each in pictures]
         for picture, image in zip(pictures, inputs, strict=True):
             if image.shape[1:] != measured.crop:
-                raise self._refusal(
-                    "the size of what it returns depends on more than the picture's"
-                )
+                raise self._refusal("the size of its output depends on the content of the picture")
             if not _shows(measured, picture.cpu(), image):
-                raise self._refusal("what it cuts out depends on what is in the picture")
+                raise self._refusal("its crop depends on the content of the picture")
         return torch.stack(inputs).to(pictures.device)
 
     def normalized(self, images: Tensor) -> Tensor:
@@ -162,7 +160,7 @@ class MeasuredTransform(Transform):
             spans.append(slice(int(places[0]), int(places[-1]) + 1))
         rows, columns = spans
         if not depends[rows, columns][1:-1, 1:-1].all():  # the corners of a blurred edge are weak
-            raise self._refusal("the picture is no rectangle in what it returns")
+            raise self._refusal("its output does not show the picture as a rectangle")
         return rows, columns
 
     def _line(self, found: Array, inside: slice, total: int, extent: int) -> tuple[int, int, int]:
