@@ -124,7 +124,10 @@ class Sometimes:
         (chain(transforms.Resize(64), functional.hflip), "does more to positions"),
         (chain(transforms.Resize(64), functional.vflip), "does more to positions"),
         (chain(transforms.Resize((64, 64)), lambda i: i.transpose(5)), "does more to positions"),
-        (chain(transforms.Resize(64), lambda i: i.rotate(20)), "not show the picture as a rectangle"),
+        (
+            chain(transforms.Resize(64), lambda i: i.rotate(20)),
+            "not show the picture as a rectangle",
+        ),
         (
             chain(transforms.Resize(64), lambda i: i.rotate(3), transforms.CenterCrop(50)),
             "does more",
