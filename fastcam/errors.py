@@ -62,12 +62,19 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+KEPT: Final = "finished output is kept"
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal that asks the program to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.exit_code = 128 + number
+        self.kept = KEPT
+        """What the user is told about the output."""
+        self.details: dict[str, Any] = {}
+        """As of :class:`FastcamError`."""
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

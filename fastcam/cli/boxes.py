@@ -22,7 +22,7 @@ from fastcam.pictures import Picture, render
 from fastcam.pictures.boxes import draw_boxes
 from fastcam.targets import Boxes
 from fastcam.video import ExplainedFrame, Frame, Source, open_sink
-from fastcam.video.pipeline import outcome
+from fastcam.video.pipeline import outcome, reporting
 from fastcam.video.threads import Interrupts
 
 METHOD: Final = "layercam"
@@ -258,16 +258,12 @@ def explain_clip(
     started, boxes = time.perf_counter(), 0
     with source, Interrupts() as interrupts:
         made = open_sink(sink, source, codec)
-        try:
-            with made, interrupts.allowed():
-                for frame in source:
-                    found = explainer(_shrunk(frame.rgb().cpu(), max_height).numpy())
-                    boxes += len(found.detections)
-                    made.write(_explained(frame, found))
-                    progress()
-        except FastcamError as error:
-            error.details = outcome(source, made)
-            raise
+        with reporting(source, made), made, interrupts.allowed():
+            for frame in source:
+                found = explainer(_shrunk(frame.rgb().cpu(), max_height).numpy())
+                boxes += len(found.detections)
+                made.write(_explained(frame, found))
+                progress()
     seconds = time.perf_counter() - started
     return {**outcome(source, made), "boxes": boxes, "seconds": seconds, "padded": made.padded}
 

@@ -29,7 +29,7 @@ from typer.core import TyperCommand
 import fastcam
 from fastcam.cli import json
 from fastcam.cli.signals import interrupting
-from fastcam.errors import FastcamError, UsageError, first_line
+from fastcam.errors import KEPT, FastcamError, UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class _Command(TyperCommand):
     """Prints errors that the user can fix as one line on stderr and sets the exit code.
 
-    With --json, prints the error on stdout too.
+    With --json, prints the error on stdout too. A signal that ends the command is such an error.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -54,8 +54,11 @@ class _Command(TyperCommand):
                 _print_json({"error": str(error), **error.details})
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as error:
-            with suppress(OSError):  # after SIGHUP there may be no terminal
-                _say("interrupted; finished output is kept")
+            message = f"interrupted; {getattr(error, 'kept', KEPT)}"
+            with suppress(OSError, FastcamError, typer.Exit):  # after SIGHUP, with no terminal
+                _say(message)
+                if ctx.params["as_json"]:
+                    _print_json({"error": message, **getattr(error, "details", {})})
             raise typer.Exit(getattr(error, "exit_code", 130)) from None
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fastcam.errors import UsageError
+from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import replacing, same_file
 
 MANIFEST = ".fastcam.json"
@@ -63,11 +63,18 @@ def planned(
             f"{foreign[0]}{more} exists, and {MANIFEST} does not list it as it is, so it may not "
             "be fastcam's: choose another output, or add --overwrite to replace it"
         )
-    try:
-        yield
-    finally:
+
+    def record() -> None:
         after = _existing(targets())
         _record({path: after[path][1] for path in after if after[path] != before.get(path)})
+
+    try:
+        yield
+    except BaseException:
+        with suppress(FastcamError):  # on a full disk, the block's error tells of it
+            record()
+        raise
+    record()
 
 
 def paths(patterns: dict[str, str], folder: Path, name: str) -> dict[str, Path]:

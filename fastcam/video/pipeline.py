@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
 from fastcam.engine.cores import single_threaded
-from fastcam.errors import FastcamError, UsageError
+from fastcam.errors import FastcamError, Interrupted, UsageError
 from fastcam.explainer import TOP_CLASS, Explainer
 from fastcam.pictures import Picture
 from fastcam.pictures.render import Style
@@ -158,11 +158,8 @@ def explain(
     started = time.perf_counter()
     with run.open(source) as opened, Interrupts() as interrupts:
         made = open_sink(sink, opened, chosen.codec, run.device.type)
-        try:
+        with reporting(opened, made, run.reads_twice):
             run.into(made, opened, interrupts)
-        except FastcamError as error:
-            error.details = outcome(opened, made)
-            raise
     seconds = time.perf_counter() - started
     return Report(
         seconds=seconds,
@@ -181,6 +178,30 @@ def outcome(source: Source, sink: Sink) -> dict[str, Any]:
         "lost_packets": source.lost_packets,
         "decode_errors": source.decode_errors,
     }
+
+
+@contextmanager
+def reporting(source: Source, sink: Sink, twice: bool = False) -> Iterator[None]:
+    """Adds the outcome to the ``details`` of an error, or of a signal that ends the command.
+
+    Args:
+        source, sink: those of the block, which closes the sink.
+        twice: whether it reads the whole source before it writes the first frame.
+    """
+    try:
+        yield
+    except FastcamError as error:
+        error.details = outcome(source, sink)
+        raise
+    except Interrupted as signal:
+        signal.details = outcome(source, sink)
+        if not sink.files:
+            why = (
+                ", because norm clip, smooth gauss and target clip read the whole clip before the "
+                "first frame is drawn"
+            )
+            signal.kept = f"nothing is written{why if twice else ''}"
+        raise
 
 
 class _Run:
@@ -209,13 +230,18 @@ class _Run:
             self._targets = explainer.targets(options.target)
 
     @property
+    def reads_twice(self) -> bool:
+        """Whether drawing the first frame requires a pass over the whole clip."""
+        return self._maps_first or self._targets is None
+
+    @property
     def _maps_first(self) -> bool:
         """Whether drawing the first frame requires the maps of the whole clip."""
         return self._norm.looks_ahead or self._smoothing.looks_ahead
 
     def open(self, source: AnySource) -> Source:
         opened = open_source(source, self._raw, self.device.type)
-        if not opened.twice and (self._maps_first or self._targets is None):
+        if not opened.twice and self.reads_twice:
             opened.close()
             raise UsageError(
                 f"{opened.name}: can be read only once, but norm clip, smooth gauss and target "

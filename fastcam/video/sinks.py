@@ -26,7 +26,7 @@ from fastcam.video.frame import Frame
 from fastcam.video.palette import Quantizer
 from fastcam.video.pyav import av_library, has_av
 from fastcam.video.sources import Source
-from fastcam.video.writer import SUFFIXES, Writer
+from fastcam.video.writer import SUFFIXES, Writer, after, frames_in
 
 _CAPACITY = 100_000  # frames in a file of maps
 _HEAD = 1 << 16  # bytes for the header of a file of maps, which is known last
@@ -77,11 +77,16 @@ class ClipFile(Sink):
         return [self._writer.path] if self._writer.saved else []
 
     def write(self, explained: ExplainedFrame) -> None:
-        self._writer.write(explained.drawn())
-        self.frames, self.padded = self._writer.frames, self._writer.padded
+        try:
+            self._writer.write(explained.drawn())
+        finally:
+            self.frames, self.padded = self._writer.frames, self._writer.padded
 
     def close(self, complete: bool = True) -> None:
-        self._writer.close(complete)
+        try:
+            self._writer.close(complete)
+        finally:
+            self.frames = self._writer.frames
 
 
 class OpenCVFile(Sink):
@@ -158,7 +163,7 @@ class Gif(Sink):
                 self._container.mux(self._stream.encode(indexed))
                 self._last = time
         except (av_library().FFmpegError, OSError) as error:
-            raise cannot_write(self._path, error) from error
+            raise self._failed(error) from error
         self.frames += 1
 
     def _start(self, frame: Frame) -> None:
@@ -170,20 +175,35 @@ class Gif(Sink):
         self._stream.codec_context.time_base = Fraction(1, _CENTISECONDS)
 
     def close(self, complete: bool = True) -> None:
-        if self._container is None:
-            return
         try:
-            with suppress(av_library().FFmpegError):
+            if self._container is not None:
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
-            self._temporary.replace(self._path)
-            self._saved = True
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
+                self._rename()
+        except (av_library().FFmpegError, OSError) as error:
+            raise self._failed(error) from error
         finally:
-            self._container = None
-            with suppress(OSError):  # already renamed
-                self._temporary.unlink()
+            self._release()
+
+    def _failed(self, error: Exception) -> FastcamError:
+        """As that of the writer of clips."""
+        with suppress(av_library().FFmpegError, OSError):
+            self._container.close()
+        self.frames, end = frames_in(self._temporary)
+        with suppress(OSError):
+            if self.frames:
+                self._rename()
+        self._release()
+        return cannot_write(self._path, error, after(end) if self._saved else "")
+
+    def _rename(self) -> None:
+        self._temporary.replace(self._path)
+        self._saved = True
+
+    def _release(self) -> None:
+        self._container = None
+        with suppress(OSError):  # already renamed, or never created
+            self._temporary.unlink()
 
 
 class PngFolder(Sink):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import Picture, cannot_write, temporary_name
 from fastcam.video.frame import Frame
 from fastcam.video.pyav import av_library
-from fastcam.video.sources import open_container
+from fastcam.video.sound import Sound
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 CODECS = ("auto", "h264", "mjpeg")
@@ -33,14 +33,15 @@ _JPEG_QUALITY = 90
 class Writer:
     """Writes frames to a clip, with their timestamps and the sound of another file.
 
-    The file appears under its name at the end of the ``with`` block. After an exception, or if the
-    disk is full, it holds the frames written so far and their sound. The formats require an even
-    width and height: odd ones are padded by a column or row (see :attr:`padded`).
+    The file appears under its name at the end of the ``with`` block. After an exception it holds
+    the frames so far and their sound, or, if the disk is full, those that were stored before. The
+    formats require an even width and height: odd ones are padded by a column or row (see
+    :attr:`padded`).
 
     Args:
         path: .mp4, .m4v, .mov or .mkv.
         rate: the mean frame rate, per second.
-        sound: a file or URL whose sound is copied without re-encoding.
+        sound: a file or URL whose sound is copied; see :class:`fastcam.video.sound.Sound`.
         codec: "h264", "mjpeg" (JPEGs: many times larger, but fast), or "auto": h264, or mjpeg on a
             GPU without an H.264 encoder.
         device: "cuda" encodes on the GPU if it has the encoder, otherwise on the CPU.
@@ -50,8 +51,7 @@ class Writer:
         FastcamError: if the file cannot be written.
 
     Warns:
-        UserWarning: if the file format does not support the sound's codec, so the sound is left
-            out; or if the GPU lacks the encoder.
+        UserWarning: if the sound cannot be copied, or the GPU lacks the encoder.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Writer:
         check_codec(codec)
         self.path = path
         self.frames = 0
+        """The number of frames written; after an error, of those in the file."""
         self.saved = False
         """Whether the file exists under its name."""
         self.padded: tuple[int, int] | None = None
@@ -77,9 +78,7 @@ class Writer:
         self._fragmented = path.suffix.lower() != ".mkv"
         self._container: Any = None
         self._encoder: _H264 | _MJPEG
-        self._last = 0.0  # seconds
-        self._failed = False
-        self._sound = _Sound(sound) if sound is not None else None
+        self._sound = Sound(sound) if sound is not None else None
 
     def write(self, frame: Frame) -> None:
         """Appends a frame; all frames share one size and pixel aspect, with increasing times."""
@@ -92,27 +91,19 @@ class Writer:
                 growth = ((0, height % 2), (0, width % 2), (0, 0))
                 picture = np.pad(picture, growth, mode="edge")
             self._mux(self._encoder.encode(picture, frame.pts, frame.time_base))
-            self.frames, self._last = self.frames + 1, frame.time
+            self.frames += 1
         except (av_library().FFmpegError, OSError) as error:
-            self._failed = True
-            raise self._complaint(error) from error
+            raise self._failed(error) from error
 
     def close(self, complete: bool = True) -> None:
         """Finishes the file; unless ``complete``, omits the sound after the last frame."""
         try:
-            if self._container is not None and self._failed:
-                self._save()
-            elif self.frames:
+            if self._container is not None:
                 self._finish(complete)
         except (av_library().FFmpegError, OSError) as error:
-            self._save()
-            raise self._complaint(error) from error
+            raise self._failed(error) from error
         finally:
-            self._container = None
-            if self._sound is not None:
-                self._sound.close()
-            with suppress(OSError):  # already renamed, or never created
-                self._temporary.unlink()
+            self._release()
 
     def __enter__(self) -> Writer:
         return self
@@ -130,7 +121,7 @@ class Writer:
         encoder = _encoder(self._codec, self._device, even)
         self._encoder = encoder(self._container, self._rate, even, frame)
         if self._sound is not None:
-            self._sound.add_to(self._container)
+            self._sound.add_to(self._container, options)
 
     def _mux(self, packets: Iterable[Any]) -> None:
         """Writes video packets, interleaved with the sound."""
@@ -145,24 +136,48 @@ class Writer:
             self._sound.copy_until(None, self._container)
         self._container.close()
         if self._fragmented:
-            _put_index_first(self._temporary)
+            _put_index_first(self._temporary, self.path)
         self._rename()
 
-    def _save(self) -> None:
-        """Saves the data on disk as a playable file without writing any more."""
+    def _failed(self, error: Exception) -> FastcamError:
+        """Saves the frames on disk without writing any more; returns the error to raise."""
         with suppress(av_library().FFmpegError, OSError):
             self._container.close()
+        self.frames, end = 0, 0.0
         with suppress(OSError):
-            if not self._fragmented or _cut_to_whole_fragments(self._temporary):
+            if self._fragmented:
+                _cut_to_whole_fragments(self._temporary)
+            self.frames, end = frames_in(self._temporary)
+            if self.frames:
                 self._rename()
+        self._release()
+        return cannot_write(self.path, error, after(end) if self.saved else "")
 
     def _rename(self) -> None:
         self._temporary.replace(self.path)
         self.saved = True
 
-    def _complaint(self, error: Exception) -> FastcamError:
-        where = f" after the frame at {self._last:.2f} s" if self.frames else ""
-        return cannot_write(self.path, error, where)
+    def _release(self) -> None:
+        self._container = None
+        if self._sound is not None:
+            self._sound.close()
+        with suppress(OSError):  # already renamed, or never created
+            self._temporary.unlink()
+
+
+def frames_in(path: Path) -> tuple[int, float]:
+    """The number of frames in a clip and the time of the last one; 0 and 0 if it does not open."""
+    count, last = 0, 0.0
+    with suppress(av_library().FFmpegError, OSError), av_library().open(str(path)) as clip:
+        for packet in clip.demux(video=0):
+            if packet.pts is not None:
+                count, last = count + 1, max(last, float(packet.pts * packet.time_base))
+    return count, last
+
+
+def after(end: float) -> str:
+    """Where writing failed: behind the last frame that is saved, at ``end`` in seconds."""
+    return f" after the frame at {end:.2f} s, the last one in the file"
 
 
 def check_codec(codec: str) -> None:
@@ -171,34 +186,37 @@ def check_codec(codec: str) -> None:
         raise UsageError(f"unknown codec {codec}; choose from {', '.join(CODECS)}")
 
 
-def _put_index_first(path: Path) -> None:
-    """Remuxes a fragmented file with the index at the start, for web players."""
+def _put_index_first(path: Path, name: Path) -> None:
+    """Remuxes a fragmented file with the index at the start, for web players.
+
+    Args:
+        path: the file, which stays as it is if there is no room for another.
+        name: what a warning calls it.
+    """
     whole = temporary_name(path)
-    try:
-        with (
-            av_library().open(str(path)) as source,
-            av_library().open(str(whole), "w", options={"movflags": "+faststart"}) as sink,
-        ):
-            streams = {each: sink.add_stream_from_template(each) for each in source.streams}
-            for packet in source.demux():
-                if packet.dts is not None:
-                    packet.stream = streams[packet.stream]
-                    sink.mux(packet)
-        whole.replace(path)
-    except (av_library().FFmpegError, OSError) as error:
-        why = getattr(error, "strerror", None) or error
-        warnings.warn(
-            f"{path}: the file stays fragmented because its index cannot be moved to the start "
-            f"({why}); it is playable",
-            stacklevel=4,
-        )
-    finally:
-        with suppress(OSError):
-            whole.unlink()
+    with av_library().open(str(path)) as source:
+        try:
+            with av_library().open(str(whole), "w", options={"movflags": "+faststart"}) as sink:
+                streams = {each: sink.add_stream_from_template(each) for each in source.streams}
+                for packet in source.demux():
+                    if packet.dts is not None:
+                        packet.stream = streams[packet.stream]
+                        sink.mux(packet)
+            whole.replace(path)
+        except (av_library().FFmpegError, OSError) as error:
+            why = getattr(error, "strerror", None) or error
+            warnings.warn(
+                f"{name}: the file stays fragmented because its index cannot be moved to the start "
+                f"({why}); it plays as it is",
+                stacklevel=4,
+            )
+        finally:
+            with suppress(OSError):
+                whole.unlink()
 
 
-def _cut_to_whole_fragments(path: Path) -> bool:
-    """Truncates the file after its last complete fragment; False if there is none."""
+def _cut_to_whole_fragments(path: Path) -> None:
+    """Truncates the file after its last complete fragment."""
     end, size = 0, path.stat().st_size
     with path.open("r+b") as file:
         offset = 0
@@ -210,7 +228,6 @@ def _cut_to_whole_fragments(path: Path) -> bool:
             if kind == b"mdat":
                 end = offset
         file.truncate(end)
-    return end > 0
 
 
 def _read_at(file: Any, offset: int, count: int) -> bytes:
@@ -341,41 +358,3 @@ def _try_nvenc(size: tuple[int, int]) -> None:
     context.height, context.width = size
     context.pix_fmt, context.time_base = "yuv420p", Fraction(1, 25)
     context.open()
-
-
-class _Sound:
-    """Copies the audio tracks of a file packet by packet."""
-
-    def __init__(self, source: str) -> None:
-        self._source = open_container(source, source)
-        self._tracks: dict[Any, Any] = {}
-        self._packets: Iterator[Any] = iter(())
-        self._next: Any = None
-
-    def add_to(self, container: Any) -> None:
-        for track in self._source.streams.audio:
-            try:
-                self._tracks[track] = container.add_stream_from_template(track)
-            except ValueError as error:
-                warnings.warn(f"the sound is left out: {error}; try .mkv or .mov", stacklevel=5)
-        if self._tracks:
-            self._packets = self._source.demux(*self._tracks)
-            self._advance()
-
-    def copy_until(self, time: Fraction | None, container: Any) -> None:
-        """Writes the packets before ``time`` in seconds; None for all remaining ones."""
-        while self._next is not None:
-            if time is not None and self._next.dts * self._next.time_base >= time:
-                return
-            self._next.stream = self._tracks[self._next.stream]
-            container.mux(self._next)
-            self._advance()
-
-    def _advance(self) -> None:
-        try:
-            self._next = next((each for each in self._packets if each.dts is not None), None)
-        except av_library().FFmpegError:  # the video stream reports it
-            self._next = None
-
-    def close(self) -> None:
-        self._source.close()
