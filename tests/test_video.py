@@ -660,6 +660,7 @@ _FULL = """
 import resource, signal, sys
 from fractions import Fraction
 import numpy as np
+from fastcam.errors import FastcamError
 from fastcam.video import Frame, explain
 sys.path.insert(0, {tests!r})
 from test_video import colors
@@ -667,12 +668,16 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 noise = np.random.default_rng(0).integers(0, 256, (16, 96, 160, 3), dtype=np.uint8)
 frames = (Frame(noise[i % 16], i, Fraction(1, 25)) for i in range(400))
-explain(frames, {sink!r}, colors(), target="red", alpha=0.1)
+try:
+    explain(frames, {sink!r}, colors(), target="red", alpha=0.1)
+except FastcamError as error:
+    print(error.details["frames"], *error.details["files"], sep="\\n")
+    raise
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files to simulate it")
-@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.gif"])
 def test_a_full_disk_leaves_a_file_that_plays(tmp_path: Path, name: str) -> None:
     tests = Path(__file__).parent
     script = _FULL.format(tests=str(tests), limit=1_000_000, sink=str(tmp_path / name))
@@ -680,12 +685,22 @@ def test_a_full_disk_leaves_a_file_that_plays(tmp_path: Path, name: str) -> None
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tests,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), *sys.path])},
     )  # fmt: skip
-    last = done.stderr.strip().splitlines()[-1]
-    assert f"{name}: cannot be written after the frame at" in last, done.stderr
-    assert "File too large" in last
     result = contents(tmp_path / name)
     assert 25 <= len(result.times) < 400
     assert result.times == [Fraction(index, 25) for index in range(len(result.times))]
+    end = f"{float(result.times[-1]):.2f} s, the last one in the file: File too large"
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.endswith(f"{name}: cannot be written after the frame at {end}"), done.stderr
+    assert done.stdout.splitlines() == [str(len(result.times)), str(tmp_path / name)]
+    noise = np.random.default_rng(0).integers(0, 256, (16, 96, 160, 3), dtype=np.uint8)
+    shown = noise[(len(result.times) - 1) % 16].astype(float)
+    likeness = [
+        np.corrcoef(a.ravel(), b.ravel())[0, 1]
+        for a, b in zip(
+            np.array_split(result.pictures[-1], 4), np.array_split(shown, 4), strict=True
+        )
+    ]
+    assert min(likeness) > 0.3, "the last frame is whole"
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

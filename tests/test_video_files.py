@@ -143,13 +143,6 @@ def test_nothing_written_leaves_no_file(tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an older one"]
 
 
-def test_sound_that_does_not_fit_is_left_out_with_a_word(tmp_path: Path) -> None:
-    source = write_clip(tmp_path / "in.avi", [0, 1, 2, 30], Fraction(1, 25), sound="pcm_alaw")
-    with pytest.warns(UserWarning, match="sound is left out.*pcm_alaw"):
-        copy(source, tmp_path / "out.mp4")
-    assert len(contents(tmp_path / "out.mp4").times) == 4
-
-
 def test_files_that_are_no_clips(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no clip")
     (tmp_path / "empty.mp4").write_bytes(b"")

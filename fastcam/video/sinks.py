@@ -23,6 +23,7 @@ from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import cannot_write, same_file, temporary_name
 from fastcam.video.drawing import ExplainedFrame
 from fastcam.video.frame import Frame
+from fastcam.video.gif import cut_to_whole_frames
 from fastcam.video.palette import Quantizer
 from fastcam.video.pyav import av_library, has_av
 from fastcam.video.sources import Source
@@ -189,8 +190,10 @@ class Gif(Sink):
         """As that of the writer of clips."""
         with suppress(av_library().FFmpegError, OSError):
             self._container.close()
-        self.frames, end = frames_in(self._temporary)
+        self.frames, end = 0, 0.0
         with suppress(OSError):
+            cut_to_whole_frames(self._temporary)
+            self.frames, end = frames_in(self._temporary)
             if self.frames:
                 self._rename()
         self._release()
