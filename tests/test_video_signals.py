@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clips import contents
+from clips import contents, write_clip
 from test_video import colors, squares
 
 from fastcam import video
 from fastcam.cli.outputs import MANIFEST
 from fastcam.cli.signals import interrupting
 from fastcam.errors import Interrupted
+from fastcam.video.network import Network
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -60,7 +62,8 @@ class Program:
 
     def end(self) -> tuple[int, str]:
         """Its exit code, and what it said."""
-        said = self._process.communicate(timeout=120)[1].decode()
+        printed, written = self._process.communicate(timeout=120)
+        self.stdout, said = printed.decode(), written.decode()
         assert "Traceback" not in said
         assert {path.name for path in self._folder.iterdir()} == {"out.mp4", MANIFEST}
         return self._process.returncode, said
@@ -69,12 +72,37 @@ class Program:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_keeps_the_frames_so_far(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
-    program = Program(tmp_path)
+    program = Program(tmp_path, "--json")
     program.signal(number)
     code, said = program.end()
     assert code == 128 + number, said
-    assert "interrupted" in said
-    assert 0 < len(contents(tmp_path / "out.mp4").times) <= FRAMES
+    assert "fastcam: interrupted; finished output is kept" in said
+    count = len(contents(tmp_path / "out.mp4").times)
+    assert 0 < count <= FRAMES
+    report = json.loads(program.stdout)
+    assert report["error"] == "interrupted; finished output is kept"
+    assert (report["frames"], report["files"]) == (count, [str(tmp_path / "out.mp4")])
+
+
+@pytest.mark.parametrize(
+    "option", [("--norm", "clip"), ("--smooth", "gauss:1"), ("--target", "clip")]
+)
+def test_a_signal_in_the_first_of_two_passes(
+    tmp_path: Path, option: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_cli import run
+
+    for name in ("maps", "mean_probabilities"):
+        monkeypatch.setattr(Network, name, lambda *_: signal.raise_signal(signal.SIGTERM))
+    write_clip(tmp_path / "in.mp4", range(0, 400, 40))
+    model = ("--model", "tiny_models:colors", "--method", "gradcam", "--json")
+    result = run("video", tmp_path / "in.mp4", tmp_path / "out.mp4", *model, *option)
+    assert result.exit_code == 128 + signal.SIGTERM
+    report = json.loads(result.stdout)
+    assert report["error"].startswith("interrupted; nothing is written, because norm clip, ")
+    assert f"fastcam: {report['error']}\n" == result.stderr
+    assert (report["frames"], report["files"]) == (0, [])
+    assert [each.name for each in tmp_path.iterdir()] == ["in.mp4"]
 
 
 def test_signals_that_follow_do_not_break_the_closing(tmp_path: Path) -> None:

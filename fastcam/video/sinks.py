@@ -177,7 +177,7 @@ class Gif(Sink):
 
     def close(self, complete: bool = True) -> None:
         try:
-            if self._container is not None:
+            if self._container is not None and self.frames:
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
                 self._rename()
@@ -188,8 +188,9 @@ class Gif(Sink):
 
     def _failed(self, error: Exception) -> FastcamError:
         """As that of the writer of clips."""
-        with suppress(av_library().FFmpegError, OSError):
-            self._container.close()
+        if self._container is not None:
+            with suppress(av_library().FFmpegError, OSError):
+                self._container.close()
         self.frames, end = 0, 0.0
         with suppress(OSError):
             cut_to_whole_frames(self._temporary)

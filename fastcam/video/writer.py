@@ -98,7 +98,7 @@ class Writer:
     def close(self, complete: bool = True) -> None:
         """Finishes the file; unless ``complete``, omits the sound after the last frame."""
         try:
-            if self._container is not None:
+            if self._container is not None and self.frames:
                 self._finish(complete)
         except (av_library().FFmpegError, OSError) as error:
             raise self._failed(error) from error
@@ -141,8 +141,9 @@ class Writer:
 
     def _failed(self, error: Exception) -> FastcamError:
         """Saves the frames on disk without writing any more; returns the error to raise."""
-        with suppress(av_library().FFmpegError, OSError):
-            self._container.close()
+        if self._container is not None:
+            with suppress(av_library().FFmpegError, OSError):
+                self._container.close()
         self.frames, end = 0, 0.0
         with suppress(OSError):
             if self._fragmented:
