@@ -20,7 +20,7 @@ import pytest
 from test_cli import COLORS, run, squares
 
 from fastcam import demo, pictures, video
-from fastcam.cli import image
+from fastcam.cli import image, outputs
 from fastcam.cli.outputs import MANIFEST, planned
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
@@ -95,6 +95,21 @@ def test_a_manifest_of_others_is_kept(folder: Path, text: str) -> None:
     Path("out", MANIFEST).write_text(text, encoding="latin-1")
     line = refused(folder, "image", "a.png", *COLORS, "--out", "out", "--overwrite")
     assert f"out/{MANIFEST}: not a manifest" in line
+
+
+def test_an_error_is_not_hidden_by_one_of_the_manifest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise FastcamError(f"{MANIFEST}: cannot be written: No space left on device")
+
+    monkeypatch.setattr(outputs, "_record", full)
+    out = folder / "out.mkv"
+    with pytest.raises(FastcamError, match="the clip cannot"), planned(lambda: [out], [], False):
+        out.write_text("half")
+        raise FastcamError("the clip cannot be written")
+    with pytest.raises(FastcamError, match=MANIFEST), planned(lambda: [out], [], True):
+        out.write_text("whole")
 
 
 def test_commands_share_a_manifest(folder: Path) -> None:

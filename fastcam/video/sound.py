@@ -94,7 +94,7 @@ class Sound:
             with av_library().open(file) as result:
                 next(result.decode(audio=0))
         except StopIteration:
-            return "it cannot be read again"
+            return "nothing of it can be decoded"
         except (FastcamError, av_library().FFmpegError, OSError, ValueError) as error:
             return getattr(error, "strerror", None) or str(error)
         return None
