@@ -25,6 +25,7 @@ from fastcam.metrics.pixel_precision import pixel_histograms, px_ap
 from fastcam.metrics.pointing import energy_pointing_game, pointing_game
 from fastcam.metrics.regions import Boxes, Masks
 from fastcam.metrics.road import road
+from fastcam.metrics.similarity import Similarity
 from fastcam.targets import Targets
 
 
@@ -44,6 +45,7 @@ class MapMetric(Metric):
     higher_is_better: bool | None = None
     is_differentiable = False
     full_state_update = False
+    kept: list[Tensor]
 
     def __init__(self, *owned: Any, row: Sequence[int] = (), **settings: Any) -> None:
         names = inspect.signature(self.function).parameters
@@ -64,12 +66,11 @@ class MapMetric(Metric):
         Raises:
             ValueError: before the first update.
         """
-        kept = self.kept
-        if isinstance(kept, list) and not kept:
+        if len(self.kept) == 0:
             raise ArgumentError(
                 "images", "got none, expected at least one batch; call update() first"
             )
-        return dim_zero_cat(kept).view(-1, *self._row)
+        return dim_zero_cat(self.kept).view(-1, *self._row)
 
     def compute(self) -> Any:
         """The metric over all images."""
@@ -322,13 +323,11 @@ class ClassSensitivity(_OfMethod):
         self._measure = _checked(measure)
         super().__init__(method, **settings)
 
-    def update(  # type: ignore[override]
-        self, images: Inputs, targets: Targets = None, others: Targets = None
-    ) -> None:
+    def update(self, images: Inputs, targets: Targets = None, others: Targets = None) -> None:
         """Adds a batch; ``others`` None for the class with the lowest score."""
         self._add(images, targets, others=others)
 
-    def _values_of(self, found: sanity.Similarity) -> Tensor:
+    def _values_of(self, found: Similarity) -> Tensor:
         return getattr(found, self._measure)
 
 
@@ -355,12 +354,13 @@ class PointingGame(_OfPlaces):
 
     function = staticmethod(pointing_game)
     higher_is_better = True
+    classes: list[Tensor]
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.add_state("classes", default=[], dist_reduce_fx="cat")
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         maps: Tensor,
         boxes: Boxes | None = None,
@@ -417,7 +417,7 @@ class ClassConfusion(_OfPlaces):
     function = staticmethod(overlap.class_confusion)
     higher_is_better = False
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         maps: Tensor,
         boxes: Boxes | None = None,
@@ -458,7 +458,7 @@ class PxAP(_OfPlaces):
     def __init__(self, *, thresholds: int = 100, **settings: Any) -> None:
         super().__init__(row=(2, thresholds + 1), thresholds=thresholds, **settings)
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         maps: Tensor,
         boxes: Boxes | None = None,

@@ -70,16 +70,15 @@ def parameter_randomisation(
         for name in randomised_layers(other.model):
             module = other.model.get_submodule(name)
             with _randomised(module, kept=order == "independent"):
-                # another image's map would be of another layer if that were searched again
                 maps = other(images, explained.targets)
             found.append(similarity(explained.maps, maps))
-    columns = [
-        torch.stack([getattr(each, measure) for each in found], 1)
-        if found
-        else explained.maps.new_zeros(len(explained.maps), 0)
-        for measure in ("ssim", "rank_correlation")
-    ]
-    return Randomisation(*columns, layers=randomised_layers(method.model))
+    if not found:
+        raise ArgumentError("method", "its network has no parameters that could be randomised")
+    return Randomisation(
+        torch.stack([each.ssim for each in found], 1),
+        torch.stack([each.rank_correlation for each in found], 1),
+        randomised_layers(method.model),
+    )
 
 
 def randomised_layers(model: nn.Module) -> tuple[str, ...]:
