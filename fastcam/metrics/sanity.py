@@ -43,7 +43,7 @@ def parameter_randomisation(
     are initialized anew. Each layer is a module with parameters, in the reverse of the order in
     which they are registered, as in Quantus. ``reset_parameters()`` initializes it; parameters that
     it leaves unchanged, and those of modules without it, are drawn from a normal distribution with
-    their mean and standard deviation (Quantus keeps these). The classes stay those of the original
+    their mean and standard deviation, which leaves constants alone (Quantus keeps all of these). The classes stay those of the original
     network. It takes L + 1 explanations and 1 forward per image, and memory for a second network.
 
     Args:
@@ -135,7 +135,9 @@ def _randomised(module: nn.Module, kept: bool) -> Iterator[None]:
             reset()
         for value, old in zip(own, before, strict=True):
             if isinstance(value, nn.Parameter) and value.is_floating_point() and value.equal(old):
-                value.normal_().mul_(old.std(unbiased=False)).add_(old.mean())
+                spread = old.std(unbiased=False)
+                if spread > 0:  # constants, such as the weights of a new BatchNorm, remain
+                    value.normal_().mul_(spread).add_(old.mean())
     yield
     if kept:
         with torch.no_grad():
