@@ -170,8 +170,10 @@ def as_tensor(result: Any) -> Tensor:
     return found.double()
 
 
-def test_every_class_is_tested_and_says_its_direction() -> None:
+def test_every_class_is_tested_and_in_the_readme_and_says_its_direction() -> None:
     assert sorted([*ALL, "MapMetric"]) == list(metrics.CLASSES)
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert not [name for name in ALL if f"`{name}`" not in readme]
     for name in ALL:
         found = getattr(metrics, name)
         assert issubclass(found, torchmetrics.Metric) and issubclass(found, metrics.MapMetric)

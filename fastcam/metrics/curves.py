@@ -30,7 +30,7 @@ linear imputation makes of the pixels that are left, or a tensor that broadcasts
 
 @dataclass(frozen=True)
 class Curve:
-    """The score as ever more pixels are deleted or inserted."""
+    """The score as more and more pixels are deleted or inserted."""
 
     shares: Tensor
     """(P,), the share of pixels, from 0 to 1."""
