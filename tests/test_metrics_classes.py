@@ -341,8 +341,9 @@ def test_processes_share_their_images(tmp_path: Path) -> None:
 def test_without_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in metrics.CLASSES:
         monkeypatch.delitem(vars(metrics), name, raising=False)
-    monkeypatch.delitem(vars(metrics), "accumulated", raising=False)
-    monkeypatch.delitem(sys.modules, "fastcam.metrics.accumulated", raising=False)
+    monkeypatch.delitem(vars(metrics), "classes", raising=False)
+    for name in [name for name in sys.modules if name.startswith("fastcam.metrics.classes")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     message = re.escape('metrics.ROAD requires torchmetrics: pip install "fastcam[metrics]"')
     with pytest.raises(ModuleNotFoundError, match=message):

@@ -285,6 +285,8 @@ def test_arguments_that_do_not_fit() -> None:
         metrics.pointing_game(CROSS, masks=[torch.ones(2, 3, 3)])
     with pytest.raises(ValueError, match="masks: got 2 for 1 maps"):
         metrics.pointing_game(CROSS, masks=[torch.ones(3, 4)] * 2)
+    with pytest.raises(TypeError, match=r"maps: got torch.uint8, expected floating-point"):
+        metrics.iou((CROSS * 255).byte(), [[[1, 1, 3, 2]]])
     with pytest.raises(ValueError, match="tolerance: got -1, expected 0 or more"):
         metrics.pointing_game(CROSS, [[]], tolerance=-1)
     with pytest.raises(ValueError, match="thresholds: got 0, expected at least 1"):

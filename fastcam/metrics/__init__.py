@@ -36,7 +36,7 @@ from fastcam.metrics.similarity import Similarity, rank_correlation, ssim
 from fastcam.metrics.stability import infidelity, max_sensitivity
 
 if TYPE_CHECKING:
-    from fastcam.metrics.accumulated import *  # noqa: F403
+    from fastcam.metrics.classes import *  # noqa: F403
 
 CLASSES = (
     "ADCC",
@@ -111,7 +111,7 @@ def __getattr__(name: str) -> Any:
     if name not in CLASSES:
         raise AttributeError(f"module 'fastcam.metrics' has no attribute '{name}'")
     try:
-        found = getattr(importlib.import_module("fastcam.metrics.accumulated"), name)
+        found = getattr(importlib.import_module("fastcam.metrics.classes"), name)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("torchmetrics"):
             raise

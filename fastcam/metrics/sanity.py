@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,8 +43,9 @@ def parameter_randomisation(
     are initialized anew. Each layer is a module with parameters, in the reverse of the order in
     which they are registered, as in Quantus. ``reset_parameters()`` initializes it; parameters that
     it leaves unchanged, and those of modules without it, are drawn from a normal distribution with
-    their mean and standard deviation, which leaves constants alone (Quantus keeps all of these). The classes stay those of the original
-    network. It takes L + 1 explanations and 1 forward per image, and memory for a second network.
+    their mean and standard deviation, which leaves constants alone (Quantus keeps all of these).
+    The classes stay those of the original network. It takes L + 1 explanations and 1 forward per
+    image, and memory for a second network. Compiled methods explain in exact mode.
 
     Args:
         method: a method that returns one map per image, such as ``fastcam.GradCAM(model)``.
@@ -52,18 +53,13 @@ def parameter_randomisation(
         order: ``"cascading"`` randomises a layer and all above it, ``"independent"`` that layer
             alone.
         seed: the seed of the new parameters.
-
-    Raises:
-        ValueError: if the method explains a compiled copy.
     """
     if order not in ("cascading", "independent"):
         raise ArgumentError("order", f'got {order!r}, expected "cascading" or "independent"')
-    explained = Explained(method, images, targets)
-    if getattr(method, "compiled", None):
-        raise ArgumentError(
-            "method", "it explains a compiled copy of its network; give one without compile()"
-        )
-    other = copy.deepcopy(method, {id(method.model): copied(method.model)})
+    exactly = getattr(method, "exactly", nullcontext)
+    with exactly():  # a compiled copy of the network would not see its new parameters
+        explained = Explained(method, images, targets)
+        other = copy.deepcopy(method, {id(method.model): copied(method.model)})
     found = []
     with torch.random.fork_rng(_devices(other.model)):
         torch.manual_seed(seed)
