@@ -39,7 +39,7 @@ def parameter_randomisation(
 ) -> Randomisation:
     """Model-parameter randomisation: are the maps still the same if the network knows nothing?
 
-    Adebayo et al. 2018, arXiv 1810.03292, section 3. The network is copied, and the copy's layers
+    Adebayo et al. 2018, arXiv 1810.03292. The network is copied, and the copy's layers
     are initialized anew. Each layer is a module with parameters, in the reverse of the order in
     which they are registered, as in Quantus. ``reset_parameters()`` initializes it; parameters that
     it leaves unchanged, and those of modules without it, are drawn from a normal distribution with
