@@ -321,6 +321,8 @@ def test_infidelity_removes_boxes() -> None:
         assert rows.sum() == columns.sum()
         sizes.add(int(rows.sum()))
     assert sizes == {1, 2, 3, 4}
+    removed = (copies == 0).any(0)[0]  # in one copy or another
+    assert removed[[0, -1]].any(1).all() and removed[:, [0, -1]].any(0).all()
 
 
 def test_max_sensitivity_of_captum() -> None:
