@@ -334,10 +334,8 @@ def test_max_sensitivity_of_captum() -> None:
         [torch.empty_like(images).uniform_(-0.3, 0.3, generator=generator) for _ in range(4)], 1
     )
     found, relative = (
-        metrics.max_sensitivity(
-            method, images, CLASSES, radius=0.3, samples=4, seed=5, relative=relative
-        )
-        for relative in (False, True)
+        metrics.max_sensitivity(method, images, CLASSES, radius=0.3, samples=4, seed=5, **options)
+        for options in ({}, {"relative": True})
     )
 
     def explain(inputs: Any) -> tuple[Tensor]:
