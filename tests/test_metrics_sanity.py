@@ -182,6 +182,30 @@ def test_no_parameter_is_left_as_it_was() -> None:
     assert found.rank_correlation[:, -1].max() < 0.99
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_the_model_is_left_as_found(mode: Any) -> None:
+    """In any mode of autograd, and in training mode."""
+    model, images = small().train(), small_images()
+    method = fastcam.GradCAM(model, "features")
+    before = copy.deepcopy(model.state_dict())
+    with mode():
+        maps = method(images, CLASSES)
+        found = [
+            metrics.parameter_randomisation(method, images, CLASSES).ssim,
+            metrics.class_sensitivity(method, images).ssim,
+            metrics.max_sensitivity(method, images, samples=2),
+            metrics.self_coherency(method, images, CLASSES),
+            metrics.deletion(model, images, maps, steps=2).area,
+            metrics.infidelity(model, images, maps, samples=2),
+            metrics.win(model, images, maps, maps),
+        ]
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+    assert all(each.isfinite().all() and not each.requires_grad for each in found)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_parameter_randomisation_of_a_transformer() -> None:
     timm = pytest.importorskip("timm", reason="timm is missing")
     torch.manual_seed(0)

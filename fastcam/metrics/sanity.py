@@ -57,11 +57,12 @@ def parameter_randomisation(
     if order not in ("cascading", "independent"):
         raise ArgumentError("order", f'got {order!r}, expected "cascading" or "independent"')
     exactly = getattr(method, "exactly", nullcontext)
-    with exactly():  # a compiled copy of the network would not see its new parameters
+    # a compiled copy of the network would not see its new parameters
+    with exactly(), torch.inference_mode(False):
         explained = Explained(method, images, targets)
         other = copy.deepcopy(method, {id(method.model): copied(method.model)})
     found = []
-    with torch.random.fork_rng(_devices(other.model)):
+    with torch.random.fork_rng(_devices(other.model)), torch.inference_mode(False):
         torch.manual_seed(seed)
         for name in randomised_layers(other.model):
             module = other.model.get_submodule(name)

@@ -66,7 +66,7 @@ class MapMetric(Metric):
         if undefined.any():
             warnings.warn(
                 f"{type(self).__name__}: {int(undefined.sum())} of {len(values)} images have no "
-                "value, for they have no instance or NaN in the map; they are left out",
+                "value and are left out: they have no instance, or their map holds NaN",
                 stacklevel=2,
             )
         return self._summary(values[~undefined].double())
