@@ -281,10 +281,11 @@ def test_images_without_a_value_are_left_out_with_a_warning() -> None:
     kept = [0, 1, 3, 4]
     expected = metrics.box_ious(MAPS[kept], [BOXES[n] for n in kept], thresholds=4)
     torch.testing.assert_close(found, metrics.max_box_acc_v2(expected))
-    alone = metrics.EnergyPointingGame()
-    alone.update(MAPS[:1], [[]])
-    with pytest.warns(UserWarning, match="1 of 1"):
-        assert alone.compute().isnan()
+    for alone in (metrics.EnergyPointingGame(), metrics.PointingGame()):
+        given = alone._filter_kwargs(maps=MAPS[:1], boxes=[[]], targets=3)
+        alone.update(**given)
+        with pytest.warns(UserWarning, match="1 of 1"):
+            assert alone.compute().isnan()
 
 
 def test_summary_of_the_classification_metric() -> None:

@@ -46,14 +46,15 @@ class PointingGame(_OfPlaces):
         maps: Tensor,
         boxes: Boxes | None = None,
         masks: Masks | None = None,
-        targets: Tensor | Sequence[int] | None = None,
+        targets: Tensor | Sequence[int] | int | None = None,
     ) -> None:
         """Adds a batch of maps (N, *S) with boxes (B, 4) or masks (I, *S) for each.
 
         Args:
-            targets: the class id of each map.
+            targets: the class id of each map, or of all.
         """
-        ids = torch.full((len(maps),), -1) if targets is None else torch.as_tensor(targets)
+        ids = torch.as_tensor(-1 if targets is None else targets)
+        ids = ids.expand(len(maps)) if ids.dim() == 0 else ids
         if ids.shape != (len(maps),):
             raise ArgumentError("targets", f"got shape {tuple(ids.shape)}, expected ({len(maps)},)")
         self._add(maps, boxes, masks)
@@ -61,7 +62,7 @@ class PointingGame(_OfPlaces):
 
     def _summary(self, values: Tensor) -> Tensor:
         classes = dim_zero_cat(self.classes)[~self.values.isnan()]
-        if (classes < 0).any():
+        if len(classes) == 0 or (classes < 0).any():
             return values.mean()
         return torch.stack([values[classes == each].mean() for each in classes.unique()]).mean()
 
