@@ -83,10 +83,13 @@ def test_sparseness() -> None:
 
 def test_coherency_of_constant_maps() -> None:
     """A mean of many equal values is not always that value."""
-    maps = torch.full((1, 20, 31), 0.1)
-    others = torch.rand(1, 20, 31)
-    assert metrics.coherency(maps, others).item() == 0.5
-    assert metrics.coherency(others, maps).item() == 0.5
+    for height in range(1, 40):
+        maps = torch.full((1, height, 31), 0.1, dtype=torch.float64)
+        others = torch.rand(1, height, 31, dtype=torch.float64)
+        assert metrics.coherency(maps, others).item() == 0.5
+        assert metrics.coherency(others, maps).item() == 0.5
+    assert metrics.rank_correlation(maps, others).item() == 0
+    assert metrics.rank_correlation(maps, 0 * maps).item() == 1
 
 
 def reset(model: nn.Module, names: list[str], kept: bool) -> list[nn.Module]:
