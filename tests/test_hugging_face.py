@@ -150,8 +150,8 @@ def test_maps_of_a_network(folder: Callable[[str], Path], name: str) -> None:
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         kept[:] = [output if isinstance(output, Tensor) else output[0]]
 
-    assert explainer.layer is not None
-    handle = model.module.get_submodule(explainer.layer).register_forward_hook(keep)
+    (layer,) = explainer.layers
+    handle = model.module.get_submodule(layer).register_forward_hook(keep)
     logits = model.module(images).logits[0]
     handle.remove()
     heat = 0.0
@@ -199,6 +199,12 @@ def test_several_labels_at_once(folder: Callable[[str], Path], tmp_path: Path) -
     kind = {"problem_type": "multi_label_classification"}
     assert models.load(f"hf:{changed(folder('ViT'), tmp_path / 'a', **kind)}").multilabel
     assert not models.load(f"hf:{folder('ViT')}").multilabel
+
+
+def test_classes_without_names(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    source = changed(folder("ViT"), tmp_path / "a", id2label=None)
+    model = models.load(f"hf:{source}")
+    assert model.classes == () or all(each.startswith("LABEL_") for each in model.classes)
 
 
 def test_weights_from_elsewhere(folder: Callable[[str], Path], tmp_path: Path) -> None:
