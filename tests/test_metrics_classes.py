@@ -251,6 +251,20 @@ def test_a_collection_does_not_merge_metrics_that_begin_alike() -> None:
     assert found["exact"] == 0.5 and found["near"] == 1
 
 
+def test_a_pointing_game_is_averaged_over_classes() -> None:
+    """Class 0: hit, no instance, hit, hit; class 1: miss."""
+    heat = torch.zeros(5, 8, 8)
+    heat[:, 2, 3] = 1
+    hit, miss = [[3, 2, 4, 3]], [[0, 0, 2, 2]]
+    boxes, classes = [hit, [], hit, hit, miss], [0, 0, 0, 0, 1]
+    for targets, expected in ((classes, 0.5), (None, 0.75)):
+        metric = metrics.PointingGame()
+        metric.update(heat[:2], boxes[:2], targets=targets and targets[:2])
+        metric.update(heat[2:], boxes[2:], targets=targets and targets[2:])
+        with pytest.warns(UserWarning, match="1 of 5"):
+            assert metric.compute() == expected
+
+
 def test_the_model_is_borrowed() -> None:
     model = small().train()
     metric = metrics.AverageDrop(model)
