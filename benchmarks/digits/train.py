@@ -230,7 +230,7 @@ def in_half(model: nn.Module) -> dict[str, Tensor]:
 
 def write(path: Path, content: bytes) -> None:
     """Writes under a temporary name and renames, so that the file is whole or not there."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_bytes(content)
     partial.replace(path)

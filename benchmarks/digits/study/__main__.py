@@ -57,7 +57,9 @@ def tell(job: str, began: float, line: str) -> None:
 
 def run(out: Path, settings: Settings, processes: int) -> list[figures.Figure]:
     """All figures; what earlier runs have left in the folder is not computed again."""
-    jobs: list[Job] = [(network, seed) for seed in range(settings.seeds) for network in ARCHITECTURES]
+    jobs: list[Job] = [
+        (network, seed) for seed in range(settings.seeds) for network in ARCHITECTURES
+    ]
     if processes == 1:
         for job in jobs:
             explain(out, settings, job)

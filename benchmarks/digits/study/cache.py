@@ -49,7 +49,6 @@ class Cache:
             network.load_state_dict(load_file(path))
         else:
             network = trained(architecture, seed, self.settings.recipe, report)
-            path.parent.mkdir(parents=True, exist_ok=True)
             weights = {name: value.contiguous() for name, value in network.state_dict().items()}
             write(path, save(weights))
         return network.eval()
@@ -60,7 +59,6 @@ class Cache:
 
     def store(self, path: Path, rows: Rows) -> None:
         """Writes rows."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         file = io.BytesIO()
         np.savez_compressed(file, **rows)
         write(path, file.getvalue())

@@ -148,8 +148,7 @@ class Results:
             found.append(replace(made, p=p))
         adjusted = holm([figure.p for figure in found if figure.p is not None])
         return [
-            replace(figure, adjusted_p=value)
-            for figure, value in zip(found, adjusted, strict=True)
+            replace(figure, adjusted_p=value) for figure, value in zip(found, adjusted, strict=True)
         ]
 
     @staticmethod

@@ -93,9 +93,7 @@ def faithfulness(
     return {name: value.double().numpy() for name, value in values.items()}
 
 
-def box_auc(
-    maps: Tensor, own: Sequence[Sequence[Box]], others: Sequence[Sequence[Box]]
-) -> Tensor:
+def box_auc(maps: Tensor, own: Sequence[Sequence[Box]], others: Sequence[Sequence[Box]]) -> Tensor:
     """How often an instance of the class is hotter than one of another class, (N,). High is good.
 
     The share of pairs (own box, other box) in which the own one has the larger mean of the map
@@ -138,7 +136,8 @@ def measure(
     maps = method(explained.images, explained.class_ids)
     rows = localisation(maps, explained)
     if name not in settings.slow:
-        rows |= faithfulness(method, network, method(first.images, first.class_ids), first, settings)
+        maps = method(first.images, first.class_ids)
+        rows |= faithfulness(method, network, maps, first, settings)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What was decided before the run: methods, metrics, comparisons, amounts and the default's rule."""
+"""What was decided before the run: methods, metrics, comparisons, amounts, the default's rule."""
 
 from __future__ import annotations
 
@@ -131,13 +131,16 @@ COMPARISONS = tuple(
 """All tests of the study; Holm's correction is over all of them."""
 
 
+FULL_TRAINING = Recipe()
+
+
 @dataclass(frozen=True)
 class Settings:
     """The amounts of a run."""
 
     seeds: int = 5
     """Trainings of each network, with the seeds from 0 on."""
-    recipe: Recipe = Recipe()
+    recipe: Recipe = FULL_TRAINING
     scenes: int = 240
     """Scenes with 1, 2, 3, 4, 1, ... instances of a digit, and one other digit."""
     first_scenes: int = 8

@@ -12,7 +12,7 @@ from benchmarks.digits.scenes import Box, handwriting, scene
 from benchmarks.digits.train import CLASSES
 
 SEED = 4_000_003
-MOST = 4  # instances
+MOST = 4  # instances of a digit
 
 
 @dataclass(frozen=True)
