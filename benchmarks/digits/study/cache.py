@@ -26,8 +26,7 @@ MAKES_ROWS = (
     *("fastcam/ops.py", "fastcam/reference.py", "fastcam/_kernels.py"),
     *("fastcam/engine", "fastcam/methods", "fastcam/metrics", "fastcam/targets", "csrc"),
 )
-AMOUNTS_OF_ROWS = ("recipe", "scenes", "first_scenes", "held_out", "slow", "curve_steps")
-AMOUNTS_OF_ROWS += ("samples", "moves")
+NOT_IN_ROWS = ("seeds", "fast", "draws")
 
 
 class Cache:
@@ -37,7 +36,7 @@ class Cache:
         self.settings = settings
         amounts = asdict(settings)
         weights = digest(MAKES_WEIGHTS, amounts["recipe"])
-        rows = digest(MAKES_ROWS, [amounts[name] for name in AMOUNTS_OF_ROWS])
+        rows = digest(MAKES_ROWS, {k: v for k, v in amounts.items() if k not in NOT_IN_ROWS})
         self._weights, self._rows = folder / f"weights-{weights}", folder / f"rows-{rows}"
 
     def network(self, name: str, seed: int, report: Report) -> Classifier:

@@ -123,9 +123,13 @@ class Results:
                         yield from self._of_method(network, layer, method)
 
     def _of_method(self, network: str, layer: str, method: str) -> Iterator[Figure]:
-        slow = method in self.settings.slow
+        settings = self.settings
+        slow = method in settings.slow
+        metrics = dict(plan.LOCALISATION)
+        if method in settings.faithful:
+            metrics |= plan.FAITHFULNESS
         names = {"network": network, "layer": layer, "method": method}
-        for metric in plan.LOCALISATION if slow else plan.LOCALISATION | plan.FAITHFULNESS:
+        for metric in metrics:
             rows = self.rows(metric, network, layer, method, seeds=1 if slow else 0)
             figure = partial(self.figure, rows, metric=metric, **names)
             yield figure(self._all(rows))

@@ -121,7 +121,7 @@ def measure(
     scenes: Scenes,
     settings: Settings,
 ) -> Rows:
-    """The rows of a method or a control; a slow method has the first scenes and localisation only.
+    """The rows of a method or a control.
 
     Args:
         name: of the method.
@@ -135,7 +135,7 @@ def measure(
     explained = first if name in settings.slow else scenes
     maps = method(explained.images, explained.class_ids)
     rows = localisation(maps, explained)
-    if name not in settings.slow:
+    if name in settings.faithful:
         maps = method(first.images, first.class_ids)
         rows |= faithfulness(method, network, maps, first, settings)
     return rows

@@ -173,8 +173,13 @@ def shown(figure: Figure | None, full: bool = True) -> str:
     if figure is None:
         return ""
     if not full or figure.low is None or figure.high is None:
-        return f"{figure.value:.3f}"
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+        return decimal(figure.value)
+    return f"{decimal(figure.value)} [{decimal(figure.low)}, {decimal(figure.high)}]"
+
+
+def decimal(value: float) -> str:
+    """A number in a cell, without the sign of -0.000."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def probability(p: float | None) -> str:
@@ -194,8 +199,8 @@ def generated(figures: Sequence[Figure], files: Files) -> Iterator[str]:
         for file in (files.plot, files.disagreement, files.figures)
     )
     yield (
-        f"{amount['seeds']} trainings of each network, {amount['scenes']} scenes, "
-        f"{amount['draws']} draws for each interval. All figures: [{lines.name}]({lines}).\n"
+        f"Trainings of each network: {amount['seeds']}; scenes: {amount['scenes']}; draws for each "
+        f"interval: {amount['draws']}. All figures are in [{lines.name}]({lines}).\n"
     )
     yield f"By the rule above, the command line's default is **{default_of(figures)}**.\n"
     yield f"![Intervals of every method]({intervals})\n"
@@ -211,10 +216,11 @@ def generated(figures: Sequence[Figure], files: Files) -> Iterator[str]:
             yield tell(names, others, full=False)
             yield "Recall / other hits by the number of instances:\n"
             yield tables.by_count(network, layer)
-            yield f"The first {amount['first_scenes']} scenes:\n"
-            yield tell(names, list(plan.FAITHFULNESS), full=False)
+            yield f"Metrics of faithfulness, number of scenes: {amount['first_scenes']}\n"
+            faithful = [name for name in names if tables.find(name, "road", network, layer)]
+            yield tell(faithful, list(plan.FAITHFULNESS), full=False)
+            yield "Slow methods, the same scenes, one training:\n"
             slow = [name for name in plan.SLOW if tables.find(name, "auc", network, layer)]
-            yield "Slow methods, the first scenes of one training:\n"
             yield tell(slow, (*INTERVALS, "pointing"), full=True)
     yield "### Tests\n"
     yield tables.comparisons()

@@ -149,6 +149,8 @@ class Settings:
     """Scenes of any digits for the networks' own score."""
     fast: tuple[str, ...] = FAST
     slow: tuple[str, ...] = SLOW
+    faithful: tuple[str, ...] = CONTROLS + FAST
+    """Those with metrics of faithfulness."""
     curve_steps: int = 28
     """Steps of deletion and of insertion."""
     samples: int = 50
@@ -173,6 +175,7 @@ SMOKE = Settings(
     held_out=50,
     fast=("cam", "gradcam", "gradcam++", "layercam", "refinecam", "fullgrad"),
     slow=("ablationcam",),
+    faithful=("edges", "gradcam"),
     curve_steps=4,
     samples=4,
     moves=2,

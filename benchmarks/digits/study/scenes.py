@@ -54,7 +54,9 @@ def draw(count: int) -> Scenes:
     for i in range(count):
         own, other = rng.choice(CLASSES, size=2, replace=False).tolist()
         classes.append((own, other))
-        drawn.append(scene(rng, writing, labels=[own] * (1 + i % MOST) + [other]))
+        # in random order: the digits that are placed last get what room is left at the border
+        labels = rng.permutation([own] * (1 + i % MOST) + [other]).tolist()
+        drawn.append(scene(rng, writing, labels=labels))
     images = torch.from_numpy(np.stack([each.image for each in drawn])).permute(0, 3, 1, 2)
     own, others = (
         tuple(
