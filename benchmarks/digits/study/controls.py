@@ -49,7 +49,7 @@ class Edges(MapMethod):
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
         assert record.images is not None
         grey = F.pad(record.images.detach().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-        across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+        across = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]).to(grey)
         both = F.conv2d(grey, torch.stack([across, across.T])[:, None])
         return [both.norm(dim=1)]
 

@@ -236,10 +236,14 @@ def write_page(files: Files, figures: Sequence[Figure], cache: Cache) -> None:
     drawings.plot(figures, methods, files.plot)
     drawings.draw_disagreement(dict(networks), drawn, files.disagreement)
     page = files.page if files.page.exists() else ROOT / PAGE
-    before, _, rest = page.read_text().partition(BEGIN)
+    write(files.page, replaced(page.read_text(), figures, files).encode())
+
+
+def replaced(text: str, figures: Sequence[Figure], files: Files) -> str:
+    """A page with these figures between its markers."""
+    before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    text = before + BEGIN + "\n" + "\n".join(generated(figures, files)) + "\n" + END + after
-    write(files.page, text.encode())
+    return before + BEGIN + "\n" + "\n".join(generated(figures, files)) + "\n" + END + after
 
 
 def answer_of(page: str) -> str:
