@@ -25,7 +25,7 @@ from benchmarks.digits.study import figures, page, plan, scenes
 from benchmarks.digits.study.cache import ROOT, Cache
 from benchmarks.digits.study.controls import CONTROLS
 from benchmarks.digits.study.figures import Figure
-from benchmarks.digits.study.measured import box_auc, new_method
+from benchmarks.digits.study.measured import BOX_THRESHOLDS, box_auc, new_method
 from benchmarks.digits.study.statistics import Draws, holm, interval, paired_p
 from fastcam import demo, metrics
 from fastcam.methods import METHODS
@@ -328,10 +328,10 @@ def test_figures_are_means_of_rows(short: tuple[Path, list[Figure]]) -> None:
     folder, found = short
     by_name = {figure.name: figure for figure in found}
     cache = Cache(folder, plan.SMOKE)
-    recall = cache.load(cache.path("flat", 0, "before", "gradcam"))["recall"]
+    recall = cache.load(cache.path("flat", 0, "before", "gradcam"), "recall")
     assert by_name["gradcam recall flat before"].value == pytest.approx(recall.mean())
     assert by_name["gradcam recall flat before k=3"].value == pytest.approx(recall[2::4].mean())
-    other = cache.load(cache.path("flat", 0, "before", "gradcam++"))["recall"]
+    other = cache.load(cache.path("flat", 0, "before", "gradcam++"), "recall")
     several = np.arange(50) % 4 > 0
     assert by_name["gradcam++ - gradcam recall flat before"].value == pytest.approx(
         (other - recall)[several].mean()
@@ -387,6 +387,15 @@ def test_the_page_shows_the_figures(short: tuple[Path, list[Figure]], tmp_path: 
                         assert numbers == pytest.approx(expected, abs=5.1e-4), (key, cell)
                         cells += 1
     assert cells > 300
+    shown = re.findall(
+        r"^\| `(\w+)`, (\w+) \| (\S+) - (\S+) \| (.+?) \| (.+?) \|", text, re.MULTILINE
+    )
+    tests = {(f.network, f.layer, f.method, f.other, f.metric): f for f in found if f.other}
+    assert len(shown) == len(tests) == len(plan.COMPARISONS)
+    for *names, metric, cell in shown:
+        figure = tests[(*names, metric_of[metric])]
+        assert cell == page.shown(figure)
+        assert float(cell.split()[0]) == pytest.approx(figure.value, abs=5.1e-4)
     before = text.partition(page.BEGIN)[0]
     assert before == FILES.page.read_text().partition(page.BEGIN)[0]
     assert page.replaced(text, found, files) == text
@@ -417,6 +426,12 @@ def test_numbers_in_words_have_to_be_figures() -> None:
 
 
 def test_the_page_of_the_repository() -> None:
+    text = " ".join(FILES.page.read_text().split())
+    full = plan.FULL
+    assert f"**Scenes.** {full.scenes} scenes" in text and full.seeds == 5  # "five times each"
+    assert re.findall(r"first (\d+) scenes", text) == [str(full.first_scenes)] * 2
+    assert f"{full.draws:,} draws" in text and f"{BOX_THRESHOLDS} thresholds" in text
+    assert all(f"| *{name}* |" in text for name in plan.CONTROLS)
     answer = page.answer_of(FILES.page.read_text())
     if not FILES.figures.exists():
         assert page.NUMBER.findall(answer) == []

@@ -6,8 +6,10 @@ import hashlib
 import io
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
 from benchmarks.digits.networks import ARCHITECTURES, Classifier
@@ -62,10 +64,11 @@ class Cache:
         np.savez_compressed(file, **rows)
         write(path, file.getvalue())
 
-    def load(self, path: Path) -> Rows:
-        """Reads rows."""
+    def load(self, path: Path, metric: str) -> NDArray[Any]:
+        """Reads the rows of one metric."""
         with np.load(path) as file:
-            return dict(file)
+            found: NDArray[Any] = file[metric]
+        return found
 
 
 def digest(sources: tuple[str, ...], amounts: object) -> str:

@@ -83,7 +83,7 @@ class Results:
         """(S, N, ...), of the first seeds or all."""
         chosen = range(seeds or self.settings.seeds)
         files = (self._cache.path(network, seed, *place) for seed in chosen)
-        found: Floats = np.stack([self._cache.load(file)[metric] for file in files])
+        found: Floats = np.stack([self._cache.load(file, metric) for file in files])
         return found
 
     def figure(self, rows: Floats, scenes: np.ndarray, metric: str, **names: Any) -> Figure:

@@ -143,7 +143,7 @@ class Settings:
     recipe: Recipe = FULL_TRAINING
     scenes: int = 240
     """Scenes with 1, 2, 3, 4, 1, ... instances of a digit, and one other digit."""
-    first_scenes: int = 8
+    first_scenes: int = 12
     """How many of these are for slow methods and for metrics of faithfulness."""
     held_out: int = 1_000
     """Scenes of any digits for the networks' own score."""
