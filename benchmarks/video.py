@@ -163,8 +163,8 @@ def measure(size: str, name: str, device: torch.device) -> list[Result]:
         "fastcam_fast": lambda: video.explain(source, sink, fast, target="top1", batch=batch),
         **stages,
     }
-    layer = explainer.layer
-    if implementations.installed("pytorch_grad_cam") and layer is not None:
+    if implementations.installed("pytorch_grad_cam") and explainer.layers:
+        (layer,) = explainer.layers
         module = explainer.model.module
         other = sink.with_name("peer.mp4")
         calls["pytorch_grad_cam"] = lambda: _peer_loop(source, other, module, layer, device)

@@ -7,6 +7,8 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcam.engine.listing import ListedLayer as ListedLayer
+    from fastcam.engine.listing import list_layers as list_layers
     from fastcam.explainer import Explainer as Explainer
     from fastcam.explainer import Explanation as Explanation
     from fastcam.explainer import explain as explain
@@ -26,9 +28,11 @@ _OTHERS = {
     "Explainer": "fastcam.explainer",
     "Explanation": "fastcam.explainer",
     "Factorization": "fastcam.methods.factorization",
+    "ListedLayer": "fastcam.engine.listing",
     "TopClasses": "fastcam.targets",
     "deep_feature_factorization": "fastcam.methods.factorization",
     "explain": "fastcam.explainer",
+    "list_layers": "fastcam.engine.listing",
     "overlay": "fastcam.pictures.render",
 }
 """The module of each public name that is not a method."""

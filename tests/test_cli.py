@@ -63,7 +63,7 @@ def test_what_image_writes(picture: Path, tmp_path: Path) -> None:
     about = json.loads((out / "squares.json").read_text())
     assert [each["name"] for each in about["classes"]] == ["green", "red"]
     assert [each["id"] for each in about["classes"]] == [1, 0]
-    assert about["layer"] == "features"
+    assert about["layers"] == ["features"]
     assert about["method"] == "gradcam"
     assert about["region"] == {"top": 40, "left": 80, "bottom": 200, "right": 240}
     assert about["preprocessing"] == {
@@ -113,6 +113,25 @@ def test_the_whole_picture_is_seen_by_a_network_of_any_size(tmp_path: Path) -> N
     assert regions == [(0, 0, 200, 320), (0, 100, 100, 400)]
 
 
+def test_no_crop_is_the_whole_picture_however_long(tmp_path: Path) -> None:
+    for width, cut in ((600, False), (900, True)):
+        pictures.write(tmp_path / "wide.png", squares(200, width))
+        reports = [
+            json.loads(
+                run(
+                    "image", tmp_path / "wide.png", *COLORS, *option, "--out", tmp_path, "--json"
+                ).stdout
+            )
+            for option in ((), ("--no-crop",))
+        ]
+        usual, whole = (each["preprocessing"] for each in reports)
+        assert whole["resize"] == usual["resize"] == [96, 96 * width // 200]
+        assert (usual["crop"] != whole["crop"]) == cut
+        assert whole["crop"] == whole["resize"]
+        region = {"top": 0, "left": 0, "bottom": 200, "right": width}
+        assert reports[1]["region"] == region
+
+
 def test_an_assumed_preprocessing_is_said_once(picture: Path, tmp_path: Path) -> None:
     model = ("--model", "tiny_models:module", "--method", "gradcam", "--out", tmp_path)
     result = run("image", picture, picture, *model)
@@ -144,6 +163,64 @@ def test_preprocessing_by_a_function(picture: Path, tmp_path: Path) -> None:
         result = run("image", picture, *model, *named, *refused)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_several_layers_are_one_map(tmp_path: Path) -> None:
+    names = ("stages.0", "stages.2")
+    options = [each for name in names for each in ("--layer", name)]
+    scene = demo.asset("scene.png")
+    result = run("image", scene, "--model", "digits", *options, "--out", tmp_path, "--json")
+    report = json.loads(result.stdout)
+    assert report["layers"] == list(names)
+    batch = torch.from_numpy(pictures.read(scene)).movedim(-1, 0)[None] / 255
+    ids = torch.tensor([[each["id"] for each in report["classes"]]])
+    expected = fastcam.GradCAMPlusPlus(demo.digits(), list(names))(batch, ids)
+    maps = torch.from_numpy(np.load(report["files"]["maps"]))
+    assert torch.allclose(maps, expected[0], atol=1e-5)
+
+    result = run("image", scene, "--model", "digits", "--layer", "auto", *options)
+    assert result.exit_code == 2 and "stands for one layer" in result.stderr
+    result = run("video", demo.asset("clip.mp4"), tmp_path / "a.gif", *options)
+    assert result.exit_code == 2 and "add --norm frame" in result.stderr
+
+
+def test_a_network_with_scores_for_each_pixel(tmp_path: Path) -> None:
+    scene = demo.asset("scene.png")
+    options = ("--model", "digits-unet", "--target", "7", "--top-k", 3, "--out", tmp_path)
+    report = json.loads(run("image", scene, *options, "--json").stdout)
+    assert [each["name"] for each in report["classes"]][:2] == ["7", "background"]
+    batch = torch.from_numpy(pictures.read(scene)).movedim(-1, 0)[None] / 255
+    unet = demo.digits_unet()
+    share = (unet(batch).argmax(1) == 7).double().mean()
+    assert report["classes"][0]["probability"] == pytest.approx(share.item())
+    cam = fastcam.GradCAMPlusPlus(unet)
+    raw = cam(batch, fastcam.targets.Segmentation(7), size="layer", normalize=False)
+    maps = torch.from_numpy(np.load(report["files"]["maps"]))
+    assert torch.allclose(maps[0], raw[0], atol=1e-5)
+
+
+def test_a_picture_that_the_network_refuses_is_named(tmp_path: Path) -> None:
+    for name, size in (("thin", (1, 300)), ("good", (64, 64))):
+        pictures.write(tmp_path / f"{name}.png", np.zeros((*size, 3), np.uint8))
+    files = [tmp_path / "thin.png", tmp_path / "good.png"]
+    result = run("image", *files, "--model", "digits", "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"fastcam: {files[0]}: the model fails on an input of 300x1")
+    failed, good = map(json.loads, result.stdout.splitlines())
+    assert failed["picture"] == str(files[0]) and "error" in failed
+    assert good["picture"] == str(files[1])
+
+
+def test_an_output_folder_that_is_a_file(picture: Path) -> None:
+    result = run("image", picture, *COLORS, "--out", picture)
+    assert result.exit_code == 2
+    assert result.stderr == f"fastcam: {picture} is a file, expected a folder for the output\n"
+
+
+def test_a_network_of_one_channel_is_told_what_to_do(picture: Path, tmp_path: Path) -> None:
+    result = run("image", picture, "--model", "tiny_models:grey", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "it takes 1 channel: give --preprocess" in result.stderr
 
 
 def test_the_colours_of_the_picture_stay(picture: Path, tmp_path: Path) -> None:
@@ -301,7 +378,7 @@ def test_what_video_writes(clips: ModuleType, clip: Path, tmp_path: Path) -> Non
     assert result.stderr == "", "no bar where there is no terminal"
     report = json.loads(result.stdout)
     assert report["frames"] == 7
-    assert report["layer"] == "features"
+    assert report["layers"] == ["features"]
     assert report["slowest_stage"] in report["stages"]
     assert report["frames_per_second"] == pytest.approx(7 / report["seconds"])
     before, after = clips.contents(clip), clips.contents(out)

@@ -251,6 +251,20 @@ def test_a_collection_does_not_merge_metrics_that_begin_alike() -> None:
     assert found["exact"] == 0.5 and found["near"] == 1
 
 
+def test_a_pointing_game_is_averaged_over_classes() -> None:
+    """Class 0: hit, no instance, hit, hit; class 1: miss."""
+    heat = torch.zeros(5, 8, 8)
+    heat[:, 2, 3] = 1
+    hit, miss = [[3, 2, 4, 3]], [[0, 0, 2, 2]]
+    boxes, classes = [hit, [], hit, hit, miss], [0, 0, 0, 0, 1]
+    for targets, expected in ((classes, 0.5), (None, 0.75)):
+        metric = metrics.PointingGame()
+        metric.update(heat[:2], boxes[:2], targets=targets and targets[:2])
+        metric.update(heat[2:], boxes[2:], targets=targets and targets[2:])
+        with pytest.warns(UserWarning, match="1 of 5"):
+            assert metric.compute() == expected
+
+
 def test_the_model_is_borrowed() -> None:
     model = small().train()
     metric = metrics.AverageDrop(model)
@@ -281,10 +295,11 @@ def test_images_without_a_value_are_left_out_with_a_warning() -> None:
     kept = [0, 1, 3, 4]
     expected = metrics.box_ious(MAPS[kept], [BOXES[n] for n in kept], thresholds=4)
     torch.testing.assert_close(found, metrics.max_box_acc_v2(expected))
-    alone = metrics.EnergyPointingGame()
-    alone.update(MAPS[:1], [[]])
-    with pytest.warns(UserWarning, match="1 of 1"):
-        assert alone.compute().isnan()
+    for alone in (metrics.EnergyPointingGame(), metrics.PointingGame()):
+        given = alone._filter_kwargs(maps=MAPS[:1], boxes=[[]], targets=3)
+        alone.update(**given)
+        with pytest.warns(UserWarning, match="1 of 1"):
+            assert alone.compute().isnan()
 
 
 def test_summary_of_the_classification_metric() -> None:
@@ -341,8 +356,9 @@ def test_processes_share_their_images(tmp_path: Path) -> None:
 def test_without_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in metrics.CLASSES:
         monkeypatch.delitem(vars(metrics), name, raising=False)
-    monkeypatch.delitem(vars(metrics), "accumulated", raising=False)
-    monkeypatch.delitem(sys.modules, "fastcam.metrics.accumulated", raising=False)
+    monkeypatch.delitem(vars(metrics), "classes", raising=False)
+    for name in [name for name in sys.modules if name.startswith("fastcam.metrics.classes")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     message = re.escape('metrics.ROAD requires torchmetrics: pip install "fastcam[metrics]"')
     with pytest.raises(ModuleNotFoundError, match=message):

@@ -133,7 +133,28 @@ def test_curves_of_torchcam() -> None:
     assert found == pytest.approx(expected["insertion_auc"], abs=1e-4)
 
 
-def test_curves_of_signals_and_clips() -> None:
+def test_clips_are_masked_over_time() -> None:
+    """(N, T, C, H, W): the axis of channels comes third."""
+
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+    model, clips, maps = Frames().eval(), torch.randn(2, 4, 3, 8, 9), torch.rand(2, 4, 8, 9)
+    found = metrics.confidence(model, clips, maps, 1, probabilities=False)
+    torch.testing.assert_close(found.after, model(clips * maps[:, :, None])[:, 1].detach())
+    options: Any = {"baseline": torch.zeros(()), "steps": 2, "probabilities": False}
+    curve = metrics.deletion(model, clips, maps, 1, **options)
+    kept = maps <= maps.flatten(1).median(1).values.view(-1, 1, 1, 1)  # the lower half
+    expected = model(clips * kept[:, :, None])[:, 1].detach()
+    torch.testing.assert_close(curve.scores[:, 1], expected)
+
+
+def test_curves_of_signals() -> None:
     signal, samples = network("signal")
     found = metrics.insertion(signal, samples, torch.rand(3, 64), steps=5)
     assert found.scores.shape == (3, 6) and found.scores.isfinite().all()
@@ -300,6 +321,8 @@ def test_infidelity_removes_boxes() -> None:
         assert rows.sum() == columns.sum()
         sizes.add(int(rows.sum()))
     assert sizes == {1, 2, 3, 4}
+    removed = (copies == 0).any(0)[0]  # in one copy or another
+    assert removed[[0, -1]].any(1).all() and removed[:, [0, -1]].any(0).all()
 
 
 def test_max_sensitivity_of_captum() -> None:
@@ -311,10 +334,8 @@ def test_max_sensitivity_of_captum() -> None:
         [torch.empty_like(images).uniform_(-0.3, 0.3, generator=generator) for _ in range(4)], 1
     )
     found, relative = (
-        metrics.max_sensitivity(
-            method, images, CLASSES, radius=0.3, samples=4, seed=5, relative=relative
-        )
-        for relative in (False, True)
+        metrics.max_sensitivity(method, images, CLASSES, radius=0.3, samples=4, seed=5, **options)
+        for options in ({}, {"relative": True})
     )
 
     def explain(inputs: Any) -> tuple[Tensor]:

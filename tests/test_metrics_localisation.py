@@ -132,6 +132,10 @@ def test_pointing_game_by_hand() -> None:
     assert game([0, 0, 2, 3]) == 0 and game([3, 0, 4, 3]) == 0
     assert game([0, 0, 1, 1], 2) == 0 and game([0, 0, 1, 1], 2.3) == 1  # sqrt(5) away
     assert game([1, 1, 2, 2], 1) == 0 and game([1, 1, 2, 2], 1.01) == 1
+    corner = torch.zeros(1, 6, 6)
+    corner[0, 0, 0] = 1
+    for tolerance, hit in ((5, 0), (5.01, 1)):  # 3 and 4 pixels: 5 away
+        assert metrics.pointing_game(corner, [[[3, 4, 4, 5]]], tolerance=tolerance).item() == hit
     # a constant map: the share of the area
     flat = torch.zeros(1, 3, 4)
     assert metrics.pointing_game(flat, [[[0, 0, 2, 3]]]).item() == 0.5
@@ -285,6 +289,8 @@ def test_arguments_that_do_not_fit() -> None:
         metrics.pointing_game(CROSS, masks=[torch.ones(2, 3, 3)])
     with pytest.raises(ValueError, match="masks: got 2 for 1 maps"):
         metrics.pointing_game(CROSS, masks=[torch.ones(3, 4)] * 2)
+    with pytest.raises(TypeError, match=r"maps: got torch.uint8, expected floating-point"):
+        metrics.iou((CROSS * 255).byte(), [[[1, 1, 3, 2]]])
     with pytest.raises(ValueError, match="tolerance: got -1, expected 0 or more"):
         metrics.pointing_game(CROSS, [[]], tolerance=-1)
     with pytest.raises(ValueError, match="thresholds: got 0, expected at least 1"):

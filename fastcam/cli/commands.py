@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -65,7 +68,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"fastcam {fastcam.__version__}")
+        _print(f"fastcam {fastcam.__version__}")
         raise typer.Exit
 
 
@@ -84,9 +87,8 @@ ModelName = Annotated[
     str,
     typer.Option(
         "--model",
-        help="digits, digits-vit, digits-detector (included), a torchvision name, timm:NAME, "
-        "hf:FOLDER-OR-NAME or "
-        "package.module:function.",
+        help="digits, digits-vit, digits-unet, digits-detector (included), a torchvision name, "
+        "timm:NAME, hf:FOLDER-OR-NAME or package.module:function.",
     ),
 ]
 Weights = Annotated[
@@ -101,7 +103,13 @@ Method = Annotated[
         "boxes."
     ),
 ]
-Layer = Annotated[str, typer.Option(help="The layer's dotted name; auto: the last suitable one.")]
+Layer = Annotated[
+    list[str],
+    typer.Option(
+        help="The layer's dotted name; auto: the last suitable one. fastcam layers lists them. "
+        "Give it several times for the mean of several layers."
+    ),
+]
 Target = Annotated[
     str,
     typer.Option(
@@ -175,6 +183,7 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files that fastcam has not written.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+_AUTO = ["auto"]
 
 
 @app.command(cls=_Command)
@@ -189,7 +198,7 @@ def image(
     processor: Processor = None,
     preprocess: Preprocess = None,
     method: Method = "auto",
-    layer: Layer = "auto",
+    layer: Layer = _AUTO,
     target: Target = "top1",
     top_k: Annotated[
         int | None,
@@ -232,6 +241,7 @@ def image(
 
     style = render.Style(layout, colormap, alpha, fade, enlarge, colorbar)
     detects = options.check(target, method, threshold, mean, std)
+    layers = options.layers(layer)
     if detects:
         boxes.check_style(style)
     names = list(images.output_names(picture))
@@ -256,23 +266,23 @@ def image(
         )
         notes: loading.Notes | None = None
         if detects:
-            finder = boxes.BoxExplainer(loaded, method, layer, threshold, style)
+            finder = boxes.BoxExplainer(loaded, method, layers, threshold, style)
 
             def report_of(shown: Picture, name: str, about: dict[str, Any]) -> dict[str, Any]:
                 found = finder(shown)
                 more = {"method": finder.method, "layers": finder.layers}
                 return boxes.save(found, out, name, {**about, **more})
         else:
-            explainer = Explainer(loaded, options.usual(method), layer)
+            explainer = Explainer(loaded, options.usual(method), layers)
             images.check(loaded)
             targets = options.targets(explainer, target, top_k)
-            notes = loading.Notes(loaded, _say, None if as_json else print)
+            notes = loading.Notes(loaded, _say, None if as_json else _print)
 
             def report_of(shown: Picture, name: str, about: dict[str, Any]) -> dict[str, Any]:
                 explanation = images.explain(shown, explainer, targets, style)
                 more = {
                     "method": options.usual(method),
-                    "layer": explainer.layer,
+                    "layers": explainer.layers,
                     "preprocessing": loaded.preprocessing.report(*shown.shape[:2]),
                 }
                 return images.save(explanation, out, name, {**about, **more})
@@ -286,7 +296,7 @@ def image(
                 raise
             except FastcamError as error:
                 failed += 1
-                _say(str(error))
+                _say(str(error) if str(path) in str(error) else f"{path}: {error}")
                 if as_json:
                     _print_json({"picture": str(path), "error": str(error)})
                 continue
@@ -295,9 +305,9 @@ def image(
             if as_json:
                 _print_json(report)
             else:
-                layers = report.get("layer") or ", ".join(report.get("layers", ())) or "the input"
-                how = f"{report['method']} at {layers}"
-                print(f"{path}: {report['found']}", how, *report["files"].values(), sep="\n  ")
+                how = f"{report['method']} at {', '.join(report['layers']) or 'the input'}"
+                found = f"{path}: {report['found']}"
+                _print("\n  ".join((found, how, *report["files"].values())))
             if notes is not None:
                 notes.seen(*shown.shape[:2])
     if failed:
@@ -325,7 +335,7 @@ def video(
     processor: Processor = None,
     preprocess: Preprocess = None,
     method: Method = "auto",
-    layer: Layer = "auto",
+    layer: Layer = _AUTO,
     target: Annotated[
         str,
         typer.Option(
@@ -384,6 +394,7 @@ def video(
     from fastcam.pictures import render
 
     detects = options.check(target, method, threshold, mean, std)
+    layers = options.layers(layer, "frame" if detects else norm)
     chosen = {
         "target": target,
         "norm": norm,
@@ -427,7 +438,7 @@ def video(
             std=std,
         )
         if detects:
-            finder = boxes.BoxExplainer(loaded, method, layer, threshold, style)
+            finder = boxes.BoxExplainer(loaded, method, layers, threshold, style)
             found = boxes.explain_clip(
                 opened, sink, finder, max_height=max_height, codec=codec, progress=advance
             )
@@ -436,26 +447,26 @@ def video(
                 _print_json({**about, **found})
             else:
                 seconds = found["seconds"]
-                print(
+                _print(
                     f"{sink}: {found['boxes']} boxes in {found['frames']} frames, {seconds:.1f} s"
                 )
             return
         method = options.usual(method)
-        explainer = Explainer(loaded, method, layer, fast)
+        explainer = Explainer(loaded, method, layers, fast)
         if target not in videos.CHOICES:
             options.targets(explainer, target)
         done = videos.explain(opened, sink, explainer, progress=advance, **chosen)
     if done.padded is not None:
         height, width = done.padded
         _say(f"the width or height is odd: padded to {width}x{height}")
-    notes = loading.Notes(loaded, _say, None if as_json else print)
+    notes = loading.Notes(loaded, _say, None if as_json else _print)
     notes.once(*done.size)
     report = {
         "source": source,
         "model": model,
         "weights": weights,
         "method": method,
-        "layer": explainer.layer,
+        "layers": explainer.layers,
         "target": target,
         "frames": done.frames,
         "lost_packets": done.lost_packets,
@@ -474,11 +485,49 @@ def video(
         _print_json(report)
     else:
         speed = f"{done.frames_per_second:.1f} frames/s, slowest: {done.slowest_stage}"
-        print(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
-        print(f"  {method} at {explainer.layer or 'the input'}")
+        _print(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
+        _print(f"  {method} at {', '.join(explainer.layers) or 'the input'}")
         for part, state in explainer.compiled.items():
-            print(f"  {part}: {state}")
+            _print(f"  {part}: {state}")
     notes.seen(*done.size)
+
+
+@app.command(cls=_Command)
+def layers(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As --model of fastcam image.")],
+    weights: Weights = "DEFAULT",
+    target: Annotated[
+        str, typer.Option(metavar="top1|boxes", help="boxes for a detector.")
+    ] = "top1",
+    size: Size = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """List the layers that can be explained, and mark the one that is chosen by default.
+
+    They stand in the order in which the network computes them, with the channels and positions
+    that each returns for one picture.
+    """
+    from fastcam.cli import layers as listing
+    from fastcam.cli import loading, options
+
+    if options.boxes_or_top_class(target):
+        report = listing.of_detector(
+            loading.load_detector(model, weights, _device(device), size=size)
+        )
+    else:
+        report = listing.of_classifier(
+            loading.load(model, weights, _device(device), size=size, crop=True)
+        )
+    if as_json:
+        _print_json({"model": model, "weights": weights, **report})
+        return
+    table = Table("layer", "module", "channels x positions", "", box=None, padding=(0, 2, 0, 0))
+    for row in listing.rows(report):
+        table.add_row(*map(Text, row))
+    _print_table(table)
+    if report["problem"] is not None:
+        _say(f"no layer is chosen by default: {report['problem']}")
 
 
 @app.command(cls=_Command)
@@ -497,7 +546,7 @@ def demo(
             if as_json:
                 _print_json({"file": str(path), "shows": text})
             else:
-                print(f"{path}\n  {text}", flush=True)
+                _print(f"{path}\n  {text}")
 
 
 @app.command(cls=_Command)
@@ -524,7 +573,7 @@ def info(as_json: Json = False) -> None:
     for section, entries in facts.items():
         for index, (key, value) in enumerate(entries.items()):
             table.add_row("" if index else section, key, Text(value))
-    Console().print(table)
+    _print_table(table)
 
 
 def main() -> None:
@@ -566,5 +615,25 @@ def _say(message: str) -> None:
     print(f"fastcam: {message}", file=sys.stderr)
 
 
+def _print(text: str) -> None:
+    """Prints a line on stdout. If a reader such as ``head`` has closed it, the command ends."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python would report what is left in the buffer once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(128 + signal.SIGPIPE) from None
+        raise FastcamError(f"stdout cannot be written: {error.strerror}") from None
+
+
 def _print_json(report: dict[str, Any]) -> None:
-    print(json.dumps(report), flush=True)
+    _print(json.dumps(report))
+
+
+def _print_table(table: Table) -> None:
+    # nothing is cut off if stdout is a file or a pipe
+    width = Console().width if sys.stdout.isatty() else 1000
+    text = io.StringIO()
+    Console(file=text, width=width).print(table)
+    _print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))

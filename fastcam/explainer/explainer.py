@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,8 @@ from fastcam.models import LoadedModel
 from fastcam.pictures.given import pictures_of
 from fastcam.targets import ClassChoice, Negative, TopClasses
 
+AUTO = "auto"
+"""The layer that the method finds."""
 TOP_CLASS = "top1"
 AGAINST = "not:"
 """What a target begins with that asks for the evidence against a class."""
@@ -37,7 +39,8 @@ class Explained:
     """K classes of N pictures, on the CPU."""
 
     maps: Tensor
-    """(N, K, *S) at the layer's resolution, not normalized; (N, K, 3, *S) for guided methods."""
+    """(N, K, *S) at the layer's resolution, not normalized; (N, K, 3, *S) for guided methods. For
+    several layers their mean as the methods return it: in [0, 1], at the input's resolution."""
     class_ids: Tensor
     """(N, K)."""
     scores: Tensor
@@ -56,12 +59,12 @@ class Explained:
 
 
 class Explainer:
-    """Explains pictures with one model, method and layer.
+    """Explains pictures with one model and method.
 
     Args:
         model: from :func:`fastcam.models.load`.
         method: a key of :data:`fastcam.METHODS`.
-        layer: a dotted name, or "auto".
+        layer: a dotted name, several of them, or "auto".
         fast: whether to use the fast mode, in bfloat16 if the device supports it; see
             :meth:`fastcam.GradCAM.compile`.
 
@@ -73,14 +76,14 @@ class Explainer:
         self,
         model: LoadedModel,
         method: str = "gradcam++",
-        layer: str = "auto",
+        layer: str | Sequence[str] = "auto",
         fast: bool = False,
     ) -> None:
         if method not in METHODS:
             hint = near(method, METHODS) or f"; choose from {', '.join(METHODS)}"
             raise UsageError(f"unknown method {method}{hint}")
         self.model = model
-        options: dict[str, Any] = {} if layer == "auto" else {"target_layers": layer}
+        options: dict[str, Any] = {} if layer == AUTO else {"target_layers": layer}
         self._method: Any = _as_usage_error(lambda: METHODS[method](model.module, **options))
         self._signed = METHODS[method].signed
         if fast:
@@ -88,13 +91,13 @@ class Explainer:
                 raise UsageError(f"fast: not supported for {method}, which does not return maps")
             self._method.compile(dtype=preferred_dtype(self.device))
         self._fast_is_new = fast  # whether it has not been said yet that it does nothing
-        self._raw: dict[str, Any] = {} if self._signed else {"size": "layer", "normalize": False}
+        joined = self._signed or len(self.layers) > 1
+        self._raw: dict[str, Any] = {} if joined else {"size": "layer", "normalize": False}
 
     @property
     def device(self) -> torch.device:
         """The network's device."""
-        found = (each.device for each in self.model.module.parameters())
-        return next(found, torch.device("cpu"))
+        return self.model.device
 
     @property
     def is_ready(self) -> bool:
@@ -120,9 +123,9 @@ class Explainer:
             return copy.deepcopy(self, {id(tensor): tensor for tensor in weights})
 
     @property
-    def layer(self) -> str | None:
-        """The target layer's name; None before an automatic choice, or if there is no layer."""
-        return self._method.layers[0] if self._method.layers else None
+    def layers(self) -> tuple[str, ...]:
+        """The target layers' names; none before an automatic choice, or if there is no layer."""
+        return tuple(self._method.layers)
 
     @property
     def compiled(self) -> dict[str, str]:
@@ -209,7 +212,7 @@ class Explainer:
             return
         reasons = {part: state for part, state in compiled.items() if state != "0 folded"}
         why = "; ".join(f"{part}: {state}" for part, state in reasons.items())
-        why = why or f"nothing that could be prepared comes before {self.layer}"
+        why = why or f"nothing that could be prepared comes before {', '.join(self.layers)}"
         device = " A C++ compiler has to be installed." if "ompiler" in why else ""
         warnings.warn(
             f"fast: it saves no time here ({why}).{device} A later layer, a network without hooks "
@@ -219,7 +222,7 @@ class Explainer:
 
     def _probabilities(self, outputs: Any, images: int) -> Tensor:
         found = _as_usage_error(lambda: logits_of(outputs, count=images))
-        logits = found.reshape(images, -1).float()
+        logits = (found if found.dim() > 2 else found.reshape(images, -1)).float()
         names, classes = len(self.model.classes), logits.shape[1]
         if names not in (0, classes):
             raise UsageError(f"classes: got {names} names, expected {classes}, one per class")
@@ -233,7 +236,21 @@ class Explainer:
             height, width = images.shape[-2:]
             raise FastcamError(
                 f"the model fails on an input of {width}x{height} pixels: {first_line(error)}"
+                + _other_channels(self.model.module, images)
             ) from error
+
+
+def _other_channels(module: nn.Module, images: Tensor) -> str:
+    """The end of an error message, if the first convolution takes another number of channels."""
+    convolutions = (each for each in module.modules() if hasattr(each, "in_channels"))
+    wanted = getattr(next(convolutions, None), "in_channels", images.shape[1])
+    if wanted == images.shape[1]:
+        return ""
+    return (
+        f"; it takes {wanted} channel: give --preprocess, a function that returns ({wanted}, h, w)"
+        if wanted == 1
+        else f"; it takes {wanted} channels and not pictures"
+    )
 
 
 def _is_a_gain(state: str) -> bool:

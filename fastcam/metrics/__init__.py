@@ -36,36 +36,39 @@ from fastcam.metrics.similarity import Similarity, rank_correlation, ssim
 from fastcam.metrics.stability import infidelity, max_sensitivity
 
 if TYPE_CHECKING:
-    from fastcam.metrics.accumulated import *  # noqa: F403
+    from fastcam.metrics.classes.base import *  # noqa: F403
+    from fastcam.metrics.classes.of_maps import *  # noqa: F403
+    from fastcam.metrics.classes.of_methods import *  # noqa: F403
+    from fastcam.metrics.classes.of_scores import *  # noqa: F403
 
-CLASSES = (
-    "ADCC",
-    "ARCC",
-    "AverageDrop",
-    "ClassConfusion",
-    "ClassSensitivity",
-    "ClassificationMetric",
-    "Coherency",
-    "Complexity",
-    "Deletion",
-    "EnergyPointingGame",
-    "IncreaseInConfidence",
-    "Infidelity",
-    "Insertion",
-    "InsertionMinusDeletion",
-    "InstanceRecall",
-    "IoU",
-    "MapMetric",
-    "MaxBoxAccV2",
-    "MaxSensitivity",
-    "ParameterRandomisation",
-    "PointingGame",
-    "PxAP",
-    "ROAD",
-    "Sparseness",
-    "Win",
-)
-"""The classes, which need torchmetrics."""
+CLASSES = {
+    "ADCC": "of_methods",
+    "ARCC": "of_methods",
+    "AverageDrop": "of_scores",
+    "ClassConfusion": "of_maps",
+    "ClassSensitivity": "of_methods",
+    "ClassificationMetric": "of_methods",
+    "Coherency": "of_methods",
+    "Complexity": "of_maps",
+    "Deletion": "of_scores",
+    "EnergyPointingGame": "of_maps",
+    "IncreaseInConfidence": "of_scores",
+    "Infidelity": "of_scores",
+    "Insertion": "of_scores",
+    "InsertionMinusDeletion": "of_scores",
+    "InstanceRecall": "of_maps",
+    "IoU": "of_maps",
+    "MapMetric": "base",
+    "MaxBoxAccV2": "of_maps",
+    "MaxSensitivity": "of_methods",
+    "ParameterRandomisation": "of_methods",
+    "PointingGame": "of_maps",
+    "PxAP": "of_maps",
+    "ROAD": "of_scores",
+    "Sparseness": "of_maps",
+    "Win": "of_scores",
+}
+"""The classes, which need torchmetrics, and their modules in fastcam/metrics/classes."""
 
 __all__ = [
     "CLASSES",
@@ -111,13 +114,14 @@ def __getattr__(name: str) -> Any:
     if name not in CLASSES:
         raise AttributeError(f"module 'fastcam.metrics' has no attribute '{name}'")
     try:
-        found = getattr(importlib.import_module("fastcam.metrics.accumulated"), name)
+        module = importlib.import_module(f"fastcam.metrics.classes.{CLASSES[name]}")
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("torchmetrics"):
             raise
         raise ModuleNotFoundError(
             f'metrics.{name} requires torchmetrics: pip install "fastcam[metrics]"', name=error.name
         ) from None
+    found = getattr(module, name)
     globals()[name] = found
     return found
 

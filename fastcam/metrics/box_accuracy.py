@@ -46,7 +46,7 @@ def box_ious(maps: Tensor, boxes: Boxes, *, thresholds: int = 100) -> Tensor:
 def max_box_acc_v2(ious: Tensor, levels: Sequence[float] = LEVELS) -> Tensor:
     """MaxBoxAccV2: the mean over levels d of max_t mean_n [IoU >= d]. In [0, 1], high is good.
 
-    Choe et al. 2020, arXiv 2007.04178, section 3.2.2. The authors' code differs in detail: it
+    Choe et al. 2020, arXiv 2007.04178. The authors' code differs in detail: it
     rounds maps to 8 bits and takes what is above the threshold, takes the outlines of holes for
     further boxes, and its boxes are one pixel wider and higher than the component, except at the
     image's far edges.

@@ -89,12 +89,7 @@ def confidence(
         ValueError, TypeError: if maps or targets do not fit the images.
     """
     scorer = Scorer(
-        model,
-        images,
-        targets,
-        probabilities=probabilities,
-        output=output,
-        per_image=per_image,
+        model, images, targets, probabilities=probabilities, output=output, per_image=per_image
     )
     with scorer:
         return confidence_of(scorer, maps)
@@ -132,12 +127,7 @@ def win(
         ValueError, TypeError: if maps or targets do not fit the images.
     """
     scorer = Scorer(
-        model,
-        images,
-        targets,
-        probabilities=probabilities,
-        output=output,
-        per_image=per_image,
+        model, images, targets, probabilities=probabilities, output=output, per_image=per_image
     )
     with scorer:
         ours, others = (confidence_of(scorer, each) for each in (maps, other_maps))

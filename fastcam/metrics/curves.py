@@ -58,7 +58,7 @@ def deletion(
 ) -> Curve:
     """Deletion: the score as pixels are removed, the most relevant first. A low area is good.
 
-    Petsiuk et al. 2018, RISE, arXiv 1806.07421, section 4.2. It takes steps + 1 forwards per image.
+    Petsiuk et al. 2018, RISE, arXiv 1806.07421. It takes steps + 1 forwards per image.
     Equal pixels go row by row, in RISE's code by numpy's unstable sort. RISE's code deletes to 0 of
     images that are normalized by the data's mean: the same is ``baseline=torch.zeros(())``. 224
     steps are its number for images of 224 x 224; torchcam has 20.
@@ -98,7 +98,7 @@ def insertion(
 ) -> Curve:
     """Insertion: the score as pixels return to the baseline. A high area is good.
 
-    Petsiuk et al. 2018, RISE, arXiv 1806.07421, section 4.2. As :func:`deletion` otherwise. The
+    Petsiuk et al. 2018, RISE, arXiv 1806.07421. As :func:`deletion` otherwise. The
     blur has a standard deviation of 5 pixels over 11 x 11, as in RISE's code; at the edge it
     repeats the last pixel, RISE's code adds zeros.
     """

@@ -8,9 +8,14 @@ from torch import Tensor
 from fastcam import ops
 
 
+def check_floating(maps: Tensor) -> None:
+    """Raises TypeError for maps of integers, such as pictures with 256 levels."""
+    if not maps.is_floating_point():
+        raise TypeError(f"maps: got {maps.dtype}, expected floating-point values in [0, 1]")
+
+
 def with_nan(values: Tensor, maps: Tensor) -> Tensor:
     """The values (N, ...), NaN in the rows whose map (N, *S) holds NaN."""
-    values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
     broken = maps.isnan().flatten(1).any(1)
     return values.masked_fill(broken.view(-1, *[1] * (values.dim() - 1)), torch.nan)
 

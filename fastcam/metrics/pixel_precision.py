@@ -55,7 +55,7 @@ def pixel_histograms(
 def px_ap(histograms: Tensor) -> Tensor:
     """PxAP: sum_t precision_t (recall_t - recall_(t+1)), over the pixels of all images.
 
-    High is good. Choe et al. 2020, arXiv 2007.04178, section 3.2.3. The authors' code expects maps
+    High is good. Choe et al. 2020, arXiv 2007.04178. The authors' code expects maps
     in [0, 1].
 
     Args:

@@ -19,7 +19,7 @@ def pointing_game(
 ) -> Tensor:
     """Pointing game: whether the map's maximum lies in an instance, or near one. High is good.
 
-    Zhang et al. 2016, arXiv 1608.00507, section 4.2. With a tolerance of t pixels, a maximum nearer
+    Zhang et al. 2016, arXiv 1608.00507. With a tolerance of t pixels, a maximum nearer
     than t to an instance is a hit, as in TorchRay, whose default is 15. If the map has several
     maxima, the value is the share of them that hit, so a constant map has the share of the image
     that would hit; TorchRay takes the first one, Quantus counts a hit if any hits.
@@ -50,7 +50,7 @@ def energy_pointing_game(
 ) -> Tensor:
     """Energy-based pointing game: sum of M in the instances / sum of M. High is good.
 
-    Wang et al. 2020, Score-CAM, arXiv 1910.01279, section 4.3. Negative values count as 0. A map of
+    Wang et al. 2020, Score-CAM, arXiv 1910.01279. Negative values count as 0. A map of
     zeros has 0; Quantus' RelevanceMassAccuracy, the same otherwise, gives NaN.
 
     Args:

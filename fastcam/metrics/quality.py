@@ -97,7 +97,10 @@ class Quality:
 
     @property
     def score(self) -> Tensor:
-        """3 / (1 / coherency + 1 / (1 - complexity) + 1 / faithfulness), or 0 if one is 0."""
+        """3 / (1 / coherency + 1 / (1 - complexity) + 1 / faithfulness), or 0 if one is 0.
+
+        (N,), in [0, 1], high is good.
+        """
         parts = torch.stack([self.coherency, 1 - self.complexity, self.faithfulness])
         return 3 / (1 / parts).sum(0)
 

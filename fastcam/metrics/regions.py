@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcam.errors import ArgumentError
+from fastcam.metrics.maps import check_floating
 
 Boxes = Sequence[Any] | Tensor
 """One (B, 4) per image, x0, y0, x1, y1 in pixels of the map, with x1 and y1 at the far edge: the
@@ -24,8 +25,9 @@ def regions(maps: Tensor, boxes: Boxes | None, masks: Masks | None) -> list[Tens
     A box covers all pixels that it overlaps.
 
     Raises:
-        ValueError: if neither is given, or if they do not fit the maps.
+        ValueError, TypeError: if neither is given, or if they do not fit the maps.
     """
+    check_floating(maps)
     if masks is not None:
         _check_count("masks", masks, maps)
         return [_mask(mask, number, maps) for number, mask in enumerate(masks)]
@@ -41,8 +43,9 @@ def checked(boxes: Boxes | None, maps: Tensor) -> list[Tensor]:
     """The boxes (B, 4) of each image in float64, within the map.
 
     Raises:
-        ValueError: if there is none within the maps (N, H, W), or if it is empty.
+        ValueError, TypeError: if there are none, if one is empty, or outside of the maps (N, H, W).
     """
+    check_floating(maps)
     if boxes is None:
         raise ArgumentError("boxes", "got None, expected (B, 4) for each image")
     if maps.dim() != 3:

@@ -70,12 +70,7 @@ def road(
         ValueError, TypeError: if maps or targets do not fit the images, or the images are not 2-D.
     """
     scorer = Scorer(
-        model,
-        images,
-        targets,
-        probabilities=probabilities,
-        output=output,
-        per_image=per_image,
+        model, images, targets, probabilities=probabilities, output=output, per_image=per_image
     )
     with scorer:
         return road_of(scorer, maps, percentiles, noise, seed, batch_size)

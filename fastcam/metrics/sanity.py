@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,12 +39,13 @@ def parameter_randomisation(
 ) -> Randomisation:
     """Model-parameter randomisation: are the maps still the same if the network knows nothing?
 
-    Adebayo et al. 2018, arXiv 1810.03292, section 3. The network is copied, and the copy's layers
+    Adebayo et al. 2018, arXiv 1810.03292. The network is copied, and the copy's layers
     are initialized anew. Each layer is a module with parameters, in the reverse of the order in
     which they are registered, as in Quantus. ``reset_parameters()`` initializes it; parameters that
     it leaves unchanged, and those of modules without it, are drawn from a normal distribution with
-    their mean and standard deviation, which leaves constants alone (Quantus keeps all of these). The classes stay those of the original
-    network. It takes L + 1 explanations and 1 forward per image, and memory for a second network.
+    their mean and standard deviation, which leaves constants alone (Quantus keeps all of these).
+    The classes stay those of the original network. It takes L + 1 explanations and 1 forward per
+    image, and memory for a second network. Compiled methods explain in exact mode.
 
     Args:
         method: a method that returns one map per image, such as ``fastcam.GradCAM(model)``.
@@ -52,20 +53,16 @@ def parameter_randomisation(
         order: ``"cascading"`` randomises a layer and all above it, ``"independent"`` that layer
             alone.
         seed: the seed of the new parameters.
-
-    Raises:
-        ValueError: if the method explains a compiled copy.
     """
     if order not in ("cascading", "independent"):
         raise ArgumentError("order", f'got {order!r}, expected "cascading" or "independent"')
-    explained = Explained(method, images, targets)
-    if getattr(method, "compiled", None):
-        raise ArgumentError(
-            "method", "it explains a compiled copy of its network; give one without compile()"
-        )
-    other = copy.deepcopy(method, {id(method.model): copied(method.model)})
+    exactly = getattr(method, "exactly", nullcontext)
+    # a compiled copy of the network would not see its new parameters
+    with exactly(), torch.inference_mode(False):
+        explained = Explained(method, images, targets)
+        other = copy.deepcopy(method, {id(method.model): copied(method.model)})
     found = []
-    with torch.random.fork_rng(_devices(other.model)):
+    with torch.random.fork_rng(_devices(other.model)), torch.inference_mode(False):
         torch.manual_seed(seed)
         for name in randomised_layers(other.model):
             module = other.model.get_submodule(name)

@@ -15,6 +15,7 @@ from fastcam.engine.outputs import Output
 from fastcam.engine.per_image import PerImage
 from fastcam.engine.running import unwrap
 from fastcam.errors import ArgumentError, check_positive
+from fastcam.metrics.maps import check_floating
 from fastcam.targets import Selection, Targets, probabilities, select
 
 
@@ -104,7 +105,8 @@ class Scorer:
         return torch.cat(scores)
 
     def check(self, maps: Tensor) -> None:
-        """Raises ArgumentError unless there is one map for each image, and of its size."""
+        """Raises an error unless there is one map for each image, and of its size."""
+        check_floating(maps)
         assert self.record.extents is not None
         expected = (len(self.images), *self.record.extents)
         if tuple(maps.shape) != expected:

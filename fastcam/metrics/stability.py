@@ -128,8 +128,10 @@ def max_sensitivity(
     generator = torch.Generator(pixels.device).manual_seed(seed)
     distances = []
     for _ in range(samples):
-        change = torch.empty_like(pixels).uniform_(-radius, radius, generator=generator)
-        moved = explained.again(pixels + change) - maps
+        with explained.scorer:
+            change = torch.empty_like(pixels).uniform_(-radius, radius, generator=generator)
+            changed = pixels + change
+        moved = explained.again(changed) - maps
         distances.append(moved.flatten(1).norm(dim=1))
     largest = torch.stack(distances).amax(0)
     if not relative:
