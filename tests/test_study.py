@@ -290,17 +290,17 @@ def test_the_rule_takes_both_networks_at_the_last_layer() -> None:
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Figure]]:
+def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cache, list[Figure]]:
     """One training of a few seconds for each network, 50 scenes."""
-    folder = tmp_path_factory.mktemp("digits")
+    cache = Cache(tmp_path_factory.mktemp("digits"), plan.SMOKE)
     threads = torch.get_num_threads()
-    found = program.run(folder, plan.SMOKE, 1)
+    found = program.run(cache, 1)
     torch.set_num_threads(threads)
-    return folder, found
+    return cache, found
 
 
-def test_a_run_has_every_figure_once(short: tuple[Path, list[Figure]]) -> None:
-    folder, found = short
+def test_a_run_has_every_figure_once(short: tuple[Cache, list[Figure]], tmp_path: Path) -> None:
+    _cache, found = short
     names = [figure.name for figure in found]
     assert len(set(names)) == len(names)
     assert all(np.isfinite(figure.value) for figure in found)
@@ -311,7 +311,7 @@ def test_a_run_has_every_figure_once(short: tuple[Path, list[Figure]]) -> None:
     ):
         expected = plan.takes_part(method, network, layer)
         assert (f"{method} px_ap {network} {layer}" in names) == expected
-    path = folder / "figures.jsonl"
+    path = tmp_path / "figures.jsonl"
     path.write_bytes(figures.to_lines(found))
     for read, figure in zip(figures.from_lines(path), found, strict=True):
         rounded = {
@@ -323,11 +323,10 @@ def test_a_run_has_every_figure_once(short: tuple[Path, list[Figure]]) -> None:
         assert all(getattr(read, name) == value for name, value in rounded.items())
 
 
-def test_figures_are_means_of_rows(short: tuple[Path, list[Figure]]) -> None:
+def test_figures_are_means_of_rows(short: tuple[Cache, list[Figure]]) -> None:
     """Of the files, with numpy: one metric, all scenes and those with three instances."""
-    folder, found = short
+    cache, found = short
     by_name = {figure.name: figure for figure in found}
-    cache = Cache(folder, plan.SMOKE)
     recall = cache.load(cache.path("flat", 0, "before", "gradcam"), "recall")
     assert by_name["gradcam recall flat before"].value == pytest.approx(recall.mean())
     assert by_name["gradcam recall flat before k=3"].value == pytest.approx(recall[2::4].mean())
@@ -339,25 +338,25 @@ def test_figures_are_means_of_rows(short: tuple[Path, list[Figure]]) -> None:
 
 
 def test_a_second_run_computes_nothing(
-    short: tuple[Path, list[Figure]], monkeypatch: pytest.MonkeyPatch
+    short: tuple[Cache, list[Figure]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, found = short
+    cache, found = short
 
     def refuse(*_: object) -> None:
         raise AssertionError("this was done before")
 
     monkeypatch.setattr(program, "measure", refuse)
     monkeypatch.setattr("benchmarks.digits.study.cache.trained", refuse)
-    assert program.run(folder, plan.SMOKE, 1) == found
+    assert program.run(cache, 1) == found
     with pytest.raises(AssertionError, match="before"):
-        program.run(folder, replace(plan.SMOKE, scenes=51), 1)
+        program.run(Cache(tmp_path, replace(plan.SMOKE, scenes=51)), 1)
 
 
-def test_the_page_shows_the_figures(short: tuple[Path, list[Figure]], tmp_path: Path) -> None:
+def test_the_page_shows_the_figures(short: tuple[Cache, list[Figure]], tmp_path: Path) -> None:
     """Every cell of the tables, read back, is a figure of the file."""
-    folder, found = short
+    cache, found = short
     files = page.Files.of(tmp_path)
-    page.write_page(files, found, Cache(folder, plan.SMOKE))
+    page.write_page(files, found, cache)
     files.figures.parent.mkdir(parents=True)
     files.figures.write_bytes(figures.to_lines(found))
     text = files.page.read_text()

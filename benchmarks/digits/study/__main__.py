@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -18,7 +17,6 @@ from benchmarks.digits.networks import ARCHITECTURES, LAYERS
 from benchmarks.digits.study import figures, page, plan, scenes
 from benchmarks.digits.study.cache import ROOT, Cache
 from benchmarks.digits.study.measured import classification, measure
-from benchmarks.digits.study.plan import Settings
 from benchmarks.digits.train import write
 
 OUT = ROOT / "out" / "digits"
@@ -26,12 +24,13 @@ Job = tuple[str, int]
 """A network and the seed of its training."""
 
 
-def explain(out: Path, settings: Settings, job: Job) -> None:
+def explain(cache: Cache, job: Job) -> None:
     """Trains one network and measures all methods on it, as far as that is not done yet."""
     torch.set_num_threads(1)
     network, seed = job
+    settings = cache.settings
     report = partial(tell, f"{network} {seed}", time.monotonic())
-    cache, drawn = Cache(out, settings), scenes.draw(settings.scenes)
+    drawn = scenes.draw(settings.scenes)
     model = cache.network(network, seed, report)
     path = cache.path(network, seed)
     if not path.exists():
@@ -55,20 +54,20 @@ def tell(job: str, began: float, line: str) -> None:
     print(f"{job}: {time.monotonic() - began:6.0f} s  {line}", flush=True)
 
 
-def run(out: Path, settings: Settings, processes: int) -> list[figures.Figure]:
-    """All figures; what earlier runs have left in the folder is not computed again."""
+def run(cache: Cache, processes: int) -> list[figures.Figure]:
+    """All figures; what earlier runs have left in the cache is not computed again."""
     jobs: list[Job] = [
-        (network, seed) for seed in range(settings.seeds) for network in ARCHITECTURES
+        (network, seed) for seed in range(cache.settings.seeds) for network in ARCHITECTURES
     ]
     if processes == 1:
         for job in jobs:
-            explain(out, settings, job)
+            explain(cache, job)
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            for _ in pool.map(partial(explain, out, settings), jobs):
+            for _ in pool.map(partial(explain, cache), jobs):
                 pass
-    return figures.all_figures(Cache(out, settings), scenes.draw(settings.scenes).counts)
+    return figures.all_figures(cache, scenes.draw(cache.settings.scenes).counts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,11 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="one per core")
     options = parser.parse_args(arguments)
     settings = plan.SMOKE if options.smoke else plan.FULL
-    found = run(OUT, settings, options.processes)
+    cache = Cache(OUT, settings)  # its folders have the names of the sources as they are now
+    found = run(cache, options.processes)
     # only the full run may replace what the repository has
     where = page.Files.of(OUT / "smoke" if options.smoke else ROOT)
     write(where.figures, figures.to_lines(found))
-    page.write_page(where, found, Cache(OUT, settings))
+    page.write_page(where, found, cache)
     print(f"{where.figures}, {where.page}\ndefault method: {figures.default_of(found)}")
     return 0
 
