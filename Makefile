@@ -41,7 +41,7 @@ N ?= 10000
 SEED ?= 300
 
 .PHONY: help demo test python-tests peers peer-suites fuzz lint kernels emulate ptx ptx-built ptx-mutants slots resources mutants \
-	bench build format clean
+	bench study build format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -133,6 +133,9 @@ bench: build  ## time and memory: operators, an explanation, networks, clips, ot
 	$(BIN)/python -m benchmarks endtoend --json out/bench/endtoend.jsonl
 	$(BIN)/python -m benchmarks video --json out/bench/video.jsonl
 	$(BIN)/python -m benchmarks dropin --json out/bench/dropin.jsonl
+
+study: build  ## every method on scenes with several instances of a digit; writes docs/benchmark.md and its figures
+	$(BIN)/python -m benchmarks digits
 
 build: build/.kernels  ## .venv and the compiled kernels
 
