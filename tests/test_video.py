@@ -500,7 +500,7 @@ def maps_in(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
     from fastcam.video import sinks
 
-    monkeypatch.setattr(sinks, "_CAPACITY", capacity)
+    monkeypatch.setattr(writer, "_CAPACITY", capacity)
     options = {"target": "red", "norm": "running"}
     report = video.explain(iter(squares(6)), tmp_path / "maps.safetensors", colors(), **options)
     assert report.frames == 6
@@ -529,7 +529,7 @@ def test_names_that_do_not_fit_into_one_file_of_maps(
 ) -> None:
     from fastcam.video import sinks
 
-    monkeypatch.setattr(sinks, "_HEAD", 584)
+    monkeypatch.setattr(writer, "_HEAD", 584)
     shown = chroma("r", "g", "r")
     report = video.explain(shown, tmp_path / "maps.safetensors", colors(), target="top1")
     assert len(report.files) == 3

@@ -113,6 +113,13 @@ class Method:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
         self.model = unwrap(model)
+        self.reading: Reading = {
+            "reshape": reshape,
+            "output": output,
+            "per_image": per_image,
+            "run": run,
+        }
+        """The arguments of these names."""
         self.layers = () if target_layers is None else layer_names(self.model, target_layers)
         """The target layers' names; found on the first call if none were given."""
         self.outputs: Any = None
