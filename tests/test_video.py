@@ -28,9 +28,9 @@ from fastcam import demo, models, pictures, video
 from fastcam.engine.cores import threads_abreast
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
+from fastcam.explainer.threads import Ahead, Behind
 from fastcam.video import Frame
 from fastcam.video.sources import Clip, StandardInput
-from fastcam.video.threads import Ahead, Behind
 
 SIDE = 96
 
@@ -498,7 +498,7 @@ def maps_in(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @pytest.mark.parametrize("capacity", [4, 6, 100_000])
 def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
-    from fastcam.video import sinks
+    from fastcam.storage import writer
 
     monkeypatch.setattr(writer, "_CAPACITY", capacity)
     options = {"target": "red", "norm": "running"}
@@ -527,7 +527,7 @@ def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: i
 def test_names_that_do_not_fit_into_one_file_of_maps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastcam.video import sinks
+    from fastcam.storage import writer
 
     monkeypatch.setattr(writer, "_HEAD", 584)
     shown = chroma("r", "g", "r")

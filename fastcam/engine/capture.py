@@ -133,6 +133,7 @@ class Capture:
         Raises:
             ValueError: if a score does not depend on a layer.
         """
+
         def compute() -> list[Tensor]:
             found = self._raw_gradients(scores, retain or self.kept is not None)
             return [read(each) for read, each in zip(self.readings, found, strict=True)]

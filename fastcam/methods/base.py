@@ -68,7 +68,7 @@ class Method:
     """Where the graph of its first run starts: see :func:`fastcam.engine.capture.capture`."""
     signed: ClassVar[bool] = False
     """Whether the maps are signed gradients of each of the images' channels."""
-    reruns: ClassVar[bool] = False
+    reruns: bool = False
     """Whether it runs the model again with other images or activations."""
     captures: ClassVar[bool] = False
     """Whether it captures further runs itself, and so cannot be the base of another method."""

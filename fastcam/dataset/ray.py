@@ -1,0 +1,86 @@
+"""Many machines: the shards of a data set as rows of Ray Data.
+
+A row is the number of a shard and not a picture, so shards and batches are those of a local run.
+Each actor keeps one network and writes to the output folder, which all machines have to see.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastcam.dataset.run import Job, Progress, slowest
+from fastcam.errors import FastcamError, first_line
+
+
+class _Worker:
+    """An actor: explains one shard at a time."""
+
+    def __init__(self, job: Any) -> None:
+        import ray
+        import torch
+
+        self._job: Job = ray.get(job)
+        threads = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(max(1, int(threads)))
+        if torch.accelerator.is_available():
+            self._job.explainer.model.module.to(torch.accelerator.current_accelerator())
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        number = int(row["shard"])
+        if not self._job.missing([number]):  # done before this machine or another one was lost
+            return {"shard": number, "decode": 0.0, "network": 0.0, "write": 0.0}
+        stages = self._job.run([number], lambda count, stage: None)
+        return {"shard": number, "decode": 0.0, "network": 0.0, "write": 0.0, **stages}
+
+
+def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -> dict[str, float]:
+    """Explains shards on the machines of a cluster; a lost machine's shards are done by others.
+
+    Args:
+        job: what to do.
+        numbers: the shards.
+        address: that of the cluster; None for the one of the environment, or this machine alone.
+        progress: see :data:`fastcam.dataset.run.Progress`.
+
+    Returns:
+        The busy seconds of each stage, summed over the machines.
+
+    Raises:
+        FastcamError: if Ray is not installed, the cluster cannot be reached or an actor fails.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise FastcamError("engine ray requires Ray: pip install fastcam[ray]") from None
+    seconds = {"decode": 0.0, "network": 0.0, "write": 0.0}
+    try:
+        if not ray.is_initialized():
+            ray.init(address, log_to_driver=False, logging_level="warning")
+        actors = _actors(ray.nodes())
+        rows = ray.data.from_items([{"shard": number} for number in numbers])
+        done = rows.repartition(len(numbers)).map(
+            _Worker, fn_constructor_args=[ray.put(job)], **actors
+        )
+        for row in done.iter_rows(prefetch_batches=0):
+            for stage in seconds:
+                seconds[stage] += row[stage]
+            progress(len(job.places(row["shard"])), slowest(seconds))
+    except (ray.exceptions.RayError, ConnectionError, ValueError) as error:
+        raise FastcamError(f"engine ray: {first_line(error)}") from error
+    return seconds
+
+
+def _actors(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many actors, and what each of them asks for.
+
+    One per GPU, or else one per machine. They ask for less than half of the CPUs even of a cluster
+    that has lost half of its machines: what reads the rows needs one too.
+    """
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    gpus = math.floor(sum(each.get("GPU", 0) for each in resources))
+    if gpus:
+        return {"concurrency": (1, gpus), "num_gpus": 1, "num_cpus": 0.5}
+    least = min(each.get("CPU", 1) for each in resources)
+    return {"concurrency": (1, len(resources)), "num_cpus": max(0.25, least / 4)}
