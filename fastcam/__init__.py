@@ -7,6 +7,9 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcam.dataset import MapDataset as MapDataset
+    from fastcam.engine.listing import ListedLayer as ListedLayer
+    from fastcam.engine.listing import list_layers as list_layers
     from fastcam.explainer import Explainer as Explainer
     from fastcam.explainer import Explanation as Explanation
     from fastcam.explainer import explain as explain
@@ -25,10 +28,13 @@ if TYPE_CHECKING:
 _OTHERS = {
     "Explainer": "fastcam.explainer",
     "Explanation": "fastcam.explainer",
+    "MapDataset": "fastcam.dataset",
     "Factorization": "fastcam.methods.factorization",
+    "ListedLayer": "fastcam.engine.listing",
     "TopClasses": "fastcam.targets",
     "deep_feature_factorization": "fastcam.methods.factorization",
     "explain": "fastcam.explainer",
+    "list_layers": "fastcam.engine.listing",
     "overlay": "fastcam.pictures.render",
 }
 """The module of each public name that is not a method."""
@@ -37,6 +43,7 @@ _MODULES = {
         name: f"fastcam.{name}"
         for name in (
             "compat",
+            "dataset",
             "demo",
             "dropin",
             "explainer",

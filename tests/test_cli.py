@@ -63,7 +63,7 @@ def test_what_image_writes(picture: Path, tmp_path: Path) -> None:
     about = json.loads((out / "squares.json").read_text())
     assert [each["name"] for each in about["classes"]] == ["green", "red"]
     assert [each["id"] for each in about["classes"]] == [1, 0]
-    assert about["layer"] == "features"
+    assert about["layers"] == ["features"]
     assert about["method"] == "gradcam"
     assert about["region"] == {"top": 40, "left": 80, "bottom": 200, "right": 240}
     assert about["preprocessing"] == {
@@ -144,6 +144,40 @@ def test_preprocessing_by_a_function(picture: Path, tmp_path: Path) -> None:
         result = run("image", picture, *model, *named, *refused)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_several_layers_are_one_map(tmp_path: Path) -> None:
+    names = ("stages.0", "stages.2")
+    options = [each for name in names for each in ("--layer", name)]
+    scene = demo.asset("scene.png")
+    result = run("image", scene, "--model", "digits", *options, "--out", tmp_path, "--json")
+    report = json.loads(result.stdout)
+    assert report["layers"] == list(names)
+    batch = torch.from_numpy(pictures.read(scene)).movedim(-1, 0)[None] / 255
+    ids = torch.tensor([[each["id"] for each in report["classes"]]])
+    expected = fastcam.GradCAMPlusPlus(demo.digits(), list(names))(batch, ids)
+    maps = torch.from_numpy(np.load(report["files"]["maps"]))
+    assert torch.allclose(maps, expected[0], atol=1e-5)
+
+    result = run("image", scene, "--model", "digits", "--layer", "auto", *options)
+    assert result.exit_code == 2 and "stands for one layer" in result.stderr
+    result = run("video", demo.asset("clip.mp4"), tmp_path / "a.gif", *options)
+    assert result.exit_code == 2 and "add --norm frame" in result.stderr
+
+
+def test_a_network_with_scores_for_each_pixel(tmp_path: Path) -> None:
+    scene = demo.asset("scene.png")
+    options = ("--model", "digits-unet", "--target", "7", "--top-k", 3, "--out", tmp_path)
+    report = json.loads(run("image", scene, *options, "--json").stdout)
+    assert [each["name"] for each in report["classes"]][:2] == ["7", "background"]
+    batch = torch.from_numpy(pictures.read(scene)).movedim(-1, 0)[None] / 255
+    unet = demo.digits_unet()
+    share = (unet(batch).argmax(1) == 7).double().mean()
+    assert report["classes"][0]["probability"] == pytest.approx(share.item())
+    cam = fastcam.GradCAMPlusPlus(unet)
+    raw = cam(batch, fastcam.targets.Segmentation(7), size="layer", normalize=False)
+    maps = torch.from_numpy(np.load(report["files"]["maps"]))
+    assert torch.allclose(maps[0], raw[0], atol=1e-5)
 
 
 def test_the_colours_of_the_picture_stay(picture: Path, tmp_path: Path) -> None:
@@ -301,7 +335,7 @@ def test_what_video_writes(clips: ModuleType, clip: Path, tmp_path: Path) -> Non
     assert result.stderr == "", "no bar where there is no terminal"
     report = json.loads(result.stdout)
     assert report["frames"] == 7
-    assert report["layer"] == "features"
+    assert report["layers"] == ["features"]
     assert report["slowest_stage"] in report["stages"]
     assert report["frames_per_second"] == pytest.approx(7 / report["seconds"])
     before, after = clips.contents(clip), clips.contents(out)

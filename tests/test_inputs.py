@@ -10,7 +10,7 @@ from networks import Small, full_backward, literal_map, small, small_images
 from torch import Tensor, nn
 
 import fastcam
-from fastcam import metrics
+from fastcam import demo, metrics
 from fastcam.engine.inputs import images_of
 from fastcam.engine.per_image import PerImage
 
@@ -424,3 +424,15 @@ def test_metrics_mask_the_images_as_they_came() -> None:
         for measure in (metrics.confidence, metrics.road)
     ]
     torch.testing.assert_close(found[:2], found[2:])
+
+
+@pytest.mark.parametrize("make", [demo.digits, demo.digits_vit])
+def test_a_picture_without_the_axis_of_images_is_said_to_be_one(make) -> None:
+    with pytest.raises(ValueError, match=r"^images: got shape \(3, 64, 64\), .*images\[None\]"):
+        fastcam.GradCAM(make())(torch.rand(3, 64, 64))
+
+
+def test_what_is_no_picture_keeps_the_error_of_its_model() -> None:
+    signals = nn.Sequential(nn.Conv1d(8, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        fastcam.GradCAM(signals)(torch.rand(2, 8, 20))

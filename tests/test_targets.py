@@ -391,3 +391,60 @@ def test_wrong_margins() -> None:
 def test_boxes_are_for_methods_that_watch_the_model() -> None:
     with pytest.raises(ValueError, match=r"^targets: Boxes is not supported here"):
         select(LOGITS, Boxes([[0, 0, 1, 1]], [0]))
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_classes_of_dense_scores_are_their_pixels(classes: int) -> None:
+    torch.manual_seed(3)
+    body, head = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, classes, 1)
+    head.bias.data[-1] -= 0 if classes == 1 else 9  # the last class is on top nowhere
+    model = nn.Sequential(body, nn.Tanh(), head).double()
+    images = torch.rand(2, 3, 6, 7, dtype=torch.float64)
+    cam = fastcam.HiResCAM(model, "1")
+    maps = cam(images, TopClasses(4), size="layer", normalize=False, relu=False)
+
+    activations = model[1](body(images)).detach().requires_grad_()
+    logits = head(activations)
+    winners = logits.argmax(1, keepdim=True)
+    counts = [(winners == k).flatten(1).sum(1) for k in range(classes)]
+    if classes == 1:
+        winners = (logits <= 0).long()  # a single class wins where its logit is above 0
+        counts = [(winners == 0).flatten(1).sum(1)]
+    for image in range(2):
+        ids = cam.class_ids[image].tolist()
+        assert ids == sorted(range(classes), key=lambda k: -int(counts[k][image]))
+        for k, class_id in enumerate(ids):
+            own = winners[image, 0] == class_id
+            score = logits[image, class_id][own].sum()
+            assert torch.allclose(cam.scores[image, k], score.detach())
+            (gradient,) = torch.autograd.grad(score, activations, retain_graph=True)
+            expected = (gradient * activations)[image].sum(0).detach()
+            assert torch.allclose(maps[image, k], expected)
+            if counts[class_id][image]:
+                one = fastcam.HiResCAM(model, "1")(
+                    images[image : image + 1],
+                    Segmentation(class_id),
+                    size="layer",
+                    normalize=False,
+                    relu=False,
+                )
+                assert torch.allclose(one[0], maps[image, k])
+    if classes > 1:
+        assert not maps[:, -1].any() and not cam.scores[:, -1].any()
+
+
+def test_dense_scores_have_classes_in_every_method_that_can() -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 3, 1))
+    images = torch.rand(2, 3, 9, 9)
+    for name in ("gradcam++", "layercam", "scorecam", "ablationcam", "eigencam"):
+        cam = fastcam.METHODS[name](model, "1")
+        assert cam(images, TopClasses(2)).shape == (2, 2, 9, 9), name
+        assert cam.class_ids.shape == (2, 2)
+    cam = fastcam.GradCAM(model, "1")
+    negative = cam(images, Negative(TopClasses(2)), size="layer", normalize=False, relu=False)
+    positive = cam(images, TopClasses(2), size="layer", normalize=False, relu=False)
+    assert torch.allclose(negative, -positive, atol=1e-6)
+    with pytest.raises(ValueError, match="CAM needs class ids"):
+        fastcam.CAM(model, "1")(images, TopClasses(2))
+    assert cam.verify(images, TopClasses(2)).map_error < 1e-5

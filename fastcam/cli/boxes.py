@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,6 @@ from fastcam.targets import Boxes
 from fastcam.video import ExplainedFrame, Frame, Source, open_sink
 from fastcam.video.pipeline import outcome
 
-BOXES: Final = "boxes"
 METHOD: Final = "layercam"
 """The method for boxes. The gradient of a box's score is not 0 at the box alone; methods that
 average it over the positions, as Grad-CAM does, show every object of the class."""
@@ -100,7 +99,7 @@ class BoxExplainer:
     Args:
         model: from :func:`fastcam.models.detection.load_detector`.
         method: a method of maps of one run; "auto" for LayerCAM.
-        layer: a dotted name; "auto" for the levels of the feature pyramid.
+        layer: a dotted name, or several; "auto" for the levels of the feature pyramid.
         threshold: the least score of a box; None for 0.5.
         style: the colours of the heat; see :func:`check_style`.
 
@@ -112,7 +111,7 @@ class BoxExplainer:
         self,
         model: LoadedModel,
         method: str = "auto",
-        layer: str = "auto",
+        layer: str | Sequence[str] = "auto",
         threshold: float | None = None,
         style: render.Style | None = None,
     ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
     import torch
 
     from fastcam.pictures import Picture
-    from fastcam.video import Source
 
 
 class _Command(TyperCommand):
@@ -65,7 +68,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"fastcam {fastcam.__version__}")
+        _print(f"fastcam {fastcam.__version__}")
         raise typer.Exit
 
 
@@ -101,7 +104,13 @@ Method = Annotated[
         "boxes."
     ),
 ]
-Layer = Annotated[str, typer.Option(help="The layer's dotted name; auto: the last suitable one.")]
+Layer = Annotated[
+    list[str],
+    typer.Option(
+        help="The layer's dotted name; auto: the last suitable one. fastcam layers lists them. "
+        "Give it several times for the mean of several layers."
+    ),
+]
 Target = Annotated[
     str,
     typer.Option(
@@ -175,6 +184,7 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files that fastcam has not written.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+_AUTO = ["auto"]
 
 
 @app.command(cls=_Command)
@@ -189,7 +199,7 @@ def image(
     processor: Processor = None,
     preprocess: Preprocess = None,
     method: Method = "auto",
-    layer: Layer = "auto",
+    layer: Layer = _AUTO,
     target: Target = "top1",
     top_k: Annotated[
         int | None,
@@ -232,6 +242,7 @@ def image(
 
     style = render.Style(layout, colormap, alpha, fade, enlarge, colorbar)
     detects = options.check(target, method, threshold, mean, std)
+    layers = options.layers(layer)
     if detects:
         boxes.check_style(style)
     names = list(images.output_names(picture))
@@ -256,23 +267,23 @@ def image(
         )
         notes: loading.Notes | None = None
         if detects:
-            finder = boxes.BoxExplainer(loaded, method, layer, threshold, style)
+            finder = boxes.BoxExplainer(loaded, method, layers, threshold, style)
 
             def report_of(shown: Picture, name: str, about: dict[str, Any]) -> dict[str, Any]:
                 found = finder(shown)
                 more = {"method": finder.method, "layers": finder.layers}
                 return boxes.save(found, out, name, {**about, **more})
         else:
-            explainer = Explainer(loaded, options.usual(method), layer)
+            explainer = Explainer(loaded, options.usual(method), layers)
             images.check(loaded)
             targets = options.targets(explainer, target, top_k)
-            notes = loading.Notes(loaded, _say, None if as_json else print)
+            notes = loading.Notes(loaded, _say, None if as_json else _print)
 
             def report_of(shown: Picture, name: str, about: dict[str, Any]) -> dict[str, Any]:
                 explanation = images.explain(shown, explainer, targets, style)
                 more = {
                     "method": options.usual(method),
-                    "layer": explainer.layer,
+                    "layers": explainer.layers,
                     "preprocessing": loaded.preprocessing.report(*shown.shape[:2]),
                 }
                 return images.save(explanation, out, name, {**about, **more})
@@ -295,9 +306,9 @@ def image(
             if as_json:
                 _print_json(report)
             else:
-                layers = report.get("layer") or ", ".join(report.get("layers", ())) or "the input"
-                how = f"{report['method']} at {layers}"
-                print(f"{path}: {report['found']}", how, *report["files"].values(), sep="\n  ")
+                how = f"{report['method']} at {', '.join(report['layers']) or 'the input'}"
+                found = f"{path}: {report['found']}"
+                _print("\n  ".join((found, how, *report["files"].values())))
             if notes is not None:
                 notes.seen(*shown.shape[:2])
     if failed:
@@ -325,7 +336,7 @@ def video(
     processor: Processor = None,
     preprocess: Preprocess = None,
     method: Method = "auto",
-    layer: Layer = "auto",
+    layer: Layer = _AUTO,
     target: Annotated[
         str,
         typer.Option(
@@ -384,6 +395,7 @@ def video(
     from fastcam.pictures import render
 
     detects = options.check(target, method, threshold, mean, std)
+    layers = options.layers(layer, "frame" if detects else norm)
     chosen = {
         "target": target,
         "norm": norm,
@@ -411,7 +423,7 @@ def video(
             [*opened.files, *options.files(weights, classes)],
             overwrite,
         ),
-        _bar(opened) as advance,
+        _bar("frames", opened.frames) as advance,
     ):
         load = loading.load_detector if detects else loading.load
         loaded = load(
@@ -427,7 +439,7 @@ def video(
             std=std,
         )
         if detects:
-            finder = boxes.BoxExplainer(loaded, method, layer, threshold, style)
+            finder = boxes.BoxExplainer(loaded, method, layers, threshold, style)
             found = boxes.explain_clip(
                 opened, sink, finder, max_height=max_height, codec=codec, progress=advance
             )
@@ -436,26 +448,26 @@ def video(
                 _print_json({**about, **found})
             else:
                 seconds = found["seconds"]
-                print(
+                _print(
                     f"{sink}: {found['boxes']} boxes in {found['frames']} frames, {seconds:.1f} s"
                 )
             return
         method = options.usual(method)
-        explainer = Explainer(loaded, method, layer, fast)
+        explainer = Explainer(loaded, method, layers, fast)
         if target not in videos.CHOICES:
             options.targets(explainer, target)
         done = videos.explain(opened, sink, explainer, progress=advance, **chosen)
     if done.padded is not None:
         height, width = done.padded
         _say(f"the width or height is odd: padded to {width}x{height}")
-    notes = loading.Notes(loaded, _say, None if as_json else print)
+    notes = loading.Notes(loaded, _say, None if as_json else _print)
     notes.once(*done.size)
     report = {
         "source": source,
         "model": model,
         "weights": weights,
         "method": method,
-        "layer": explainer.layer,
+        "layers": explainer.layers,
         "target": target,
         "frames": done.frames,
         "lost_packets": done.lost_packets,
@@ -474,11 +486,199 @@ def video(
         _print_json(report)
     else:
         speed = f"{done.frames_per_second:.1f} frames/s, slowest: {done.slowest_stage}"
-        print(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
-        print(f"  {method} at {explainer.layer or 'the input'}")
+        _print(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
+        _print(f"  {method} at {', '.join(explainer.layers) or 'the input'}")
         for part, state in explainer.compiled.items():
-            print(f"  {part}: {state}")
+            _print(f"  {part}: {state}")
     notes.seen(*done.size)
+
+
+@app.command(cls=_Command)
+def layers(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As --model of fastcam image.")],
+    weights: Weights = "DEFAULT",
+    target: Annotated[
+        str, typer.Option(metavar="top1|boxes", help="boxes for a detector.")
+    ] = "top1",
+    size: Size = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """List the layers that can be explained, and mark the one that is chosen by default.
+
+    They stand in the order in which the network computes them, with the channels and positions
+    that each returns for one picture.
+    """
+    from fastcam.cli import layers as listing
+    from fastcam.cli import loading, options
+
+    if options.boxes_or_top_class(target):
+        report = listing.of_detector(
+            loading.load_detector(model, weights, _device(device), size=size)
+        )
+    else:
+        report = listing.of_classifier(
+            loading.load(model, weights, _device(device), size=size, crop=True)
+        )
+    if as_json:
+        _print_json({"model": model, "weights": weights, **report})
+        return
+    table = Table("layer", "module", "channels x positions", "", box=None, padding=(0, 2, 0, 0))
+    for row in listing.rows(report):
+        table.add_row(*map(Text, row))
+    _print_table(table)
+    if report["problem"] is not None:
+        _say(f"no layer is chosen by default: {report['problem']}")
+
+
+@app.command(cls=_Command)
+def dataset(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC",
+            help="A folder of pictures (folders in it are labels), a folder of webdataset .tar "
+            "files or one of them, a .csv or .parquet file with the columns path and label, or a "
+            "Hugging Face data set on disk.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.")],
+    model: ModelName = "resnet50",
+    weights: Weights = "DEFAULT",
+    classes: Classes = None,
+    processor: Processor = None,
+    preprocess: Preprocess = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between them, for one forward: gradcam,layercam. none: the "
+            "classes alone."
+        ),
+    ] = "gradcam++",
+    layer: Layer = _AUTO,
+    targets: Annotated[
+        str,
+        typer.Option(
+            help="The class to explain: label, top1, an id or a name; not:NAME for what speaks "
+            "against it."
+        ),
+    ] = "top1",
+    top_k: Annotated[
+        int,
+        typer.Option(
+            min=1, help="The number of classes per picture: the target, then the most probable."
+        ),
+    ] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 32,
+    shard: Annotated[int, typer.Option(min=1, help="Pictures per shard.")] = 512,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read pictures (default: one per two cores)."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, also under torchrun, or ray for a cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="The Ray cluster's (default: that of the environment).")
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Leave larger pictures out, before decoding them.")
+    ] = 100_000_000,
+    size: Size = None,
+    crop: Annotated[
+        bool,
+        typer.Option(
+            "--crop/--no-crop",
+            help="--crop: the centre, as the model's preprocessing does. --no-crop: the whole "
+            "picture.",
+        ),
+    ] = True,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Explain a whole data set: the maps of several methods and classes from one forward.
+
+    If it is interrupted at any moment, the same command goes on. OUT has the maps in shards,
+    manifest.parquet with a row for each picture and failures.parquet with those that could not be
+    explained; then the exit code is 1. fastcam.MapDataset reads it.
+    """
+    from fastcam import dataset as datasets
+    from fastcam.cli import loading, options
+    from fastcam.dataset import torchrun
+    from fastcam.explainer import Explainer
+
+    names = [each.strip() for each in methods.split(",")]
+    options.check(targets, options.AUTO, None, mean, std)
+    if targets == options.BOXES:
+        raise UsageError("targets boxes: not supported for data sets; give label, top1 or a class")
+    loaded = loading.load(
+        model,
+        weights,
+        torchrun.device(_device(device)),
+        classes=classes,
+        processor=processor,
+        preprocess=preprocess,
+        size=size,
+        crop=crop,
+        mean=mean,
+        std=std,
+    )
+    maps = names != ["none"]
+    explainer = Explainer(loaded, names if maps else "gradcam", options.layers(layer))
+    with _bar("images") as update:
+        done = datasets.explain(
+            source,
+            out,
+            explainer,
+            targets=targets,
+            top_k=top_k,
+            maps=maps,
+            batch=batch,
+            shard=shard,
+            workers=workers,
+            max_pixels=max_pixels,
+            share=torchrun.share(),
+            engine=engine,
+            address=address,
+            progress=lambda done, total, stage: update(
+                completed=done, total=total, description=f"slowest: {stage}" if stage else ""
+            ),
+        )
+    if as_json:
+        _print_json(
+            {
+                "source": source,
+                "out": out,
+                "model": model,
+                "weights": weights,
+                "methods": names if maps else [],
+                "layers": explainer.layers,
+                "targets": targets,
+                "pictures": done.pictures,
+                "explained": done.explained,
+                "failed": done.failed,
+                "complete": done.failed is not None,
+                "seconds": done.seconds,
+                "images_per_second": done.images_per_second,
+                "stages": done.stages,
+                "slowest_stage": done.slowest_stage,
+            }
+        )
+    else:
+        speed = f"{done.images_per_second:.1f} images/s, slowest: {done.slowest_stage}"
+        _print(
+            f"{out}: {done.explained} of {done.pictures} pictures in {done.seconds:.1f} s ({speed})"
+        )
+        if maps:
+            _print(f"  {', '.join(names)} at {', '.join(explainer.layers) or 'the input'}")
+        if done.failed is None:
+            _print("  other processes have not finished their shards")
+        elif done.failed:
+            _print(f"  {done.failed} could not be explained: see {out / 'failures.parquet'}")
+    if done.failed:
+        raise typer.Exit(1)
 
 
 @app.command(cls=_Command)
@@ -497,7 +697,7 @@ def demo(
             if as_json:
                 _print_json({"file": str(path), "shows": text})
             else:
-                print(f"{path}\n  {text}", flush=True)
+                _print(f"{path}\n  {text}")
 
 
 @app.command(cls=_Command)
@@ -524,7 +724,7 @@ def info(as_json: Json = False) -> None:
     for section, entries in facts.items():
         for index, (key, value) in enumerate(entries.items()):
             table.add_row("" if index else section, key, Text(value))
-    Console().print(table)
+    _print_table(table)
 
 
 def main() -> None:
@@ -547,24 +747,54 @@ def _device(name: str) -> torch.device:
 
 
 class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} frames/s" if speed else "")
+        return Text(f"{speed:.1f} {self._unit}/s" if speed else "")
 
 
 @contextmanager
-def _bar(source: Source) -> Iterator[Callable[[], object]]:
-    """Yields a function to call after each frame; shows a bar if stderr is a terminal."""
+def _bar(unit: str, total: int | None = None) -> Iterator[Callable[..., object]]:
+    """Yields a function with the arguments of ``Progress.update``; without any, it goes on by one.
+
+    Shows a bar if stderr is a terminal.
+    """
     console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    columns = (
+        BarColumn(), MofNCompleteColumn(), _Speed(unit), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=source.frames)
-        yield lambda: bar.advance(task)
+        task = bar.add_task("", total=total)
+        yield lambda **changes: bar.update(task, **(changes or {"advance": 1}))
 
 
 def _say(message: str) -> None:
     print(f"fastcam: {message}", file=sys.stderr)
 
 
+def _print(text: str) -> None:
+    """Prints a line on stdout. If a reader such as ``head`` has closed it, the command ends."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python would report what is left in the buffer once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(128 + signal.SIGPIPE) from None
+        raise FastcamError(f"stdout cannot be written: {error.strerror}") from None
+
+
 def _print_json(report: dict[str, Any]) -> None:
-    print(json.dumps(report), flush=True)
+    _print(json.dumps(report))
+
+
+def _print_table(table: Table) -> None:
+    # nothing is cut off if stdout is a file or a pipe
+    width = Console().width if sys.stdout.isatty() else 1000
+    text = io.StringIO()
+    Console(file=text, width=width).print(table)
+    _print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from fastcam.errors import ArgumentError, FastcamError, UsageError, near
-from fastcam.explainer import Explainer
+from fastcam.explainer import TOP_CLASS, Explainer
 from fastcam.methods import METHODS
 from fastcam.targets import TopClasses
 
-BOXES, AUTO = "boxes", "auto"  # a target; a method
+BOXES, AUTO = "boxes", "auto"  # a target; a method or a layer
 _BLANK = 256  # side of a picture, in pixels; the preprocessing makes it what the network takes
 
 
@@ -40,6 +41,35 @@ def check(
     if std is not None and min(std) <= 0:
         raise UsageError(f"std {_shown(std)}: expected three numbers above 0")
     return detects
+
+
+def boxes_or_top_class(target: str) -> bool:
+    """Whether the target is a detector's boxes; raises UsageError if it is a class but the top."""
+    if target not in (BOXES, TOP_CLASS):
+        raise UsageError(f"target {target}: expected {TOP_CLASS}, or {BOXES} for a detector")
+    return target == BOXES
+
+
+def layers(names: Sequence[str], norm: str = "frame") -> str | Sequence[str]:
+    """The layers as :class:`fastcam.explainer.Explainer` takes them.
+
+    Args:
+        names: those that the option named.
+        norm: how a clip's maps are normalized.
+
+    Raises:
+        UsageError: if "auto" is one of several, or the norm does not fit several.
+    """
+    if len(names) == 1:
+        return names[0]
+    if AUTO in names:
+        raise UsageError("layer auto: it stands for one layer; leave it out, or name each layer")
+    if norm != "frame":
+        raise UsageError(
+            f"norm {norm}: the maps of {len(names)} layers are normalized in each frame; add "
+            "--norm frame"
+        )
+    return names
 
 
 def usual(method: str) -> str:

@@ -35,7 +35,7 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
             if "path" not in names:
                 return {name: [] for name in names}
             wanted = [name for name in ("path", "label") if name in names]
-            return file.read(wanted).to_pydict()  # type: ignore[no-any-return]
+            return dict(file.read(wanted).to_pydict())
     except (arrow.ArrowException, OSError) as error:
         raise FastcamError(f"{path}: not a parquet file, or damaged: {error}") from None
 

@@ -20,7 +20,8 @@ from fastcam.models import Transform
 Size = tuple[int, int]  # (height, width)
 
 
-class Read(NamedTuple):
+@dataclass(frozen=True)
+class Read:
     """What reading a picture gave besides its pixels."""
 
     index: int
@@ -139,7 +140,7 @@ class Batches(Iterator[Batch]):
         loader = DataLoader(
             _Chunks(reader, [places for _, places, _ in self._parts]),
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=_unchanged,  # type: ignore[arg-type]  # without a batch size it gets an item
             num_workers=workers,
             worker_init_fn=_one_thread,
         )

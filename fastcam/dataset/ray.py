@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastcam.dataset.run import Job, Progress, slowest
+from fastcam.dataset.job import STAGES, Job, Progress, Seconds
 from fastcam.errors import FastcamError, first_line
 
 
@@ -28,20 +28,19 @@ class _Worker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         number = int(row["shard"])
-        if not self._job.missing([number]):  # done before this machine or another one was lost
-            return {"shard": number, "decode": 0.0, "network": 0.0, "write": 0.0}
-        stages = self._job.run([number], lambda count, stage: None)
-        return {"shard": number, "decode": 0.0, "network": 0.0, "write": 0.0, **stages}
+        # nothing is missing if it was done before this machine or another one was lost
+        seconds = self._job.run(self._job.missing([number]), lambda newly, seconds: None)
+        return {"shard": number, **seconds}
 
 
-def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -> dict[str, float]:
+def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -> Seconds:
     """Explains shards on the machines of a cluster; a lost machine's shards are done by others.
 
     Args:
         job: what to do.
         numbers: the shards.
         address: that of the cluster; None for the one of the environment, or this machine alone.
-        progress: see :data:`fastcam.dataset.run.Progress`.
+        progress: see :data:`fastcam.dataset.job.Progress`.
 
     Returns:
         The busy seconds of each stage, summed over the machines.
@@ -54,7 +53,9 @@ def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -
         import ray.data
     except ImportError:
         raise FastcamError("engine ray requires Ray: pip install fastcam[ray]") from None
-    seconds = {"decode": 0.0, "network": 0.0, "write": 0.0}
+    seconds: Seconds = dict.fromkeys(STAGES, 0.0)
+    if not numbers:
+        return seconds
     try:
         if not ray.is_initialized():
             ray.init(address, log_to_driver=False, logging_level="warning")
@@ -66,7 +67,7 @@ def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -
         for row in done.iter_rows(prefetch_batches=0):
             for stage in seconds:
                 seconds[stage] += row[stage]
-            progress(len(job.places(row["shard"])), slowest(seconds))
+            progress(len(job.places(row["shard"])), seconds)
     except (ray.exceptions.RayError, ConnectionError, ValueError) as error:
         raise FastcamError(f"engine ray: {first_line(error)}") from error
     return seconds

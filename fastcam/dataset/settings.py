@@ -100,7 +100,7 @@ def weights_of(module: nn.Module) -> str:
             continue
         found.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         flat = tensor.detach().cpu().contiguous().flatten()
-        found.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+        found.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     return found.hexdigest()
 
 

@@ -24,6 +24,8 @@ from fastcam.pictures import decoded
 from fastcam.pictures.given import pictures_of
 from fastcam.targets import ClassChoice, Negative, TopClasses
 
+AUTO = "auto"
+"""The layer that the method finds."""
 TOP_CLASS = "top1"
 AGAINST = "not:"
 """What a target begins with that asks for the evidence against a class."""
@@ -40,7 +42,8 @@ class Explained:
 
     by_method: dict[str, Tensor]
     """By method, (N, K, *S) at the layer's resolution, not normalized; (N, K, 3, *S) for guided
-    methods."""
+    methods. For several layers their mean as the methods return it: in [0, 1], at the input's
+    resolution."""
     class_ids: Tensor
     """(N, K)."""
     scores: Tensor
@@ -64,7 +67,7 @@ class Explained:
 
 
 class Explainer:
-    """Explains pictures with one model and layer, by one method or by several from one forward.
+    """Explains pictures with one model, by one method or by several from one forward.
 
     It can be pickled. Called with a dict of arrays, it returns a dict of arrays, which is what
     engines such as Ray Data and Spark map over a data set.
@@ -72,7 +75,7 @@ class Explainer:
     Args:
         model: from :func:`fastcam.models.load`.
         method: a key of :data:`fastcam.METHODS`, or several: see :class:`fastcam.Several`.
-        layer: a dotted name, or "auto".
+        layer: a dotted name, several of them, or "auto".
         fast: whether to use the fast mode, in bfloat16 if the device supports it; see
             :meth:`fastcam.GradCAM.compile`.
 
@@ -84,7 +87,7 @@ class Explainer:
         self,
         model: LoadedModel,
         method: str | Sequence[str] = "gradcam++",
-        layer: str = "auto",
+        layer: str | Sequence[str] = "auto",
         fast: bool = False,
     ) -> None:
         self.names = (method,) if isinstance(method, str) else tuple(method)
@@ -94,7 +97,7 @@ class Explainer:
                 hint = near(name, METHODS) or f"; choose from {', '.join(METHODS)}"
                 raise UsageError(f"unknown method {name}{hint}")
         self.model = model
-        options: dict[str, Any] = {} if layer == "auto" else {"target_layers": layer}
+        options: dict[str, Any] = {} if layer == AUTO else {"target_layers": layer}
 
         def made() -> Any:
             each = [METHODS[name](model.module, **options) for name in self.names]
@@ -107,13 +110,13 @@ class Explainer:
                 raise UsageError(f"fast: not supported for {method}, which does not return maps")
             self._method.compile(dtype=preferred_dtype(self.device))
         self._fast_is_new = fast  # whether it has not been said yet that it does nothing
-        self._raw: dict[str, Any] = {} if self._signed else {"size": "layer", "normalize": False}
+        joined = self._signed or len(self.layers) > 1
+        self._raw: dict[str, Any] = {} if joined else {"size": "layer", "normalize": False}
 
     @property
     def device(self) -> torch.device:
         """The network's device."""
-        found = (each.device for each in self.model.module.parameters())
-        return next(found, torch.device("cpu"))
+        return self.model.device
 
     @property
     def is_ready(self) -> bool:
@@ -139,9 +142,9 @@ class Explainer:
             return copy.deepcopy(self, {id(tensor): tensor for tensor in weights})
 
     @property
-    def layer(self) -> str | None:
-        """The target layer's name; None before an automatic choice, or if there is no layer."""
-        return self._method.layers[0] if self._method.layers else None
+    def layers(self) -> tuple[str, ...]:
+        """The target layers' names; none before an automatic choice, or if there is no layer."""
+        return tuple(self._method.layers)
 
     @property
     def compiled(self) -> dict[str, str]:
@@ -265,7 +268,7 @@ class Explainer:
             return
         reasons = {part: state for part, state in compiled.items() if state != "0 folded"}
         why = "; ".join(f"{part}: {state}" for part, state in reasons.items())
-        why = why or f"nothing that could be prepared comes before {self.layer}"
+        why = why or f"nothing that could be prepared comes before {', '.join(self.layers)}"
         device = " A C++ compiler has to be installed." if "ompiler" in why else ""
         warnings.warn(
             f"fast: it saves no time here ({why}).{device} A later layer, a network without hooks "
@@ -275,7 +278,7 @@ class Explainer:
 
     def _probabilities(self, outputs: Any, images: int) -> Tensor:
         found = _as_usage_error(lambda: logits_of(outputs, count=images))
-        logits = found.reshape(images, -1).float()
+        logits = (found if found.dim() > 2 else found.reshape(images, -1)).float()
         names, classes = len(self.model.classes), logits.shape[1]
         if names not in (0, classes):
             raise UsageError(f"classes: got {names} names, expected {classes}, one per class")

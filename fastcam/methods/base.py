@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import traceback
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict, TypeGuard
 from weakref import ReferenceType
 
 import torch
@@ -34,6 +35,7 @@ from fastcam.engine.repeats import Repeats
 from fastcam.engine.running import Hooks, Loan, unwrap
 from fastcam.engine.shapes import Reshape
 from fastcam.engine.start import find_start
+from fastcam.engine.trials import raise_out_of_memory
 from fastcam.engine.values import tensors_of
 from fastcam.errors import ArgumentError, first_line
 from fastcam.methods.result import Result
@@ -316,6 +318,7 @@ class Method:
 
         Raises:
             TypeError: if the model fails on inputs without a tensor, such as a picture.
+            ValueError: if it fails on what may be one picture without the axis of images.
         """
         with self._turn, torch.inference_mode(False), torch.no_grad():
             given, sizes = self.layers, set(self._layouts)
@@ -324,6 +327,14 @@ class Method:
                 yield
             except BaseException as error:
                 self._forget(given, sizes)
+                if _may_be_one_picture(inputs) and _is_from_outside(error):
+                    raise_out_of_memory(error)
+                    raise ArgumentError(
+                        "images",
+                        f"got shape {tuple(inputs.shape)}, on which the model fails "
+                        f"({first_line(error)}); if this is one picture (C, H, W), give it as "
+                        "images[None]",
+                    ) from error
                 if isinstance(error, (TypeError, AttributeError)) and not tensors_of(inputs):
                     raise TypeError(
                         f"images: got {type(inputs).__name__}, which the model does not take "
@@ -381,6 +392,18 @@ class Method:
             stepwise = self.find_layouts(inputs).stepwise if chosen is None else None
             self._start = find_start(self.model, first, self.layers, self.output, chosen, stepwise)
         return self._start
+
+
+def _may_be_one_picture(inputs: Inputs) -> TypeGuard[Tensor]:
+    """Whether these are (C, H, W) with the channels of a picture."""
+    return isinstance(inputs, Tensor) and inputs.dim() == 3 and len(inputs) in (1, 3, 4)
+
+
+def _is_from_outside(error: BaseException) -> TypeGuard[Exception]:
+    """Whether the model, or what it calls, raised it."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raiser = frame.f_globals.get("__name__", "")
+    return isinstance(error, (RuntimeError, ValueError)) and not raiser.startswith("fastcam.")
 
 
 def _unchanged(activations: Tensor) -> Tensor:

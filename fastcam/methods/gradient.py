@@ -28,7 +28,7 @@ class CAM(MapMethod):
     relu = False
 
     def layer_maps(self, record: Capture, selection: Selection, relu: bool) -> list[Tensor]:
-        if selection.class_ids is None:
+        if selection.class_ids is None or selection.functions is not None:
             raise ArgumentError("targets", "CAM needs class ids, because it uses a class's weights")
         maps = []
         for layer, name in enumerate(record.layers):

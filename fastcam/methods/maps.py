@@ -214,7 +214,7 @@ class MapMethod(Method):
             gradients = None if self.graph is None else gradients_of(whole, selection)
             with torch.autocast(whole.logits.device.type, enabled=False):
                 expected = self.layer_maps(whole, selection, self.relu)
-            chosen = targets if selection.class_ids is None else selection.class_ids
+            chosen = targets if selection.functions is not None else selection.class_ids
             layer = ", ".join(self.layers)
             try:
                 record, own = self.capture_scores(images, chosen)

@@ -48,6 +48,13 @@ def load_detector(
     return model
 
 
+def names() -> list[str]:
+    """The names of the detectors that can be loaded; needs torchvision."""
+    from torchvision import models
+
+    return [DIGITS_DETECTOR, *models.list_models(module=models.detection)]
+
+
 def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedModel:
     try:
         from torchvision import models
@@ -60,9 +67,9 @@ def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> Lo
 
         module = demo.digits_detector() if weights == "DEFAULT" else detector()
         return LoadedModel(module, classes=demo.DIGITS_CLASSES, multilabel=True)
-    known = models.list_models(module=models.detection)
+    known = names()
     if name not in known:
-        hint = near(name, [DIGITS_DETECTOR, *known]) or f"; choose from {', '.join(known)}"
+        hint = near(name, known) or f"; choose from {', '.join(known)}"
         raise UsageError(f"model {name} is not a detector, which target boxes needs{hint}")
     default: Any = models.get_model_weights(name)["DEFAULT"]
     create = partial(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastcam.errors import ArgumentError, UsageError, near
 from fastcam.models.preprocessing import ASSUMED, Transform
 from fastcam.pictures import Picture
+from fastcam.targets import shares
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class LoadedModel:
                 "MeasuredTransform(function) for a function of a picture"
             )
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the module's parameters; the CPU if it has none."""
+        return next((each.device for each in self.module.parameters()), torch.device("cpu"))
+
     def inputs_of(self, pictures: Sequence[Picture]) -> Tensor:
         """Preprocesses pictures (H, W, 3), each of any size: (N, 3, h, w) on the module's device.
 
@@ -64,11 +70,15 @@ class LoadedModel:
                     f"pixels become inputs of {_extents(inputs[0].shape[2:])} and "
                     f"{_extents(image.shape[2:])} pixels; explain them one at a time",
                 )
-        parameter = next(self.module.parameters(), None)
-        return torch.cat(inputs).to(None if parameter is None else parameter.device)
+        return torch.cat(inputs).to(self.device)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits (N, classes) -> probabilities (N, classes)."""
+        """Logits (N, classes) -> probabilities (N, classes).
+
+        For logits (N, classes, *S) the share of the positions at which each class is on top.
+        """
+        if logits.dim() > 2:
+            return shares(logits)
         if self.multilabel or logits.shape[1] == 1:
             return logits.sigmoid()
         return logits.softmax(1)

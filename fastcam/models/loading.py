@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcam.errors import FastcamError, UsageError, near
-from fastcam.models import functions, hugging_face
+from fastcam.models import detection, functions, hugging_face
 from fastcam.models.loaded import LoadedModel
 from fastcam.models.preprocessing import Preprocessing, Transform
 from fastcam.models.weights import build, fill, read_state
@@ -39,7 +39,7 @@ def load(
 
     Args:
         name: "digits", "digits-vit" or "digits-unet" (included; the last one has a logit per
-            pixel), the name of a torchvision classifier, "timm:NAME",
+            pixel), the name of a torchvision classifier or segmentation network, "timm:NAME",
             "hf:FOLDER-OR-NAME" for a Hugging Face image classifier, or "package.module:function"
             for a function that returns a module or a LoadedModel.
         weights: "DEFAULT" for the pretrained weights, "none" for random ones (not supported for a
@@ -107,8 +107,11 @@ def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> Lo
     except ImportError:
         raise FastcamError(f"model {name} requires torchvision: pip install torchvision") from None
 
-    pictures = models.list_models(module=models)
-    known = [*pictures, *models.list_models(module=models.video)]
+    of_clips = models.list_models(module=models.video)
+    of_pixels = models.list_models(module=models.segmentation)
+    known = [*models.list_models(module=models), *of_clips, *of_pixels]
+    if name in detection.names():
+        raise UsageError(f"model {name} is a detector: add --target boxes to explain its boxes")
     if name not in known:
         hint = near(name, [*_DIGITS, *known])
         raise UsageError(
@@ -116,17 +119,21 @@ def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> Lo
             "or package.module:function)"
         )
     default: Any = models.get_model_weights(name)["DEFAULT"]
+    options = {"weights_backbone": None} if name in of_pixels else {}
     module, is_usual = build(
         name,
-        partial(models.get_model, name, weights=default if weights == "DEFAULT" else None),
+        partial(
+            models.get_model, name, weights=default if weights == "DEFAULT" else None, **options
+        ),
         state,
         usual=len(default.meta["categories"]),
     )
     transform = default.transforms()
-    resize, crop = transform.resize_size, transform.crop_size  # one number: the shorter side
+    # one number: the shorter side; networks with scores for each pixel see the whole picture
+    resize, crop = transform.resize_size, getattr(transform, "crop_size", None)
     preprocessing = Preprocessing(
         resize=(resize[0], resize[-1]),
-        crop=(crop[0], crop[-1]),
+        crop=None if crop is None else (crop[0], crop[-1]),
         stretch=len(resize) == 2,
         mean=tuple(transform.mean),
         std=tuple(transform.std),
@@ -135,7 +142,7 @@ def _torchvision(name: str, weights: str, state: dict[str, Tensor] | None) -> Lo
         assumed=weights != "DEFAULT",
     )
     classes = tuple(default.meta["categories"]) if is_usual else ()
-    clip_length = None if name in pictures else _CLIP_LENGTHS.get(name, _CLIP_LENGTH)
+    clip_length = _CLIP_LENGTHS.get(name, _CLIP_LENGTH) if name in of_clips else None
     return LoadedModel(module, preprocessing, classes, clip_length=clip_length)
 
 

@@ -36,12 +36,11 @@ def whole_picture(model: LoadedModel) -> LoadedModel:
 def takes_any_size(model: LoadedModel, size: tuple[int, int]) -> bool:
     """Whether the network has the same logits for inputs of this (height, width) and half as wide
     again."""
-    device = next((each.device for each in model.module.parameters()), torch.device("cpu"))
     time = () if model.clip_length is None else (model.clip_length,)
     height, width = size
     shapes = []
     for across in (width, width + width // 2 + 1):
-        images = torch.zeros(1, 3, *time, height, across, device=device)
+        images = torch.zeros(1, 3, *time, height, across, device=model.device)
         try:
             shapes.append(logits_of(trial(model.module, images), count=1).shape)
         except Exception as error:  # user code may raise anything

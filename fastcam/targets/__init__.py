@@ -16,6 +16,7 @@ from fastcam.targets.selection import (
     name_classes,
     probabilities,
     select,
+    shares,
 )
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "name_classes",
     "probabilities",
     "select",
+    "shares",
     "watched",
 ]

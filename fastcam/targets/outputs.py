@@ -17,6 +17,7 @@ from fastcam.targets.selection import (
     OutputTarget,
     Target,
     Targets,
+    on_top,
     select,
 )
 
@@ -67,8 +68,7 @@ class Segmentation(OutputTarget):
 
     def _on_top(self, outputs: Tensor) -> Tensor:
         """(N, *S)"""
-        single = outputs.shape[1] == 1
-        masks = outputs[:, 0] > 0 if single else outputs.argmax(1) == self.class_id
+        masks = on_top(outputs)[:, self.class_id]
         empty = (~masks.flatten(1).any(1)).nonzero().flatten().tolist()
         if empty:
             raise ArgumentError(

@@ -21,12 +21,16 @@ class ClassChoice(ABC):
 
     @abstractmethod
     def ids(self, logits: Tensor) -> Tensor:
-        """(N, K), for logits (N, classes); called once per forward pass."""
+        """(N, K), for logits (N, classes) or (N, classes, *S); called once per forward pass."""
 
 
 @dataclass(frozen=True)
 class TopClasses(ClassChoice):
     """Targets: the classes with the highest scores of each image, from one forward pass.
+
+    If the network has scores for each position, (N, classes, *S), these are the classes that are on
+    top at the most positions. Each is explained as ``Segmentation(class_id)``; a class that is on
+    top nowhere has the score 0.
 
     Args:
         count: K, the number of classes per image; all classes if the model has fewer.
@@ -41,7 +45,8 @@ class TopClasses(ClassChoice):
             raise ArgumentError("targets", f"got a count of {self.count}, expected at least 1")
 
     def ids(self, logits: Tensor) -> Tensor:
-        """(N, K), for logits (N, classes)."""
+        """See :class:`ClassChoice`."""
+        logits = shares(logits) if logits.dim() > 2 else logits
         classes = logits.shape[1]
         if self.first is not None:
             count = len(logits)
@@ -200,12 +205,16 @@ def select(
         functions = _functions(targets, logits, extents)
         if functions is not None:
             return Selection(_apply(functions, logits), None, functions)
+        if logits.dim() > 2 and isinstance(targets, ClassChoice):
+            ids = targets.ids(logits.detach())
+            functions = _sums_on_top(logits, ids)
+            return Selection(_apply(functions, logits), ids, functions)
         if logits.dim() > 2:
             raise ArgumentError(
                 "targets",
                 "a class is not a single score in an output of shape "
-                f"{tuple(logits.shape)}; pass Segmentation(class_id), or a function from one "
-                "image's output to a scalar",
+                f"{tuple(logits.shape)}; pass Segmentation(class_id), TopClasses(1), or a function "
+                "from one image's output to a scalar",
             )
         rows = logits if logits.dim() == 2 else logits.unsqueeze(1)
         if targets is None:
@@ -215,6 +224,34 @@ def select(
         else:
             ids = class_ids(targets, rows.shape[0], rows.shape[1], rows.device)
         return Selection(_gather(logits, ids), ids)
+
+
+def on_top(logits: Tensor) -> Tensor:
+    """Where each class is on top of (N, classes, *S), boolean; of a single class, above 0."""
+    if logits.shape[1] == 1:
+        return logits > 0
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return logits.argmax(1, keepdim=True) == classes.view(-1, *[1] * (logits.dim() - 2))
+
+
+def shares(logits: Tensor) -> Tensor:
+    """(N, classes): the share of the positions of (N, classes, *S) at which a class is on top."""
+    return on_top(logits).flatten(2).float().mean(2)
+
+
+def _sums_on_top(logits: Tensor, ids: Tensor) -> list[Target]:
+    """For each image, the sums of K classes' logits, (K,), over the positions they are on top at.
+
+    Args:
+        logits: (N, classes, *S).
+        ids: (N, K).
+    """
+
+    def sums(kept: Tensor, masks: Tensor) -> Target:
+        return lambda row: (row[kept] * masks).flatten(1).sum(1)
+
+    masks = on_top(logits.detach())
+    return [sums(kept, mask[kept]) for kept, mask in zip(ids, masks, strict=True)]
 
 
 def look_like_probabilities(logits: Tensor) -> bool:
