@@ -22,7 +22,8 @@ class MapDataset(Dataset[dict[str, Any]]):
 
     Each entry has ``index``, ``path``, ``label`` (as text, "" if there is none), ``class_ids``,
     ``scores`` and ``probabilities`` (K,), and ``maps``, by method (K, *size) float32. A picture
-    that could not be explained has maps and numbers of NaN, and class ids -1.
+    that could not be explained has maps and numbers of NaN, and class ids -1. A DataLoader joins
+    entries to batches if their maps have one size.
 
     Args:
         folder: the output folder of a complete run.
@@ -64,6 +65,8 @@ class MapDataset(Dataset[dict[str, Any]]):
         """One row for each picture, a pyarrow table."""
         self._shard = int(found["shard"])
         self._size, self._normalize = size, normalize
+        inputs = self.manifest["input"].drop_null()
+        self._usual: list[int] | None = inputs[0].as_py() if len(inputs) else None
         self._files: dict[tuple[int, str], MapFile] = {}
 
     def __len__(self) -> int:
@@ -88,7 +91,9 @@ class MapDataset(Dataset[dict[str, Any]]):
                 "scores": found["scores"],
                 "probabilities": found["probabilities"],
             }
-            entry["maps"][method] = self._sized(found["maps"], found["ranges"], about["input"])
+            entry["maps"][method] = self._sized(
+                found["maps"], found["ranges"], about["input"] or self._usual
+            )
         return entry
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,7 +114,7 @@ class MapDataset(Dataset[dict[str, Any]]):
         if self._size == "layer":
             return maps.float() if self._normalize else raw
         size = given if self._size is None else self._size
-        if size is None:  # a picture that could not be read has no input
+        if size is None:  # no picture could be explained
             return maps.float()
         return ops.upsample(raw, tuple(size), self._normalize)
 

@@ -1,0 +1,123 @@
+"""Runs that are killed, run in several processes or on several machines: the files are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from data_sets import contents, make, start
+
+from fastcam.storage import MapFile
+
+OPTIONS = (
+    *("--model", "digits", "--methods", "gradcam,layercam", "--top-k", "3"),
+    *("--shard", "16", "--batch", "4"),
+)
+
+
+def explain(source: Path, out: Path, *options: str, **environment: str) -> dict[str, object]:
+    process = start("fastcam", "dataset", source, out, *OPTIONS, "--json", *options, **environment)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode in (0, 1), stderr
+    return json.loads(stdout)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, Path]:
+    """Pictures of two sizes, one of them broken, and their maps."""
+    source = make(tmp_path_factory.mktemp("pictures"), 120, ((48, 48), (48, 64)))
+    (source / "00050.png").write_bytes(b"not a picture")
+    out = tmp_path_factory.mktemp("maps") / "out"
+    report = explain(source, out, "--workers", "1")
+    assert (report["pictures"], report["failed"], report["complete"]) == (120, 1, True)
+    return source, out
+
+
+def test_killed_five_times_at_random(made, tmp_path):
+    """The whole group is killed, as if the machine had failed; the same command goes on."""
+    source, expected = made
+    out = tmp_path / "out"
+    moments = random.Random(0)
+    kills = 0
+    while kills < 5:
+        process = start("fastcam", "dataset", source, out, *OPTIONS, "--workers", "1")
+        before = shards(out)
+        deadline = time.monotonic() + 60
+        # once the run has begun to write, at any moment
+        while shards(out) == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.15))
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    report = explain(source, out, "--workers", "1")
+    assert kills >= 3 and (report["failed"], report["complete"]) == (1, True)
+    assert contents(out) == contents(expected)
+
+
+def shards(out: Path) -> int:
+    """Also of those that are being written."""
+    folder = out / "shards"
+    return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+def test_interrupted(made, tmp_path):
+    source, expected = made
+    out = tmp_path / "out"
+    process = start("fastcam", "dataset", source, out, *OPTIONS, "--workers", "1")
+    while not shards(out):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert stderr.splitlines()[-1] == "fastcam: interrupted; finished output is kept"
+    assert not list((out / "shards").glob(".*"))
+    explain(source, out)
+    assert contents(out) == contents(expected)
+
+
+def test_torchrun(made, tmp_path):
+    source, expected = made
+    process = start(
+        *("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"),
+        *("-m", "fastcam", "dataset", source, tmp_path / "out", *OPTIONS, "--json"),
+    )
+    stdout, stderr = process.communicate(timeout=120)
+    reports = [json.loads(line) for line in stdout.splitlines()]
+    assert sorted(report["explained"] for report in reports) == [56, 64], stderr
+    assert [report["complete"] for report in reports].count(True) >= 1
+    assert contents(tmp_path / "out") == contents(expected)
+
+
+def test_two_nodes_of_a_ray_cluster_and_one_that_is_lost(made, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: the local engine was tested alone")
+    source, expected = made
+    out = tmp_path / "out"
+    process = start("ray_run", source, out, PYTHONPATH=_with_tests())
+    try:
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, stderr
+    tables = [pyarrow.parquet.read_table(each / "manifest.parquet") for each in (out, expected)]
+    assert tables[0].equals(tables[1])
+    for path in sorted((expected / "shards").glob("*/*.safetensors")):
+        ours, local = MapFile(out / path.relative_to(expected)), MapFile(path)
+        assert ours.columns == local.columns and ours.names == local.names
+        maps = [each.column("maps").float().numpy() for each in (ours, local)]
+        np.testing.assert_allclose(*maps, atol=1e-3, rtol=0)
+
+
+def _with_tests() -> str:
+    folder = Path(__file__).parent
+    return os.pathsep.join([str(folder.parent), str(folder)])
