@@ -1,6 +1,6 @@
 """Explains SRC to OUT on a cluster of two machines, of which one is lost on the way.
 
-    python ray_run.py SRC OUT
+python ray_run.py SRC OUT
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def lose(cluster: Cluster, node: object, out: Path) -> None:
 
 
 def main(source: Path, out: Path) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    checks = {"health_check_initial_delay_ms": 2000, "health_check_period_ms": 1000}
+    head = {"num_cpus": 2, "_system_config": checks}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=2)
     ray.init(cluster.address, log_to_driver=False)
     threading.Thread(target=lose, args=(cluster, second, out), daemon=True).start()

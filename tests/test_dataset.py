@@ -287,10 +287,9 @@ def test_a_picture_on_which_the_network_fails(tmp_path):
     """Too small for a pooling: the others are explained, in the same places."""
     make(tmp_path / "in", 4)
     pictures.write(tmp_path / "in" / "00001.png", cut(1, 4, 4))
-    model = models.LoadedModel(
-        nn.Sequential(nn.Conv2d(3, 4, 8, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        models.Preprocessing(resize=None, crop=None),
-    )  # fmt: skip
+    layers = nn.Conv2d(3, 4, 8, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    as_it_is = models.Preprocessing(resize=None, crop=None)
+    model = models.LoadedModel(nn.Sequential(*layers), as_it_is)
     explainer = Explainer(model, "hirescam", "1")
     report = dataset.explain(tmp_path / "in", tmp_path / "out", explainer, workers=0)
     assert report.failed == 1

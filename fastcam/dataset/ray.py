@@ -59,12 +59,14 @@ def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -
     try:
         if not ray.is_initialized():
             ray.init(address, log_to_driver=False, logging_level="warning")
-        actors = _actors(ray.nodes())
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        size, wants = _actors(ray.nodes())
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=size)
         rows = ray.data.from_items([{"shard": number} for number in numbers])
         done = rows.repartition(len(numbers)).map(
-            _Worker, fn_constructor_args=[ray.put(job)], **actors
+            _Worker, fn_constructor_args=[ray.put(job)], compute=pool, **wants
         )
-        for row in done.iter_rows(prefetch_batches=0):
+        for row in done.iter_rows():
             for stage in seconds:
                 seconds[stage] += row[stage]
             progress(len(job.places(row["shard"])), seconds)
@@ -73,8 +75,8 @@ def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -
     return seconds
 
 
-def _actors(nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many actors, and what each of them asks for.
+def _actors(nodes: list[dict[str, Any]]) -> tuple[int, dict[str, float]]:
+    """The most actors, and what each of them asks for.
 
     One per GPU, or else one per machine. They ask for less than half of the CPUs even of a cluster
     that has lost half of its machines: what reads the rows needs one too.
@@ -82,6 +84,6 @@ def _actors(nodes: list[dict[str, Any]]) -> dict[str, Any]:
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = math.floor(sum(each.get("GPU", 0) for each in resources))
     if gpus:
-        return {"concurrency": (1, gpus), "num_gpus": 1, "num_cpus": 0.5}
+        return gpus, {"num_gpus": 1, "num_cpus": 0.5}
     least = min(each.get("CPU", 1) for each in resources)
-    return {"concurrency": (1, len(resources)), "num_cpus": max(0.25, least / 4)}
+    return len(resources), {"num_cpus": least / 4}
