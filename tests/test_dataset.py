@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import multiprocessing
 import pickle
 import threading
 from pathlib import Path
@@ -312,6 +313,36 @@ def test_missing_memory_is_no_failure_of_a_picture(tmp_path):
     with pytest.raises(FastcamError, match="out of memory"):
         dataset.explain(tmp_path / "in", tmp_path / "out", explainer, workers=0)
     assert not (tmp_path / "out" / "shards").exists()
+
+
+def test_a_network_for_single_pictures(tmp_path):
+    """The first try is on one picture; the others must not become failures."""
+
+    class Single(tiny_models.Colors):
+        def forward(self, images):
+            return super().forward(images.reshape(1, 3, 48, 48))
+
+    make(tmp_path / "in", 5)
+    model = models.LoadedModel(Single(), models.Preprocessing(resize=None, crop=None))
+    explainer = Explainer(model, "gradcam", "features")
+    with pytest.raises(FastcamError, match="takes a single picture of this size, so give --batch"):
+        dataset.explain(tmp_path / "in", tmp_path / "out", explainer, workers=0)
+    report = dataset.explain(tmp_path / "in", tmp_path / "one", explainer, workers=0, batch=1)
+    assert report.failed == 0
+
+
+def test_a_worker_that_is_killed(tmp_path, digits):
+    make(tmp_path / "in", 40)
+    before = set(multiprocessing.active_children())
+
+    def kill(done, total, stage):
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()
+
+    options = {"batch": 2, "shard": 10, "workers": 1}
+    with pytest.raises(FastcamError, match="a process that reads pictures has ended"):
+        dataset.explain(tmp_path / "in", tmp_path / "out", digits, **options, progress=kill)
+    assert dataset.explain(tmp_path / "in", tmp_path / "out", digits, **options).failed == 0
 
 
 def test_no_picture_can_be_read(tmp_path, digits):

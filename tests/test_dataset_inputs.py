@@ -283,9 +283,7 @@ def test_data_sets_of_hugging_face_that_do_not_fit(tmp_path):
     with pytest.raises(FastcamError, match="row 0: it has no picture"):
         data(open_inputs(none))
     text = save(tmp_path / "text", {"text": ["a"]}, {"text": {"_type": "Value"}})
-    with pytest.raises(
-        UsageError, match=r"got the columns text \(Value\), expected one of type Im"
-    ):
+    with pytest.raises(UsageError, match=r"got the columns text \(Value\), expected one of"):
         open_inputs(text)
     splits = tmp_path / "splits"
     for name in ("test", "train"):
@@ -294,9 +292,7 @@ def test_data_sets_of_hugging_face_that_do_not_fit(tmp_path):
     with pytest.raises(UsageError, match="with the splits test, train; give one of these folders"):
         open_inputs(splits)
     (none / "state.json").write_text("[]")
-    with pytest.raises(
-        FastcamError, match=r"not a data set that Dataset\.save_to_disk has written"
-    ):
+    with pytest.raises(FastcamError, match=r"not a data set that Dataset\.save_to_disk"):
         open_inputs(none)
 
 
@@ -335,5 +331,5 @@ def test_labels_that_fit_no_class(tmp_path):
     (tmp_path / "table.csv").write_text("path,label\na.png,fish\n")
     with pytest.raises(UsageError, match="unknown class fish"):
         class_ids(open_inputs(tmp_path / "table.csv"), PETS, 3)
-    with pytest.raises(UsageError, match="targets label: the pictures of .* have no labels"):
+    with pytest.raises(UsageError, match=r"targets label: the pictures of .* have no labels"):
         class_ids(open_inputs(make(tmp_path / "in", 1)), PETS, 3)

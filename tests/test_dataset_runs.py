@@ -75,6 +75,30 @@ def test_killed_five_times_at_random(made, tmp_path):
     assert contents(out) == contents(expected)
 
 
+def test_readers_end_with_the_process_that_has_started_them(made, tmp_path):
+    process = multiprocessing.get_context("fork").Process(
+        target=run, args=(made[0], tmp_path / "out")
+    )
+    process.start()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (readers := children.read_text().split()):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 30
+    while any(map(running, readers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(running, readers))
+
+
+def running(process: str) -> bool:
+    """Whether there is such a process, and not only its exit status."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def shards(out: Path) -> int:
     """Also of those that are being written."""
     folder = out / "shards"

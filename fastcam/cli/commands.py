@@ -667,9 +667,9 @@ def dataset(
             }
         )
     else:
-        count = f"{done.explained} of {done.pictures} pictures in {done.seconds:.1f} s"
         speed = f"{done.images_per_second:.1f} images/s, slowest: {done.slowest_stage}"
-        _print(f"{out}: {count} ({speed})")
+        spent = f"in {done.seconds:.1f} s ({speed})" if done.explained else "were left to do"
+        _print(f"{out}: {done.explained} of {done.pictures} pictures {spent}")
         if maps:
             _print(f"  {', '.join(names)} at {', '.join(explainer.layers) or 'the input'}")
         if done.failed is None:

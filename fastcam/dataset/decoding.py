@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from fastcam import pictures
 from fastcam.dataset.inputs import Inputs
-from fastcam.errors import FastcamError, UsageError, first_line
+from fastcam.errors import ENDING, FastcamError, UsageError, first_line
 from fastcam.models import Transform
 
 Size = tuple[int, int]  # (height, width)
@@ -45,9 +54,14 @@ class Batch:
     last: bool = False
     """Whether it is the shard's last."""
 
+    def first(self) -> Batch:
+        """Its first picture alone."""
+        images = None if self.images is None else self.images[:1]
+        return replace(self, reads=self.reads[:1], images=images)
+
 
 @dataclass(frozen=True)
-class Reader(Dataset[tuple[Read, Tensor | None]]):
+class Reader:
     """Picture by picture, what :class:`Read` has, and the input.
 
     Args:
@@ -59,9 +73,6 @@ class Reader(Dataset[tuple[Read, Tensor | None]]):
     inputs: Inputs
     preprocessing: Transform
     max_pixels: int
-
-    def __len__(self) -> int:
-        return len(self.inputs)
 
     def __getitem__(self, index: int) -> tuple[Read, Tensor | None]:
         digest = size = None
@@ -84,33 +95,9 @@ class _Chunk(NamedTuple):
     """Some pictures of a shard, from one process."""
 
     failed: list[Read]
-    ready: dict[Size, tuple[list[Read], Tensor]]
+    ready: dict[Size, tuple[list[Read], NDArray[Any]]]
     """By the size of the input, in order."""
     seconds: float
-
-
-class _Chunks(Dataset[_Chunk]):
-    """Chunks of pictures by number."""
-
-    def __init__(self, reader: Reader, places: list[range]) -> None:
-        self._reader, self._places = reader, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, number: int) -> _Chunk:
-        started = time.perf_counter()
-        failed: list[Read] = []
-        ready: dict[Size, tuple[list[Read], list[Tensor]]] = {}
-        for read, image in map(self._reader.__getitem__, self._places[number]):
-            if image is None:
-                failed.append(read)
-                continue
-            reads, images = ready.setdefault((image.shape[1], image.shape[2]), ([], []))
-            reads.append(read)
-            images.append(image)
-        stacked = {size: (reads, torch.stack(images)) for size, (reads, images) in ready.items()}
-        return _Chunk(failed, stacked, time.perf_counter() - started)
 
 
 class Batches(Iterator[Batch]):
@@ -124,6 +111,9 @@ class Batches(Iterator[Batch]):
         shards: by number, the pictures of each, at least one.
         batch: the number of pictures in a batch.
         workers: the number of processes; 0 to read in this one.
+
+    Raises:
+        FastcamError: in place of a batch, if a process has ended.
     """
 
     def __init__(
@@ -131,35 +121,35 @@ class Batches(Iterator[Batch]):
     ) -> None:
         self.seconds = 0.0
         """The time that reading took, divided by the number of processes."""
-        self._batch, self._workers = batch, workers
+        self._batch, self._workers = batch, max(1, workers)
         self._parts = [
             (number, places[start : start + batch], start + batch >= len(places))
             for number, places in shards
             for start in range(0, len(places), batch)
         ]
-        loader = DataLoader(
-            _Chunks(reader, [places for _, places, _ in self._parts]),
-            batch_size=None,
-            collate_fn=_unchanged,  # type: ignore[arg-type]  # without a batch size it gets an item
-            num_workers=workers,
-            worker_init_fn=_one_thread,
-        )
-        self._chunks = iter(loader)  # starts the processes
-        self._batches = self._joined()
+        self._pool = workers_of(reader, workers) if workers else None
+        read = partial(_chunk, reader)
+        places = [each for _, each, _ in self._parts]
+        chunks = map(read, places) if self._pool is None else _ahead(self._pool, places, workers)
+        self._batches = self._joined(chunks)
 
     def __next__(self) -> Batch:
         return next(self._batches)
 
-    def _joined(self) -> Iterator[Batch]:
+    def close(self) -> None:
+        """Ends the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _joined(self, chunks: Iterator[_Chunk]) -> Iterator[Batch]:
         waiting: dict[Size, tuple[list[Read], list[Tensor]]] = {}
-        for shard, _, ends in self._parts:
-            chunk = self._next()
-            self.seconds += chunk.seconds / max(1, self._workers)
+        for (shard, _, ends), chunk in zip(self._parts, chunks, strict=True):
+            self.seconds += chunk.seconds / self._workers
             made = [Batch(shard, chunk.failed, None)] if chunk.failed else []
             for size, (reads, images) in chunk.ready.items():
                 before, parts = waiting.setdefault(size, ([], []))
                 before += reads
-                parts.append(images)
+                parts.append(torch.from_numpy(images))
                 if len(before) >= self._batch:
                     made.append(self._taken(shard, waiting[size]))
             if ends:
@@ -177,23 +167,75 @@ class Batches(Iterator[Batch]):
         parts[:] = [images[self._batch :]] if reads else []
         return made
 
-    def _next(self) -> _Chunk:
-        try:
-            return next(self._chunks)
-        except RuntimeError as error:
-            if "worker" not in str(error):
-                raise
-            raise FastcamError(
-                f"a process that reads pictures has ended ({first_line(error)}); run the command "
-                "again, with fewer workers if memory is short"
-            ) from error
+
+def _chunk(reader: Reader, places: range) -> _Chunk:
+    started = time.perf_counter()
+    failed: list[Read] = []
+    ready: dict[Size, tuple[list[Read], list[Tensor]]] = {}
+    for read, image in map(reader.__getitem__, places):
+        if image is None:
+            failed.append(read)
+            continue
+        reads, images = ready.setdefault((image.shape[1], image.shape[2]), ([], []))
+        reads.append(read)
+        images.append(image)
+    stacked = {
+        size: (reads, torch.stack(images).numpy()) for size, (reads, images) in ready.items()
+    }
+    return _Chunk(failed, stacked, time.perf_counter() - started)
 
 
-def _unchanged(chunk: _Chunk) -> _Chunk:
-    return chunk
+# --- processes. torch's DataLoader is not used: once one of its processes has ended, it raises an
+# error from a signal handler, anywhere in the program; and tensors would need shared memory, of
+# which containers have little.
+
+_reader: Reader  # of a worker
 
 
-def _one_thread(worker: int) -> None:
+def workers_of(reader: Reader, count: int) -> ProcessPoolExecutor:
+    """Processes that read pictures."""
+    # a copy of this process has the list of pictures already
+    kind = "fork" if sys.platform == "linux" else "spawn"
+    context = multiprocessing.get_context(kind)
+    return ProcessPoolExecutor(count, context, _begin, (reader, os.getpid()))
+
+
+def _begin(reader: Reader, parent: int) -> None:
+    """The beginning of a worker, which ends with the process that has started it."""
+    global _reader
+    _reader = reader
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    for each in set(ENDING) - {signal.SIGINT}:
+        signal.signal(each, signal.SIG_DFL)
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _work(places: range) -> _Chunk:
+    return _chunk(_reader, places)
+
+
+def _ahead(pool: ProcessPoolExecutor, places: Sequence[range], workers: int) -> Generator[_Chunk]:
+    """The chunks in order; some more than there are workers are under way."""
+    under_way: deque[Future[_Chunk]] = deque()
+    try:
+        for each in places:
+            under_way.append(pool.submit(_work, each))
+            if len(under_way) > 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool as error:
+        raise FastcamError(
+            "a process that reads pictures has ended; run the same command again, with fewer "
+            "workers if memory is short"
+        ) from error

@@ -15,7 +15,7 @@ from fastcam.dataset import settings
 from fastcam.dataset.decoding import Batch, Batches, Read, Reader
 from fastcam.dataset.inputs import Inputs
 from fastcam.dataset.shards import Packed, Shard, folder_of
-from fastcam.errors import FastcamError, UsageError, first_line
+from fastcam.errors import FastcamError, first_line
 from fastcam.explainer import Explained, Explainer
 from fastcam.explainer.abreast import abreast
 from fastcam.explainer.threads import Clock
@@ -101,20 +101,31 @@ class Job:
         def call(explainer: Explainer, batch: Batch) -> tuple[Batch, Packed | str | None]:
             if batch.images is None:
                 return batch, None
-            images = explainer.model.preprocessing.normalized(batch.images.to(explainer.device))
             try:
-                return batch, Packed.of(self._maps(explainer, batch, images))
-            except UsageError:
-                raise
+                return batch, Packed.of(self._maps(explainer, batch))
             except FastcamError as error:
-                if not _is_about_size(error):
+                if _is_about_memory(error):
                     raise
+                if len(batch.reads) > 1 and self._takes(explainer, batch.first()):
+                    raise FastcamError(
+                        f"{error}; it takes a single picture of this size, so give --batch 1"
+                    ) from error
                 return batch, first_line(error)
 
-        with closing(abreast(self.explainer, batches, call, lambda: None, clock)) as found:
+        found = abreast(self.explainer, batches, call, lambda: None, clock)
+        with closing(batches), closing(found):
             yield from found
 
-    def _maps(self, explainer: Explainer, batch: Batch, images: torch.Tensor) -> Explained:
+    def _takes(self, explainer: Explainer, batch: Batch) -> bool:
+        try:
+            self._maps(explainer, batch)
+        except FastcamError:
+            return False
+        return True
+
+    def _maps(self, explainer: Explainer, batch: Batch) -> Explained:
+        assert batch.images is not None
+        images = explainer.model.preprocessing.normalized(batch.images.to(explainer.device))
         choice = self._choice([read.index for read in batch.reads])
         if self.maps:
             return explainer(images, choice)
@@ -177,10 +188,9 @@ class Job:
         }
 
 
-def _is_about_size(error: FastcamError) -> bool:
-    """Whether a network fails on inputs of one size, and not for want of memory or of a GPU."""
+def _is_about_memory(error: FastcamError) -> bool:
+    """Whether it would be another one at another time: for want of memory, or of a GPU."""
     cause = error.__cause__
-    kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
-    return not isinstance(cause, kinds) and not any(
-        word in str(cause) for word in ("alloc", "memory", "CUDA error")
-    )
+    if isinstance(cause, (torch.OutOfMemoryError, torch.AcceleratorError)):
+        return True
+    return any(word in str(cause) for word in ("alloc", "memory", "CUDA error"))

@@ -6,6 +6,7 @@ Each actor keeps one network and writes to the output folder, which all machines
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -58,13 +59,14 @@ def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -
         return seconds
     try:
         if not ray.is_initialized():
-            ray.init(address, log_to_driver=False, logging_level="warning")
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
         ray.data.DataContext.get_current().enable_progress_bars = False
         size, wants = _actors(ray.nodes())
+        worker: Any = _Worker
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=size)
         rows = ray.data.from_items([{"shard": number} for number in numbers])
         done = rows.repartition(len(numbers)).map(
-            _Worker, fn_constructor_args=[ray.put(job)], compute=pool, **wants
+            worker, fn_constructor_args=[ray.put(job)], compute=pool, **wants
         )
         for row in done.iter_rows():
             for stage in seconds:
@@ -75,7 +77,7 @@ def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -
     return seconds
 
 
-def _actors(nodes: list[dict[str, Any]]) -> tuple[int, dict[str, float]]:
+def _actors(nodes: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
     """The most actors, and what each of them asks for.
 
     One per GPU, or else one per machine. They ask for less than half of the CPUs even of a cluster
