@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,13 @@ def run(source: Path, out: Path) -> None:
     dataset.explain(source, out, explainer, top_k=3, shard=16, batch=4, workers=1)
 
 
+def forked(source: Path, out: Path) -> BaseProcess:
+    """As the command line, but without a new interpreter, which takes longer than the run."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=(source, out))
+    process.start()
+    return process
+
+
 def test_killed_five_times_at_random(made, tmp_path):
     """The whole group is killed, as if the machine had failed; the same call goes on."""
     source, expected = made
@@ -57,9 +65,7 @@ def test_killed_five_times_at_random(made, tmp_path):
     moments = random.Random(time.time_ns())
     kills = 0
     while kills < 5:
-        # forked, because a new interpreter takes longer than the whole run
-        process = multiprocessing.get_context("fork").Process(target=run, args=(source, out))
-        process.start()
+        process = forked(source, out)
         process.join(moments.uniform(0.2, 0.7))
         if process.is_alive():
             os.killpg(process.pid, signal.SIGKILL)
@@ -68,10 +74,9 @@ def test_killed_five_times_at_random(made, tmp_path):
         else:  # it was quicker than that: from the beginning
             assert contents(out) == contents(expected)
             shutil.rmtree(out)
-    run_again = multiprocessing.get_context("fork").Process(target=run, args=(source, out))
-    run_again.start()
-    run_again.join(60)
-    assert run_again.exitcode == 0
+    process = forked(source, out)
+    process.join(60)
+    assert process.exitcode == 0
     assert contents(out) == contents(expected)
 
 
@@ -116,7 +121,7 @@ def test_interrupted(made, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     assert stderr.splitlines()[-1] == "fastcam: interrupted; finished output is kept"
     assert not list((out / "shards").glob(".*"))
-    explain(source, out)
+    forked(source, out).join(60)
     assert contents(out) == contents(expected)
 
 
