@@ -113,6 +113,25 @@ def test_the_whole_picture_is_seen_by_a_network_of_any_size(tmp_path: Path) -> N
     assert regions == [(0, 0, 200, 320), (0, 100, 100, 400)]
 
 
+def test_no_crop_is_the_whole_picture_however_long(tmp_path: Path) -> None:
+    for width, cut in ((600, False), (900, True)):
+        pictures.write(tmp_path / "wide.png", squares(200, width))
+        reports = [
+            json.loads(
+                run(
+                    "image", tmp_path / "wide.png", *COLORS, *option, "--out", tmp_path, "--json"
+                ).stdout
+            )
+            for option in ((), ("--no-crop",))
+        ]
+        usual, whole = (each["preprocessing"] for each in reports)
+        assert whole["resize"] == usual["resize"] == [96, 96 * width // 200]
+        assert (usual["crop"] != whole["crop"]) == cut
+        assert whole["crop"] == whole["resize"]
+        region = {"top": 0, "left": 0, "bottom": 200, "right": width}
+        assert reports[1]["region"] == region
+
+
 def test_an_assumed_preprocessing_is_said_once(picture: Path, tmp_path: Path) -> None:
     model = ("--model", "tiny_models:module", "--method", "gradcam", "--out", tmp_path)
     result = run("image", picture, picture, *model)

@@ -65,8 +65,14 @@ class Transform(ABC):
         """
         raise self._fixed("size")
 
-    def whole(self) -> Transform:
-        """The same preprocessing without the crop; raises like :meth:`sized`."""
+    def whole(self, longest: int | None = None) -> Transform:
+        """The same preprocessing for the whole picture; raises like :meth:`sized`.
+
+        The crop becomes the shorter side.
+
+        Args:
+            longest: the longer side is cut to this number of shorter sides; None for no cut.
+        """
         raise self._fixed("crop")
 
     def scaled(
@@ -156,8 +162,14 @@ class Preprocessing(Transform):
         )
         return replace(self, resize=resize, crop=(side, side))
 
-    def whole(self) -> Preprocessing:
-        return replace(self, crop=None)
+    def whole(self, longest: int | None = None) -> Preprocessing:
+        if self.resize is None or self.crop is None:
+            return replace(self, crop=None)
+        if self.stretch and self.resize == self.crop:
+            return self
+        height, width = self.crop
+        cut = None if longest is None else (longest * height, longest * width)
+        return replace(self, resize=self.crop, crop=cut, stretch=False)
 
     def scaled(
         self, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None

@@ -24,12 +24,9 @@ def whole_picture(model: LoadedModel) -> LoadedModel:
     seen = model.preprocessing
     if not isinstance(seen, Preprocessing) or seen.resize is None or seen.crop is None:
         return model
-    if (seen.stretch and seen.resize == seen.crop) or not takes_any_size(model, seen.crop):
+    whole = seen.whole(_LONGEST)
+    if whole == seen or not takes_any_size(model, seen.crop):
         return model
-    height, width = seen.crop
-    whole = replace(
-        seen, resize=seen.crop, crop=(_LONGEST * height, _LONGEST * width), stretch=False
-    )
     return replace(model, preprocessing=whole)
 
 
