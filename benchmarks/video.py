@@ -163,7 +163,7 @@ def measure(size: str, name: str, device: torch.device) -> list[Result]:
         "fastcam_fast": lambda: video.explain(source, sink, fast, target="top1", batch=batch),
         **stages,
     }
-    layer = explainer.layer
+    layer = next(iter(explainer.layers), None)
     if implementations.installed("pytorch_grad_cam") and layer is not None:
         module = explainer.model.module
         other = sink.with_name("peer.mp4")

@@ -150,8 +150,8 @@ def test_maps_of_a_network(folder: Callable[[str], Path], name: str) -> None:
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         kept[:] = [output if isinstance(output, Tensor) else output[0]]
 
-    assert explainer.layer is not None
-    handle = model.module.get_submodule(explainer.layer).register_forward_hook(keep)
+    (layer,) = explainer.layers
+    handle = model.module.get_submodule(layer).register_forward_hook(keep)
     logits = model.module(images).logits[0]
     handle.remove()
     heat = 0.0

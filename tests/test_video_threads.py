@@ -183,7 +183,7 @@ def test_weights_are_shared_and_the_model_stays_as_it_is(cores: Callable[[int], 
     assert len({module for module, _ in seen}) > 2
     assert {pointer for _, pointer in seen} == {weight.data_ptr()}
     assert not explainer.model.module._forward_pre_hooks
-    assert explainer.layer == "features"
+    assert explainer.layers == ("features",)
 
 
 def test_a_model_that_cannot_be_copied(cores: Callable[[int], None]) -> None:
