@@ -26,22 +26,14 @@ def rows(out: Path) -> list[dict[str, object]]:
 def test_what_dataset_prints(tmp_path):
     make(tmp_path / "in", 3)
     (tmp_path / "in" / "00001.png").write_bytes(b"no")
-    words = (
-        "dataset",
-        tmp_path / "in",
-        tmp_path / "out",
-        *DIGITS,
-        "--methods",
-        "gradcam, layercam",
-    )
+    out = tmp_path / "out"
+    words = ("dataset", tmp_path / "in", out, *DIGITS, "--methods", "gradcam, layercam")
     result = run(*words)
     assert result.exit_code == 1 and result.stderr == ""
     first, second, third = result.stdout.splitlines()
-    assert (
-        first.startswith(f"{tmp_path / 'out'}: 3 of 3 pictures in ") and "images/s, slow" in first
-    )
+    assert first.startswith(f"{out}: 3 of 3 pictures in ") and " images/s, slowest: " in first
     assert second == "  gradcam, layercam at stages.2.1"
-    assert third == f"  1 could not be explained: see {tmp_path / 'out' / 'failures.parquet'}"
+    assert third == f"  1 could not be explained: see {out / 'failures.parquet'}"
     assert run(*words).stdout.splitlines()[0].endswith("0 of 3 pictures were left to do")
     report = json.loads(run(*words, "--json").stdout)
     assert (report["pictures"], report["explained"], report["failed"]) == (3, 0, 1)
@@ -66,13 +58,12 @@ def test_labels_of_folders(tmp_path):
         expected = 5 / channel.numel() * channel
         error = (entry["maps"]["hirescam"][0] - expected).abs().max()
         assert error < 1e-3 * (expected.max() - expected.min())
-    assert blue["region"] == [3, 50, 103, 150] or blue["region"][2] - blue["region"][0] == 100
+    assert blue["region"] == [25, 50, 125, 150]
 
 
 def test_whole_pictures_of_several_sizes(tmp_path):
     """Crop by default: one size; with --no-crop each picture as wide as it is."""
     for number, width in enumerate((150, 300, 200, 300)):
-        pictures.write(tmp_path / "in" / f"{number}.png", cut(number, 150, 150)[:, :150])
         wide = np.concatenate([cut(number, 150, 150)] * 2, 1)[:, :width]
         pictures.write(tmp_path / "in" / f"{number}.png", wide)
     words = ("--model", "tiny_models:colors", "--methods", "gradcam", "--shard", 3)
