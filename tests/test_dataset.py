@@ -68,6 +68,7 @@ def test_the_maps_are_those_of_each_method(made):
         if index in (5, 11):
             assert entry["class_ids"].tolist() == [-1] * 3
             assert all(each.isnan().all() for each in entry["maps"].values())
+            assert entry["maps"]["gradcam"].shape == (3, 48, 48)  # of the first one
             continue
         image = torch.from_numpy(pictures.read(path)).movedim(-1, 0)[None].double() / 255
         for name, cam in cams.items():
@@ -91,7 +92,7 @@ def test_the_manifest_has_a_row_for_each_picture(made):
     source, out = made
     rows, failures = table(out / "manifest.parquet"), table(out / "failures.parquet")
     assert [row["index"] for row in rows] == list(range(23))
-    maps = fastcam.MapDataset(out)
+    maps = fastcam.MapDataset(out, size="layer", normalize=False)
     for row, path in zip(rows, sorted(source.iterdir()), strict=True):
         assert row["path"] == path.name
         if row["index"] in (5, 11):
@@ -105,6 +106,10 @@ def test_the_manifest_has_a_row_for_each_picture(made):
         assert row["class_ids"] == entry["class_ids"].tolist()
         assert row["class_names"] == [str(each) for each in row["class_ids"]]
         assert row["scores"] == entry["scores"].tolist()
+        for name in METHODS:
+            raw = entry["maps"][name]
+            ends = torch.stack([raw.amin((1, 2)), raw.amax((1, 2))], 1)
+            torch.testing.assert_close(torch.tensor(row[f"range_{name}"]), ends)
         assert row["probabilities"] == entry["probabilities"].tolist()
     assert [row["index"] for row in failures] == [5, 11]
     assert "not a picture" in failures[0]["error"] and failures[0]["path"] == "00005.png"
@@ -235,6 +240,14 @@ def test_a_folder_with_other_files_is_refused(made, digits, tmp_path):
         fastcam.MapDataset(tmp_path)
 
 
+def test_of_two_runs_that_begin_together_the_first_one_decides(tmp_path):
+    path = tmp_path / "settings.json"
+    for number in (1, 2):
+        dataset.settings._create(path, {"number": number})
+    assert dataset.settings.read(tmp_path) == {"number": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_full_disk_leaves_whole_shards(made, digits, tmp_path, monkeypatch):
     source, out = made
     options = {"top_k": 3, "batch": 4, "shard": 8, "workers": 0}
@@ -302,16 +315,22 @@ def test_a_picture_on_which_the_network_fails(tmp_path):
 
 def test_missing_memory_is_no_failure_of_a_picture(tmp_path):
     class Hungry(tiny_models.Colors):
+        full = False
+
         def forward(self, images):
-            if len(images) > 2:
+            if Hungry.full:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().forward(images)
 
     make(tmp_path / "in", 5)
     model = models.LoadedModel(Hungry(), models.Preprocessing(resize=None, crop=None))
     explainer = Explainer(model, "gradcam", "features")
+
+    def fill(done, total, stage):
+        Hungry.full = True
+
     with pytest.raises(FastcamError, match="out of memory"):
-        dataset.explain(tmp_path / "in", tmp_path / "out", explainer, workers=0)
+        dataset.explain(tmp_path / "in", tmp_path / "out", explainer, workers=0, progress=fill)
     assert not (tmp_path / "out" / "shards").exists()
 
 

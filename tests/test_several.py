@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import pytest
@@ -102,18 +101,60 @@ def test_gradients_beyond_the_limit_are_computed_again(convolutional, backwards,
     assert all(found[name].equal(expected[name]) for name in names)
 
 
-def test_the_model_and_its_tensors_are_let_go(convolutional):
-    class Keeps(Convolutional):
-        def forward(self, images):
-            self.kept = self.features(images)
-            return self.head(self.kept)
+def test_second_derivatives_leave_the_graph_to_others(convolutional):
+    """Also those of attention, whose fused kernels have none."""
+    names = ["shapleycam", "finercam", "gradcam"]
+    cases = ((convolutional, "features"), (demo.digits_vit().double(), "blocks.2"))
+    for model, layer in cases:
+        made_at = [fastcam.METHODS[name](model, layer) for name in names]
+        found = fastcam.Several(made_at)(IMAGES, fastcam.TopClasses(2))
+        for name in names:
+            expected = fastcam.METHODS[name](model, layer)(IMAGES, fastcam.TopClasses(2))
+            torch.testing.assert_close(found[name], expected, msg=name)
 
-    model = Keeps().double().eval()
+
+class Counting(Convolutional):
+    """Its answer depends on how often it has run, and it keeps what it returned elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.runs += 1
+        features = self.features(images)
+        KEPT.append(features)
+        return self.head(features * (1 + self.runs / 10))
+
+
+KEPT: list[torch.Tensor] = []
+
+
+def counting() -> nn.Module:
+    torch.manual_seed(0)
+    model = Counting().double().eval()
     model(IMAGES)
-    before = copy.deepcopy(model.state_dict())
-    fastcam.Several([made(name, model) for name in ("gradcam", "sess", "smoothgradcam++")])(IMAGES)
-    assert not model.kept.requires_grad
-    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+    return model
+
+
+def test_every_further_run_begins_with_the_state_before_the_first():
+    names = ["gradcam", "scorecam", "smoothgradcam++"]
+    model = counting()
+    found = fastcam.Several([fastcam.METHODS[name](model, "features") for name in names])(IMAGES)
+    alone = fastcam.ScoreCAM(counting(), "features")(IMAGES)
+    torch.testing.assert_close(found["scorecam"], alone)
+
+
+def test_no_tensor_of_the_model_keeps_a_graph():
+    model = counting()
+    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    names = ("gradcam", "sess", "smoothgradcam++")
+    several = fastcam.Several([made(name, model) for name in names])
+    several(IMAGES)
+    KEPT.clear()
+    several(IMAGES)
+    assert KEPT and not any(each.requires_grad for each in KEPT)
+    assert all(each.equal(before[name]) for name, each in model.named_parameters())
 
 
 def test_verified(network):
