@@ -29,12 +29,12 @@ from benchmarks.harness import Call, Result
 from fastcam import demo, models, pictures, video
 from fastcam.engine.cores import single_threaded
 from fastcam.explainer import Explainer
-from fastcam.explainer.threads import Ahead, Clock
 from fastcam.targets import TopClasses
 from fastcam.video import Frame
 from fastcam.video.drawing import Drawing
 from fastcam.video.network import Network
 from fastcam.video.sources import Clip
+from fastcam.video.threads import Ahead, Clock
 from fastcam.video.writer import Writer
 
 SIZES = {"360p": (360, 640), "1080p": (1080, 1920)}
@@ -163,8 +163,8 @@ def measure(size: str, name: str, device: torch.device) -> list[Result]:
         "fastcam_fast": lambda: video.explain(source, sink, fast, target="top1", batch=batch),
         **stages,
     }
-    layer = next(iter(explainer.layers), None)
-    if implementations.installed("pytorch_grad_cam") and layer is not None:
+    if implementations.installed("pytorch_grad_cam") and explainer.layers:
+        (layer,) = explainer.layers
         module = explainer.model.module
         other = sink.with_name("peer.mp4")
         calls["pytorch_grad_cam"] = lambda: _peer_loop(source, other, module, layer, device)

@@ -199,6 +199,30 @@ def test_a_network_with_scores_for_each_pixel(tmp_path: Path) -> None:
     assert torch.allclose(maps[0], raw[0], atol=1e-5)
 
 
+def test_a_picture_that_the_network_refuses_is_named(tmp_path: Path) -> None:
+    for name, size in (("thin", (1, 300)), ("good", (64, 64))):
+        pictures.write(tmp_path / f"{name}.png", np.zeros((*size, 3), np.uint8))
+    files = [tmp_path / "thin.png", tmp_path / "good.png"]
+    result = run("image", *files, "--model", "digits", "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"fastcam: {files[0]}: the model fails on an input of 300x1")
+    failed, good = map(json.loads, result.stdout.splitlines())
+    assert failed["picture"] == str(files[0]) and "error" in failed
+    assert good["picture"] == str(files[1])
+
+
+def test_an_output_folder_that_is_a_file(picture: Path) -> None:
+    result = run("image", picture, *COLORS, "--out", picture)
+    assert result.exit_code == 2
+    assert result.stderr == f"fastcam: {picture} is a file, expected a folder for the output\n"
+
+
+def test_a_network_of_one_channel_is_told_what_to_do(picture: Path, tmp_path: Path) -> None:
+    result = run("image", picture, "--model", "tiny_models:grey", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "it takes 1 channel: give --preprocess" in result.stderr
+
+
 def test_the_colours_of_the_picture_stay(picture: Path, tmp_path: Path) -> None:
     run("image", picture, *COLORS, "--alpha", 0, "--no-crop", "--out", tmp_path)
     overlay = pictures.read(tmp_path / "squares-overlay.png")

@@ -18,7 +18,7 @@ from tiny_models import Colors, colors
 from torch import Tensor, nn
 
 import fastcam
-from fastcam import demo, pictures
+from fastcam import demo, models, pictures
 from fastcam.models import LoadedModel, Preprocessing
 
 SCENE = pictures.read(demo.asset("scene.png"))  # (160, 224, 3)
@@ -305,3 +305,27 @@ def test_one_import_is_enough() -> None:
     names = ("dropin.install", "compat", "targets.TopClasses", "explainer.Explainer", "__version__")
     code = f"import fastcam; print({', '.join(f'fastcam.{name}' for name in names)})"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pictures_that_are_views() -> None:
+    picture = pictures.read(demo.asset("scene.png"))
+    model = models.load("digits")
+    expected = fastcam.explain(model, picture, targets=7).maps
+    stored = np.ascontiguousarray(picture[..., ::-1])  # as OpenCV reads it
+    assert fastcam.explain(model, stored[..., ::-1], targets=7).maps.equal(expected)
+    turned = np.ascontiguousarray(picture[::-1, ::-1])
+    assert fastcam.explain(model, turned[::-1, ::-1], targets=7).maps.equal(expected)
+    drawn = fastcam.overlay(stored[..., ::-1], expected)
+    assert np.array_equal(drawn, fastcam.overlay(picture, expected))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (1, 1, 4, 4), (1, 4), ()])
+def test_maps_that_do_not_belong_to_the_pictures(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^maps: got shape"):
+        fastcam.overlay(torch.zeros(1, 3, 4, 4), torch.zeros(shape))
+
+
+def test_explanations_can_be_kept_in_a_set() -> None:
+    explanation = fastcam.explain(demo.digits(), torch.rand(1, 3, 40, 40))
+    assert len({explanation, explanation}) == 1
+    assert explanation == explanation

@@ -201,6 +201,21 @@ def test_several_labels_at_once(folder: Callable[[str], Path], tmp_path: Path) -
     assert not models.load(f"hf:{folder('ViT')}").multilabel
 
 
+def test_classes_without_names(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    config = transformers.PvtConfig(
+        image_size=64,
+        num_labels=5,
+        hidden_sizes=[16, 16, 32, 32],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+    )
+    transformers.PvtForImageClassification(config).save_pretrained(tmp_path / "a")
+    for file in folder("ViT").glob("preprocessor_config.json"):
+        shutil.copy(file, tmp_path / "a")
+    changed(tmp_path / "a", tmp_path / "b", id2label=None)
+    assert models.load(f"hf:{tmp_path / 'b'}").class_name(3) == "class 3"
+
+
 def test_weights_from_elsewhere(folder: Callable[[str], Path], tmp_path: Path) -> None:
     source = folder("ViT")
     state = models.load(f"hf:{source}").module.state_dict()

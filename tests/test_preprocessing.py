@@ -141,6 +141,11 @@ class Sometimes:
         (lambda image: chain()(image) + np.random.rand(), "it is random"),
         (Sometimes(), "does more to positions|it is random"),
         (lambda image: torch.zeros(3, 8, 8), "black and a white picture become the same"),
+        (lambda image: chain(transforms.Resize((64, 64)))(image).log(), "is not finite"),
+        (
+            lambda image: torch.fft.fft2(chain()(image)).abs(),
+            "does not show the picture as a rectangle",
+        ),
     ],
 )
 def test_a_function_that_moves_positions_is_refused(function: Any, message: str) -> None:
@@ -269,6 +274,20 @@ def test_a_cut_that_depends_on_the_picture_is_refused(height: int, width: int) -
         transform.fitted(picture)
 
 
+@pytest.mark.parametrize("steps", [[], [transforms.Grayscale(3)]], ids=["colour", "grey"])
+def test_a_flip_that_depends_on_the_picture_is_refused(steps: list[Any]) -> None:
+    def turned(image: Any) -> Any:
+        red, _, blue = np.asarray(image).reshape(-1, 3).mean(0)
+        return functional.vflip(image) if red > blue + 10 else image
+
+    transform = MeasuredTransform(chain(turned, *steps, transforms.Resize((64, 64))))
+    picture = np.full((90, 120, 3), 60, np.uint8)
+    picture[10:50, 20:60] = 230, 120, 90
+    with pytest.raises(UsageError, match="its crop depends on the content of the picture"):
+        transform.fitted(torch.from_numpy(picture)[None])
+    transform.fitted(torch.from_numpy(picture[..., ::-1].copy())[None])
+
+
 @pytest.mark.parametrize("texture", ["noise", "spot", "flat", "stripes"])
 @pytest.mark.parametrize(("height", "width"), [(16, 20), (200, 60), (333, 640)])
 def test_a_cut_that_depends_on_the_size_alone_is_not(texture: str, height: int, width: int) -> None:
@@ -279,6 +298,7 @@ def test_a_cut_that_depends_on_the_size_alone_is_not(texture: str, height: int, 
         [transforms.Resize((50, 50), interpolation=nearest)],
         [square, transforms.Resize((64, 64))],
         [transforms.Resize((32, 32)), transforms.Grayscale()],
+        [transforms.Grayscale(3), transforms.Resize(72), transforms.CenterCrop(64)],
         [transforms.Lambda(lambda image: image.convert("HSV").convert("RGB"))],
     ):
         MeasuredTransform(transforms.Compose([*steps, transforms.ToTensor()])).fitted(picture)

@@ -87,9 +87,8 @@ ModelName = Annotated[
     str,
     typer.Option(
         "--model",
-        help="digits, digits-vit, digits-detector (included), a torchvision name, timm:NAME, "
-        "hf:FOLDER-OR-NAME or "
-        "package.module:function.",
+        help="digits, digits-vit, digits-unet, digits-detector (included), a torchvision name, "
+        "timm:NAME, hf:FOLDER-OR-NAME or package.module:function.",
     ),
 ]
 Weights = Annotated[
@@ -297,7 +296,7 @@ def image(
                 raise
             except FastcamError as error:
                 failed += 1
-                _say(str(error))
+                _say(str(error) if str(path) in str(error) else f"{path}: {error}")
                 if as_json:
                     _print_json({"picture": str(path), "error": str(error)})
                 continue

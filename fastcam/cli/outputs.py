@@ -43,6 +43,9 @@ def planned(
         UsageError: if an output is an input, or exists and is not in a manifest.
     """
     planned_paths = list(targets())
+    for folder in {each for path in planned_paths for each in path.parents}:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is a file, expected a folder for the output")
     before = _existing(planned_paths)
     for path in before:
         given = same_file(path, inputs)

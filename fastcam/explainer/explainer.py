@@ -292,7 +292,21 @@ class Explainer:
             height, width = images.shape[-2:]
             raise FastcamError(
                 f"the model fails on an input of {width}x{height} pixels: {first_line(error)}"
+                + _other_channels(self.model.module, images)
             ) from error
+
+
+def _other_channels(module: nn.Module, images: Tensor) -> str:
+    """The end of an error message, if the first convolution takes another number of channels."""
+    convolutions = (each for each in module.modules() if hasattr(each, "in_channels"))
+    wanted = getattr(next(convolutions, None), "in_channels", images.shape[1])
+    if wanted == images.shape[1]:
+        return ""
+    return (
+        f"; it takes {wanted} channel: give --preprocess, a function that returns ({wanted}, h, w)"
+        if wanted == 1
+        else f"; it takes {wanted} channels and not pictures"
+    )
 
 
 def _is_a_gain(state: str) -> bool:

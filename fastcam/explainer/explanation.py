@@ -40,7 +40,7 @@ class _Shown(NamedTuple):
     overlays: list[tuple[Title, Picture]]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Explanation:
     """Maps, and the classes, scores and outputs of the same forward.
 

@@ -48,7 +48,7 @@ def model_of(name: str, weights: str, state: dict[str, Tensor] | None) -> Loaded
             if not any(folder.glob("model*.safetensors")):
                 folder = _folder(what, name, "config.json", *_PICKLES)
             module = _read(what, lambda: _pretrained(what, classifier, folder))
-    names = config.id2label
+    names = config.id2label or {}
     classes = tuple(str(names[index]) for index in range(len(names)) if index in names)
     multilabel = config.problem_type == "multi_label_classification"
     return LoadedModel(module, classes=classes, multilabel=multilabel)

@@ -23,6 +23,7 @@ from fastcam.pictures.render import Region
 Array = NDArray[np.float64]
 
 _SMALLEST = 8  # pixels; below, interpolation leaves no straight ramp
+_FEWEST = 4  # pixels of the input on each side, so that a line can be fitted
 _COARSE = 8  # cells on each side, for a coarse look at a picture
 _SUPPORT = 3  # the reach of the widest usual filter, Lanczos, in pixels of the coarser grid
 
@@ -117,6 +118,8 @@ class MeasuredTransform(Transform):
             black, white = (
                 self._grey(np.full((height, width), grey, np.uint8)) for grey in (0, 255)
             )
+            if not (np.isfinite(black).all() and np.isfinite(white).all()):
+                raise self._refusal("its output for a black or white picture is not finite")
             gain = white - black  # (C, h, w)
             energy = (gain**2).sum(0)
             inside = self._inside(energy)
@@ -126,8 +129,10 @@ class MeasuredTransform(Transform):
                 / np.maximum(energy[inside], energy.max() / 1000)
                 for ramp in (across, down, across)
             ]
+        if not np.isfinite(found).all():
+            raise self._refusal("its output for a grey ramp is not finite")
         if is_random() or not np.array_equal(found[0], found[2]):
-            raise self._refusal("it is random")
+            raise self._refusal("it is random, or at least draws random numbers")
         left, right, resized_width = self._line(found[0], inside[1], gain.shape[2], width)
         top, bottom, resized_height = self._line(found[1].T, inside[0], gain.shape[1], height)
         middle = tuple(slice((each.start + each.stop) // 2, None) for each in inside)
@@ -159,7 +164,10 @@ class MeasuredTransform(Transform):
                 )
             spans.append(slice(int(places[0]), int(places[-1]) + 1))
         rows, columns = spans
-        if not depends[rows, columns][1:-1, 1:-1].all():  # the corners of a blurred edge are weak
+        small = min(rows.stop - rows.start, columns.stop - columns.start) < _FEWEST
+        if (
+            small or not depends[rows, columns][1:-1, 1:-1].all()
+        ):  # the corners of a blurred edge are weak
             raise self._refusal("its output does not show the picture as a rectangle")
         return rows, columns
 
@@ -193,7 +201,10 @@ class MeasuredTransform(Transform):
         ends = off.max() <= 1.5 * level + _SUPPORT * pixel
         level_rows = abs(tilt) * (across - 1) <= 0.5 * level + pixel
         if slope <= level / along or not (straight and ends and level_rows):
-            raise self._refusal("it does more to positions than cropping, padding and resizing")
+            raise self._refusal(
+                "it does more to positions than cropping, padding and resizing, or changes grey "
+                "values in another way than by a factor and an offset"
+            )
         # pixel j of the input covers [j, j + 1), and its centre comes from centre + 1/2
         first = centre + 0.5 + slope * (where[0] - 0.5 - inside.start)
         last = first + slope * total
@@ -243,7 +254,8 @@ class MeasuredTransform(Transform):
     def _refusal(self, problem: str) -> UsageError:
         return UsageError(
             f"preprocessing {self.origin}: {problem}, so it is unknown where in the picture a map "
-            "belongs: return LoadedModel(module, Preprocessing(...)) with its values instead"
+            "belongs: return LoadedModel(module, Preprocessing(...)) instead, and let the module "
+            "do what Preprocessing does not"
         )
 
 
@@ -269,26 +281,29 @@ def _shows(measured: _Measurement, picture: Tensor, image: Tensor) -> bool:
     left, right = (round(region.left + each * across) for each in (columns.start, columns.stop))
     part = picture[max(top, 0) : max(bottom, 1), max(left, 0) : max(right, 1)]
     part = part.permute(2, 0, 1).double() / 255
-    if len(values) == 1:
-        part = part.mean(0, keepdim=True)
     expected = _coarse(part)
-    found = _coarse(torch.from_numpy(values))
     # what a fine pattern can add to a cell if the function takes single pixels of it
     squares = _coarse(part**2)
     spread = (squares - expected**2).clamp(min=0).sqrt().mean().item()
     noise = spread / math.sqrt(max(min(values.shape[1:]) / _COARSE, 1))
-    return any(_alike(each, found, noise) for each in (expected, expected.flip(0)))  # RGB or BGR
+    found = _coarse(torch.from_numpy(values))
+    error = (_best_mix(expected, found) - found).abs().mean().item()
+    contrast = (found - found.mean((1, 2), keepdim=True)).abs().mean().item()
+    return error <= max(0.03, 0.4 * contrast, noise)
 
 
 def _coarse(image: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(image, _COARSE)
 
 
-def _alike(expected: Tensor, found: Tensor, noise: float) -> bool:
-    """Whether the difference is small, absolutely or beside the contrast and the noise."""
-    error = (expected - found).abs().mean().item()
-    contrast = (expected - expected.mean()).abs().mean().item()
-    return error <= max(0.03, 0.4 * contrast, noise)
+def _best_mix(channels: Tensor, wanted: Tensor) -> Tensor:
+    """The mixes of channels (3, h, w) that are nearest to those wanted, (C, h, w).
+
+    A function may swap channels or turn a picture grey. Black stays black: there is no constant.
+    """
+    columns = channels.flatten(1).T
+    mixed = columns @ torch.linalg.lstsq(columns, wanted.flatten(1).T, driver="gelsd").solution
+    return mixed.T.reshape(wanted.shape)
 
 
 def _ramp(height: int, width: int) -> NDArray[np.uint8]:

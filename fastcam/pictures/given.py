@@ -50,7 +50,9 @@ def _picture_of(given: Any) -> Picture | None:
     if channels == 1:
         return np.repeat(given.reshape(*given.shape[:2], 1), 3, 2)
     picture = given[..., :3]
-    return picture if picture.flags.writeable else picture.copy()  # as torch wants it
+    # torch wants neither, and RGB made of OpenCV's BGR by [..., ::-1] has a negative stride
+    unfit = not picture.flags.writeable or min(picture.strides) < 0
+    return picture.copy() if unfit else picture
 
 
 def is_pil(given: Any) -> bool:

@@ -193,6 +193,12 @@ def overlay(
         if images.is_floating_point():
             _check_range("images", images)
         _check_range("maps", maps)
+        if maps.dim() != 3 or len(maps) != len(images):
+            raise ArgumentError(
+                "maps",
+                f"got shape {tuple(maps.shape)} for images {tuple(images.shape)}, expected "
+                f"({len(images)}, h, w)",
+            )
         return _blended(images, maps, colormap, alpha, fade)
     found = pictures_of(images)
     if found is None or isinstance(images, (list, tuple)):
