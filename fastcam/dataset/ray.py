@@ -17,14 +17,13 @@ from fastcam.errors import FastcamError, first_line
 class _Worker:
     """An actor: explains one shard at a time."""
 
-    def __init__(self, job: Any) -> None:
+    def __init__(self, job: Any, threads: int) -> None:
         import ray
         import torch
 
         self._job: Job = ray.get(job)
-        threads = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-        torch.set_num_threads(max(1, int(threads)))
-        if torch.accelerator.is_available():
+        torch.set_num_threads(threads)  # Ray sets it to what the actor asks for
+        if ray.get_runtime_context().get_assigned_resources().get("GPU"):
             self._job.explainer.model.module.to(torch.accelerator.current_accelerator())
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -61,12 +60,12 @@ def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -
         if not ray.is_initialized():
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        size, wants = _actors(ray.nodes())
+        size, threads, wants = _actors(ray.nodes())
         worker: Any = _Worker
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=size)
         rows = ray.data.from_items([{"shard": number} for number in numbers])
         done = rows.repartition(len(numbers)).map(
-            worker, fn_constructor_args=[ray.put(job)], compute=pool, **wants
+            worker, fn_constructor_args=[ray.put(job), threads], compute=pool, **wants
         )
         for row in done.iter_rows():
             for stage in seconds:
@@ -77,15 +76,18 @@ def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -
     return seconds
 
 
-def _actors(nodes: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
-    """The most actors, and what each of them asks for.
+def _actors(nodes: list[dict[str, Any]]) -> tuple[int, int, dict[str, Any]]:
+    """The most actors, the threads of each, and what each of them asks for.
 
-    One per GPU, or else one per machine. They ask for less than half of the CPUs even of a cluster
-    that has lost half of its machines: what reads the rows needs one too.
+    One per GPU, or else one per machine. They ask for a quarter of the CPUs, half of them if half of
+    the machines are lost: what reads the rows needs one too.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
+    resources = [each for each in resources if each.get("CPU")]
+    if not resources:
+        raise FastcamError("engine ray: no machine of the cluster has a CPU for the actors")
     gpus = math.floor(sum(each.get("GPU", 0) for each in resources))
     if gpus:
-        return gpus, {"num_gpus": 1, "num_cpus": 0.5}
-    least = min(each.get("CPU", 1) for each in resources)
-    return len(resources), {"num_cpus": least / 4}
+        return gpus, 1, {"num_gpus": 1, "num_cpus": 0.5}
+    least = min(each["CPU"] for each in resources)
+    return len(resources), max(1, int(least)), {"num_cpus": least / 4}

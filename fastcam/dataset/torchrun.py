@@ -9,19 +9,23 @@ from __future__ import annotations
 import os
 
 import torch
-from torch.distributed import is_torchelastic_launched
 
 
 def share() -> tuple[int, int]:
     """This process's number and that of all processes; (0, 1) without torchrun."""
-    if not is_torchelastic_launched():
+    if not _started_this():
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def device(chosen: torch.device) -> torch.device:
     """The GPU of this process, if torchrun has started several and none was named."""
-    if not is_torchelastic_launched() or chosen.type == "cpu" or chosen.index is not None:
+    if not _started_this() or chosen.type == "cpu" or chosen.index is not None:
         return chosen
     count = torch.accelerator.device_count()
     return torch.device(chosen.type, int(os.environ["LOCAL_RANK"]) % max(1, count))
+
+
+def _started_this() -> bool:
+    """Whether torchrun has started this process; others set RANK too."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
