@@ -151,13 +151,13 @@ clean:  ## remove what was built; .venv stays
 	@touch $@
 
 # Installs the project, editable, with all that its tests need, and so builds the kernels once. The
-# other libraries of maps come without what they require: grad-cam would bring a second cv2.
+# other libraries of maps come without what they require: grad-cam and quantus would bring a second cv2.
 .venv/.installed: .venv/.tools pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
-		--no-build-isolation --verbose --editable '.[models,video,test]' > .venv/install.log 2>&1 \
+		--no-build-isolation --verbose --editable '.[models,video,metrics,test]' > .venv/install.log 2>&1 \
 		|| { tail -n 60 .venv/install.log; exit 1; }
 	@grep -o 'fastcam: CUDA.*' .venv/install.log | sort -u
-	$(PIP) --no-deps grad-cam ttach torchcam captum
+	$(PIP) --no-deps grad-cam ttach torchcam captum quantus
 	@mkdir -p build
 	@touch $@ build/.kernels
 

@@ -238,7 +238,9 @@ def check_clip_options(stride: int, fast: bool, norm: str, smooth: str, sink: Pa
         if given != usual:
             raise UsageError(f"{option} {given}: not supported with --target boxes; leave it out")
     if sink.suffix.lower() == ".safetensors":
-        raise UsageError(f"{sink}: target boxes has several maps per frame; write a clip")
+        raise UsageError(
+            f"{sink}: target boxes has several maps per frame; write a clip or a folder of pictures"
+        )
 
 
 def explain_clip(

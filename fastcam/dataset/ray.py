@@ -79,8 +79,8 @@ def run(job: Job, numbers: list[int], address: str | None, progress: Progress) -
 def _actors(nodes: list[dict[str, Any]]) -> tuple[int, int, dict[str, Any]]:
     """The most actors, the threads of each, and what each of them asks for.
 
-    One per GPU, or else one per machine. They ask for a quarter of the CPUs, half of them if half of
-    the machines are lost: what reads the rows needs one too.
+    One per GPU, or else one per machine. They ask for a quarter of the CPUs, which is half if half
+    of the machines are lost: what reads the rows needs one too.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     resources = [each for each in resources if each.get("CPU")]

@@ -13,7 +13,6 @@ from fastcam.engine.cores import single_threaded
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import TOP_CLASS, Explainer
 from fastcam.explainer.threads import Ahead, Behind, Clock, Interrupts
-from fastcam.pictures import Picture
 from fastcam.pictures.render import Style
 from fastcam.targets import ClassChoice, TopClasses
 from fastcam.video.drawing import Drawing, ExplainedFrame
@@ -32,7 +31,7 @@ _BATCH, _BATCH_ON_GPU = 4, 32
 _DRAWN = 2  # drawn pictures queued for the encoder; they take twice the memory of planes
 
 T = TypeVar("T")
-AnySource = Source | Iterable[Frame | Picture] | Path | str | int
+AnySource = Source | Iterable[Any] | Path | str | int
 
 
 @dataclass(frozen=True)

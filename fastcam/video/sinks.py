@@ -290,6 +290,12 @@ def open_sink(
     check_suffix(path)
     suffix = path.suffix.lower()
     if _is_folder(path):
+        shared = same_file(path, [each.parent for each in source.files if each.is_file()])
+        if shared is not None:
+            raise UsageError(
+                f"{path}: the source's pictures are in this folder, and the next run would read "
+                "what this one writes; choose another folder"
+            )
         return PngFolder(path)
     if suffix == ".gif":
         return Gif(path)
