@@ -29,10 +29,10 @@ from fastcam import demo, models, pictures, video
 from fastcam.engine.cores import threads_abreast
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
+from fastcam.explainer.threads import Ahead, Behind
 from fastcam.video import Frame
 from fastcam.video.sinks import open_sink
 from fastcam.video.sources import Clip, StandardInput, open_source
-from fastcam.video.threads import Ahead, Behind
 
 SIDE = 96
 
@@ -568,9 +568,9 @@ def maps_in(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @pytest.mark.parametrize("capacity", [4, 6, 100_000])
 def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
-    from fastcam.video import sinks
+    from fastcam.storage import writer
 
-    monkeypatch.setattr(sinks, "_CAPACITY", capacity)
+    monkeypatch.setattr(writer, "_CAPACITY", capacity)
     options = {"target": "red", "norm": "running"}
     report = video.explain(iter(squares(6)), tmp_path / "maps.safetensors", colors(), **options)
     assert report.frames == 6
@@ -597,9 +597,9 @@ def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: i
 def test_names_that_do_not_fit_into_one_file_of_maps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastcam.video import sinks
+    from fastcam.storage import writer
 
-    monkeypatch.setattr(sinks, "_HEAD", 584)
+    monkeypatch.setattr(writer, "_HEAD", 584)
     shown = chroma("r", "g", "r")
     report = video.explain(shown, tmp_path / "maps.safetensors", colors(), target="top1")
     assert len(report.files) == 3

@@ -71,7 +71,7 @@ class Method:
     """Where the graph of its first run starts: see :func:`fastcam.engine.capture.capture`."""
     signed: ClassVar[bool] = False
     """Whether the maps are signed gradients of each of the images' channels."""
-    reruns: ClassVar[bool] = False
+    reruns: bool = False
     """Whether it runs the model again with other images or activations."""
     captures: ClassVar[bool] = False
     """Whether it captures further runs itself, and so cannot be the base of another method."""
@@ -116,6 +116,13 @@ class Method:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
         self.model = unwrap(model)
+        self.reading: Reading = {
+            "reshape": reshape,
+            "output": output,
+            "per_image": per_image,
+            "run": run,
+        }
+        """The arguments of these names."""
         self.layers = () if target_layers is None else layer_names(self.model, target_layers)
         """The target layers' names; found on the first call if none were given."""
         self.outputs: Any = None

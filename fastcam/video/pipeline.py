@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, overload
 from fastcam.engine.cores import single_threaded
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import TOP_CLASS, Explainer
+from fastcam.explainer.threads import Ahead, Behind, Clock, Interrupts
 from fastcam.pictures.render import Style
 from fastcam.targets import ClassChoice, TopClasses
 from fastcam.video.drawing import Drawing, ExplainedFrame
@@ -20,7 +21,6 @@ from fastcam.video.network import Fitted, Network
 from fastcam.video.sinks import Sink, check_suffix, open_sink
 from fastcam.video.sources import Source, open_source
 from fastcam.video.temporal import Lock, Norm, Range, RawMap, Smoothing, scaled
-from fastcam.video.threads import Ahead, Behind, Clock, Interrupts
 from fastcam.video.writer import check_codec
 
 LOCK: Final = "lock"
