@@ -41,7 +41,7 @@ N ?= 10000
 SEED ?= 300
 
 .PHONY: help demo test python-tests peers peer-suites fuzz lint kernels emulate ptx ptx-built ptx-mutants slots resources mutants \
-	bench build format clean
+	bench study build format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -134,6 +134,9 @@ bench: build  ## time and memory: operators, an explanation, networks, clips, ot
 	$(BIN)/python -m benchmarks video --json out/bench/video.jsonl
 	$(BIN)/python -m benchmarks dropin --json out/bench/dropin.jsonl
 
+study: build  ## every method on scenes with several instances of a digit; writes docs/benchmark.md and its figures
+	$(BIN)/python -m benchmarks digits
+
 build: build/.kernels  ## .venv and the compiled kernels
 
 format: build  ## bring all sources into form
@@ -151,13 +154,13 @@ clean:  ## remove what was built; .venv stays
 	@touch $@
 
 # Installs the project, editable, with all that its tests need, and so builds the kernels once. The
-# other libraries of maps come without what they require: grad-cam would bring a second cv2.
+# other libraries of maps come without what they require: grad-cam and quantus would bring a second cv2.
 .venv/.installed: .venv/.tools pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
-		--no-build-isolation --verbose --editable '.[models,video,test]' > .venv/install.log 2>&1 \
+		--no-build-isolation --verbose --editable '.[models,video,metrics,test]' > .venv/install.log 2>&1 \
 		|| { tail -n 60 .venv/install.log; exit 1; }
 	@grep -o 'fastcam: CUDA.*' .venv/install.log | sort -u
-	$(PIP) --no-deps grad-cam ttach torchcam captum
+	$(PIP) --no-deps grad-cam ttach torchcam captum quantus
 	@mkdir -p build
 	@touch $@ build/.kernels
 

@@ -1,4 +1,7 @@
-"""python -m benchmarks SUITE [--device cpu|cuda] [--json FILE] [--full] [--only TEXT]"""
+"""python -m benchmarks SUITE [--device cpu|cuda] [--json FILE] [--full] [--only TEXT]
+
+`python -m benchmarks digits` is the study of methods in benchmarks/digits/study.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,17 @@ from typing import TextIO
 import torch
 
 from benchmarks import report
+from benchmarks.digits.study import __main__ as study
 from benchmarks.harness import Result
 
 SUITES = ("ops", "capture", "endtoend", "video", "dropin")
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["digits"]:
+        return study.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("suite", choices=(*SUITES, "digits"), help="digits has other options")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--json",

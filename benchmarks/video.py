@@ -29,12 +29,12 @@ from benchmarks.harness import Call, Result
 from fastcam import demo, models, pictures, video
 from fastcam.engine.cores import single_threaded
 from fastcam.explainer import Explainer
+from fastcam.explainer.threads import Ahead, Clock
 from fastcam.targets import TopClasses
 from fastcam.video import Frame
 from fastcam.video.drawing import Drawing
 from fastcam.video.network import Network
 from fastcam.video.sources import Clip
-from fastcam.video.threads import Ahead, Clock
 from fastcam.video.writer import Writer
 
 SIZES = {"360p": (360, 640), "1080p": (1080, 1920)}

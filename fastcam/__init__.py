@@ -7,6 +7,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcam.dataset import MapDataset as MapDataset
     from fastcam.engine.listing import ListedLayer as ListedLayer
     from fastcam.engine.listing import list_layers as list_layers
     from fastcam.explainer import Explainer as Explainer
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _OTHERS = {
     "Explainer": "fastcam.explainer",
     "Explanation": "fastcam.explainer",
+    "MapDataset": "fastcam.dataset",
     "Factorization": "fastcam.methods.factorization",
     "ListedLayer": "fastcam.engine.listing",
     "TopClasses": "fastcam.targets",
@@ -41,6 +43,7 @@ _MODULES = {
         name: f"fastcam.{name}"
         for name in (
             "compat",
+            "dataset",
             "demo",
             "dropin",
             "explainer",

@@ -150,7 +150,9 @@ def test_wrong_calls(model):
         fastcam.GradCAM(model)([IMAGE], Boxes([[1, 2, 30, 40]], [99]))
     with pytest.raises(ValueError, match=r"^boxes: got those of 1 images, expected 2"):
         fastcam.GradCAM(model)([IMAGE, IMAGE], target)
-    with pytest.raises(ValueError, match=r"^targets: Boxes needs a method of one run"):
+    with pytest.raises(
+        ValueError, match=r"^targets: Boxes needs a method that returns maps of one run"
+    ):
         fastcam.ScoreCAM(model)([IMAGE], target)
     with pytest.raises(ValueError, match=r"^output: got a function, but Boxes picks"):
         fastcam.GradCAM(model, output=lambda o: o[0]["scores"][None])([IMAGE], target)

@@ -579,7 +579,12 @@ def test_version_and_completion() -> None:
     command = [sys.executable, "-m", "fastcam"]
     shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     assert shown.stdout == f"fastcam {fastcam.__version__}\n"
+    named = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     script = subprocess.run(
-        [*command, "--show-completion", "bash"], capture_output=True, text=True, check=True
+        [*command, "--show-completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=named,
     )
     assert "_FASTCAM_COMPLETE" in script.stdout

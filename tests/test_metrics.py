@@ -144,9 +144,12 @@ def test_classification_metric_of_torchcam() -> None:
     from torchcam.metrics import ClassificationMetric
 
     model, images = copy.deepcopy(network("resnet18"))
+    with torch.no_grad():
+        classes = model(images).topk(2).indices[:, 1]
+        assert (model(images).gather(1, classes[:, None]) > 0).all()
     with GradCAM(model, "layer4") as cam:
         peer = ClassificationMetric(cam)  # with softmax it would explain that too
-        peer.update(images, CLASSES.tolist())
+        peer.update(images, classes.tolist())
         expected = peer.summary()
 
     class Peer(fastcam.GradCAM):
@@ -159,8 +162,8 @@ def test_classification_metric_of_torchcam() -> None:
     metric = metrics.ClassificationMetric(Peer(model, "layer4"), probabilities=False)
     with pytest.raises(ValueError, match="update"):
         metric.summary()
-    metric.update(images[:2], CLASSES[:2])
-    metric.update(images[2:], CLASSES[2:])
+    metric.update(images[:2], classes[:2])
+    metric.update(images[2:], classes[2:])
     found = metric.summary()
     assert found["average_drop"] == pytest.approx(expected["avg_drop"], abs=1e-4)
     assert found["increase"] == expected["conf_increase"]

@@ -250,6 +250,7 @@ def test_classes_by_id_and_by_name() -> None:
     for text, message in (
         ("4", "out of range: the ids are 0 to 3"),
         ("tiger", "near names: tiger cat"),
+        ("owl", "unknown class owl; choose from tabby, tiger cat, crane, crane"),
         ("crane", r"ambiguous: give one of the ids \[2, 3\]"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -171,7 +171,7 @@ def test_every_method_is_in_the_table_and_in_the_readme():
     defined = {
         each for each in public_subclasses(Method, "fastcam.methods") if "name" in vars(each)
     }
-    assert defined == set(fastcam.METHODS.values())
+    assert defined == {*fastcam.METHODS.values(), methods.Several}  # that one has several names
     assert {each.__name__ for each in defined} < set(methods.__all__)
     rows = [row for row in (ROOT / "README.md").read_text().splitlines() if row.startswith("| `")]
     for name, method in fastcam.METHODS.items():

@@ -448,3 +448,33 @@ def test_dense_scores_have_classes_in_every_method_that_can() -> None:
     with pytest.raises(ValueError, match="CAM needs class ids"):
         fastcam.CAM(model, "1")(images, TopClasses(2))
     assert cam.verify(images, TopClasses(2)).map_error < 1e-5
+
+
+def test_masks_of_any_type() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    images = torch.rand(1, 3, 6, 7, dtype=torch.float64)
+    inside = torch.zeros(6, 7, dtype=torch.bool)
+    inside[2:4, 3:6] = True
+    cam = fastcam.GradCAM(model, "1")
+    expected = model(images)[0, 1][inside].sum().detach()
+    for mask in (inside, inside.to(torch.uint8) * 255, inside.int(), inside.double()):
+        cam(images, Segmentation(1, mask))
+        assert torch.allclose(cam.scores, expected)
+    cam(images, Segmentation(1, inside.double() / 2))
+    assert torch.allclose(cam.scores, expected / 2)
+    with pytest.raises(ValueError, match=r"^mask: got no pixel but zeros for image 0"):
+        cam(images, Segmentation(1, torch.zeros(6, 7)))
+
+
+@pytest.mark.parametrize("name", ["fullgrad", "guided-backprop", "scorecam", "sess"])
+def test_boxes_need_a_method_of_maps(name: str) -> None:
+    model = fastcam.demo.digits_detector()
+    method = fastcam.METHODS[name](model)
+    boxes = Boxes([[0, 0, 20, 20]], [1])
+    with pytest.raises(ValueError, match=r"^targets: Boxes needs a method that returns maps"):
+        method([torch.rand(3, 64, 64)], boxes)
+
+
+def test_an_embedding_is_finite() -> None:
+    with pytest.raises(ValueError, match=r"^embedding: got values that are not finite"):
+        Similarity(torch.tensor([1.0, torch.nan]))

@@ -85,27 +85,31 @@ def ultralytics():
     )
 
 
-@pytest.mark.parametrize("config", ["yolov8n.yaml", "yolo11n.yaml", "yolov10n.yaml"])
+@pytest.mark.parametrize(
+    "config",
+    ["yolov8n", "yolo11n", "yolov10n", "yolov8n-seg", "yolo26n-seg", "yolov8n-pose"],
+)
 def test_ultralytics(ultralytics, config) -> None:
-    from ultralytics.nn.tasks import DetectionModel
-
     torch.manual_seed(0)
-    model = DetectionModel(config, nc=4, verbose=False).double().eval()
+    model = ultralytics.YOLO(f"{config}.yaml").model.double().eval()
     images = IMAGES[:1]
     with torch.no_grad():
         decoded, raw = model(images)
-    of_head = raw.get("one2one", raw) if decoded.shape[2] == 6 else raw.get("one2many", raw)
-    if decoded.shape[2] == 6:  # left, top, right, bottom, score, class
+    decoded = decoded[0] if isinstance(decoded, (list, tuple)) else decoded  # beside masks
+    rows = decoded.shape[2] != 84  # 84 anchors, or the best of them
+    of_head = raw.get("one2one", raw) if rows else raw.get("one2many", raw)
+    label = 0 if config.endswith("-pose") else 2
+    if rows:  # left, top, right, bottom, score, class
         box, label = decoded[0, 0, :4], int(decoded[0, 0, 5])
         score = of_head["scores"][0, label].sigmoid()
         anchor = int((score - decoded[0, 0, 4]).abs().argmin())
     else:
-        anchor, label = 20, 2
+        anchor = 20
         x, y, width, height = decoded[0, :4, anchor]
         box = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
 
     def score_of(outputs):
-        head = outputs[1].get("one2one" if decoded.shape[2] == 6 else "one2many", outputs[1])
+        head = outputs[1].get("one2one" if rows else "one2many", outputs[1])
         return head["scores"][:, label, anchor]
 
     cam = fastcam.GradCAM(model)

@@ -23,14 +23,16 @@ import pytest
 import tiny_models
 import torch
 from clips import av, contents, quarters, write_clip
+from PIL import Image
 
 from fastcam import demo, models, pictures, video
 from fastcam.engine.cores import threads_abreast
 from fastcam.errors import FastcamError, UsageError
 from fastcam.explainer import Explainer
+from fastcam.explainer.threads import Ahead, Behind
 from fastcam.video import Frame
-from fastcam.video.sources import Clip, StandardInput
-from fastcam.video.threads import Ahead, Behind
+from fastcam.video.sinks import open_sink
+from fastcam.video.sources import Clip, StandardInput, open_source
 
 SIDE = 96
 
@@ -287,6 +289,74 @@ def gray(frame: Frame) -> float:
     return float(frame.picture.mean())
 
 
+def test_frames_as_people_hold_them() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
+    tensors = [torch.from_numpy(each) for each in array]
+    held = {
+        "arrays": list(array),
+        "one array": array,
+        "RGB of BGR": [np.ascontiguousarray(each[..., ::-1])[..., ::-1] for each in array],
+        "PIL": [Image.fromarray(each) for each in array],
+        "PIL with alpha": [Image.fromarray(each).convert("RGBA") for each in array],
+        "tensors": tensors,
+        "channels first": [each.movedim(-1, 0) for each in tensors],
+        "a generator": (each for each in array),
+    }
+    for name, frames in held.items():
+        opened = open_source(frames)
+        assert opened.twice == (name != "a generator")
+        found = list(opened)
+        assert [frame.time for frame in found] == [0, 0.04]
+        for frame, expected in zip(found, array, strict=True):
+            assert np.array_equal(frame.picture, expected), name
+            assert torch.equal(frame.rgb(), torch.from_numpy(expected)), name
+
+
+def test_frames_of_pyav_keep_their_times() -> None:
+    clip = demo.asset("clip.mp4")
+    with av.open(str(clip)) as container:
+        found = list(open_source(list(container.decode(video=0))))
+    expected = list(open_source(clip))
+    assert [frame.time for frame in found] == [frame.time for frame in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.picture, other.picture)
+
+
+@pytest.mark.parametrize(
+    ("frame", "came"),
+    [
+        (np.zeros((4, 5, 3)), r"an array \(4, 5, 3\) of float64"),
+        (np.zeros((4, 5, 3), np.uint16), "an array .* of uint16"),
+        (np.zeros((2, 4, 5, 3), np.uint8), "an array .* of uint8"),
+        (torch.zeros(4, 5, 3), "an array .* of float32"),
+        ("a.png", "str"),
+        (7, "int"),
+    ],
+)
+def test_what_is_no_frame_is_named(frame: object, came: str) -> None:
+    good = np.zeros((4, 5, 3), np.uint8)
+    with pytest.raises(FastcamError, match=f"^the iterator: frame 1 is {came}, expected a picture"):
+        list(open_source([good, frame]))
+
+
+def test_numbers_in_names_count(tmp_path: Path) -> None:
+    order = ["f2.png", "f10.png", "f100.png", "g1.png"]
+    for value, name in enumerate(order):
+        pictures.write(tmp_path / name, np.full((4, 5, 3), value, np.uint8))
+    for source in (tmp_path, f"{tmp_path}/*.png"):
+        assert [int(each.picture[0, 0, 0]) for each in open_source(source)] == [0, 1, 2, 3]
+
+
+def test_a_folder_of_pictures_is_no_sink_for_itself(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        pictures.write(tmp_path / name, np.zeros((16, 16, 3), np.uint8))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for sink in (tmp_path, tmp_path / "link"):
+        with pytest.raises(UsageError, match="the source's pictures are in this folder"):
+            open_sink(sink, open_source(tmp_path))
+    open_sink(tmp_path / "out", open_source(tmp_path)).close()
+
+
 def test_folders_and_globs_are_read_in_order(tmp_path: Path) -> None:
     for index in (2, 0, 1):
         pictures.write(tmp_path / f"{index}.png", np.full((32, 48, 3), 50 * index, np.uint8))
@@ -498,9 +568,9 @@ def maps_in(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @pytest.mark.parametrize("capacity", [4, 6, 100_000])
 def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
-    from fastcam.video import sinks
+    from fastcam.storage import writer
 
-    monkeypatch.setattr(sinks, "_CAPACITY", capacity)
+    monkeypatch.setattr(writer, "_CAPACITY", capacity)
     options = {"target": "red", "norm": "running"}
     report = video.explain(iter(squares(6)), tmp_path / "maps.safetensors", colors(), **options)
     assert report.frames == 6
@@ -527,9 +597,9 @@ def test_maps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: i
 def test_names_that_do_not_fit_into_one_file_of_maps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastcam.video import sinks
+    from fastcam.storage import writer
 
-    monkeypatch.setattr(sinks, "_HEAD", 584)
+    monkeypatch.setattr(writer, "_HEAD", 584)
     shown = chroma("r", "g", "r")
     report = video.explain(shown, tmp_path / "maps.safetensors", colors(), target="top1")
     assert len(report.files) == 3

@@ -23,10 +23,10 @@ from fastcam import models, pictures, video
 from fastcam.engine.cores import single_threaded, threads_abreast
 from fastcam.engine.fast import units
 from fastcam.errors import FastcamError
-from fastcam.explainer import Explainer
+from fastcam.explainer import Explainer, abreast
+from fastcam.explainer.threads import Abreast, Ahead
 from fastcam.video import network, pipeline, writer
 from fastcam.video.temporal import Lock
-from fastcam.video.threads import Abreast, Ahead
 
 SIDE = 32
 AS_IT_IS = models.Preprocessing(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1))
@@ -61,7 +61,7 @@ def noisy(count: int) -> list[pictures.Picture]:
 @pytest.fixture
 def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """As on a CPU of so many cores."""
-    return lambda count: monkeypatch.setattr(network, "threads_abreast", lambda: count)
+    return lambda count: monkeypatch.setattr(abreast, "threads_abreast", lambda: count)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
     python -m benchmarks.digits.train
 
 Writes `fastcam/demo/assets/digits.safetensors` and, beside this file, `score.json`. The same seed
-on the same machine gives the same weights.
+on the same machine gives the same weights. `trained` is the training of any network.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -23,13 +24,13 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.digits.networks import ARCHITECTURES, CLASSES, Architecture, Classifier
 from benchmarks.digits.scenes import Box, Floats, Handwriting, Scene, Size, handwriting, scene
 from fastcam.demo.network import DigitsNet
 
 WEIGHTS = Path(__file__).parents[2] / "fastcam" / "demo" / "assets" / "digits.safetensors"
 SCORE = Path(__file__).parent / "score.json"
 
-CLASSES = 10
 BATCH = 32
 RATE = 2e-3
 # A price on the activity of the last map keeps it quiet where no digit is and narrow where one is.
@@ -39,6 +40,21 @@ SPARSITY = 0.2
 CALIBRATION_SIZES: tuple[Size, ...] = ((96, 96), (120, 160), (160, 224), (192, 256))
 CALIBRATION_SEED = 2_000_003
 HELD_OUT_SEED = 1_000_003
+
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much a training sees, and how often."""
+
+    crops: int = 10_000
+    """Pictures 40x40 of one digit each."""
+    scenes: int = 10_000
+    """Pictures 96x96 of one to five digits."""
+    crop_epochs: int = 3
+    scene_epochs: int = 8
 
 
 def stack(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
@@ -74,13 +90,13 @@ def batches(
 
 
 def fit(
-    model: DigitsNet,
+    model: Classifier,
     images: Tensor,
     present: Tensor,
     epochs: int,
     sparsity: float,
     generator: torch.Generator,
-    report: Callable[[str], None],
+    report: Report,
 ) -> None:
     """Multi-label training: AdamW, one cycle of the learning rate, bfloat16 arithmetic."""
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.02)
@@ -92,7 +108,7 @@ def fit(
         for x, y in batches(images, present, generator):
             with torch.autocast("cpu", torch.bfloat16):
                 features = model.features(x)
-                logits = model.head(features.mean(dim=(2, 3)))
+                logits = model.classify(features)
             loss = F.binary_cross_entropy_with_logits(logits.float(), y)
             loss = loss + sparsity * features.float().mean()
             optimizer.zero_grad()
@@ -101,6 +117,41 @@ def fit(
             schedule.step()
             losses.append(loss.item())
         report(f"epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.3f}")
+
+
+def trained(
+    architecture: Architecture,
+    seed: int,
+    recipe: Recipe,
+    report: Report,
+) -> Classifier:
+    """A trained network; the same seed on the same machine gives the same weights.
+
+    Shapes first, from crops that one digit fills: in a scene average pooling dilutes what one digit
+    adds to its logit so far that a fresh network learns nothing for many epochs.
+
+    Args:
+        architecture: of the network.
+        seed: of the weights, the pictures and their order.
+        recipe: how long.
+        report: takes lines of progress.
+    """
+    cv2.setNumThreads(1)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    writing = handwriting("train")
+    model = architecture.of_crops()
+    crops = [
+        scene(rng, writing, (40, 40), [i % CLASSES], height=(20, 36)) for i in range(recipe.crops)
+    ]
+    report(f"{recipe.crops} crops drawn")
+    fit(model, *stack(crops), recipe.crop_epochs, 0.0, generator, report)
+    model = architecture.of_scenes(model)
+    scenes = [scene(rng, writing) for _ in range(recipe.scenes)]
+    report(f"{recipe.scenes} scenes drawn")
+    fit(model, *stack(scenes), recipe.scene_epochs, SPARSITY, generator, report)
+    return model
 
 
 @torch.inference_mode()
@@ -179,10 +230,19 @@ def in_half(model: nn.Module) -> dict[str, Tensor]:
 
 def write(path: Path, content: bytes) -> None:
     """Writes under a temporary name and renames, so that the file is whole or not there."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_bytes(content)
     partial.replace(path)
+
+
+def since(began: float) -> Report:
+    """Prints lines with the seconds since a time of the monotonic clock."""
+
+    def report(line: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
+
+    return report
 
 
 def main() -> None:
@@ -199,35 +259,16 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
-    cv2.setNumThreads(1)
-    torch.manual_seed(args.seed)
-    generator = torch.Generator().manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    began = time.monotonic()
-
-    def report(line: str) -> None:
-        print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
-
-    train = handwriting("train")
-    model = DigitsNet().to(memory_format=torch.channels_last)
-    nn.init.constant_(model.head.bias, -2)  # most classes are absent from most pictures
-
-    # Shapes first, from crops that one digit fills: in a scene average pooling dilutes what one
-    # digit adds to its logit so far that a fresh network learns nothing for many epochs.
-    crops = [scene(rng, train, (40, 40), [i % CLASSES], height=(20, 36)) for i in range(args.crops)]
-    report(f"{args.crops} crops drawn")
-    fit(model, *stack(crops), args.crop_epochs, 0.0, generator, report)
-    scenes = [scene(rng, train) for _ in range(args.scenes)]
-    report(f"{args.scenes} scenes drawn")
-    fit(model, *stack(scenes), args.scene_epochs, SPARSITY, generator, report)
+    recipe = Recipe(args.crops, args.scenes, args.crop_epochs, args.scene_epochs)
+    model = trained(ARCHITECTURES["pooled"], args.seed, recipe, since(time.monotonic()))
 
     shipped = DigitsNet()
     shipped.load_state_dict(in_half(model))
-    calibrate(shipped, train, args.calibration)
+    calibrate(shipped, handwriting("train"), args.calibration)
     weights = in_half(shipped)
     shipped.load_state_dict(weights)
     score = evaluate(shipped, held_out(args.held_out))
-    report(", ".join(f"{name} {value:.4f}" for name, value in score.items()))
+    print(", ".join(f"{name} {value:.4f}" for name, value in score.items()))
     write(WEIGHTS, save(weights))
     record = {
         "seed": args.seed,

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastcam import pictures
 from fastcam.cli import json, outputs
 from fastcam.errors import FastcamError, UsageError, first_line, near
+from fastcam.explainer.threads import Interrupts
 from fastcam.methods import METHODS
 from fastcam.methods.maps import MapMethod
 from fastcam.models import LoadedModel, resized
@@ -23,7 +24,6 @@ from fastcam.pictures.boxes import draw_boxes
 from fastcam.targets import Boxes
 from fastcam.video import ExplainedFrame, Frame, Source, open_sink
 from fastcam.video.pipeline import outcome, reporting
-from fastcam.video.threads import Interrupts
 
 METHOD: Final = "layercam"
 """The method for boxes. The gradient of a box's score is not 0 at the box alone; methods that
@@ -238,7 +238,9 @@ def check_clip_options(stride: int, fast: bool, norm: str, smooth: str, sink: Pa
         if given != usual:
             raise UsageError(f"{option} {given}: not supported with --target boxes; leave it out")
     if sink.suffix.lower() == ".safetensors":
-        raise UsageError(f"{sink}: target boxes has several maps per frame; write a clip")
+        raise UsageError(
+            f"{sink}: target boxes has several maps per frame; write a clip or a folder of pictures"
+        )
 
 
 def explain_clip(

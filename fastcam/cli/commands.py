@@ -20,6 +20,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     import torch
 
     from fastcam.pictures import Picture
-    from fastcam.video import Source
 
 
 class _Command(TyperCommand):
@@ -425,7 +425,7 @@ def video(
             [*opened.files, *options.files(weights, classes)],
             overwrite,
         ),
-        _bar(opened) as advance,
+        _bar("frames", opened.frames) as advance,
     ):
         load = loading.load_detector if detects else loading.load
         loaded = load(
@@ -534,6 +534,155 @@ def layers(
 
 
 @app.command(cls=_Command)
+def dataset(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC",
+            help="A folder of pictures (folders in it are labels), a folder of webdataset .tar "
+            "files or one of them, a .csv or .parquet file with the columns path and label, or a "
+            "Hugging Face data set on disk.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.")],
+    model: ModelName = "resnet50",
+    weights: Weights = "DEFAULT",
+    classes: Classes = None,
+    processor: Processor = None,
+    preprocess: Preprocess = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between them, for one forward: gradcam,layercam. none: the "
+            "classes alone."
+        ),
+    ] = "gradcam++",
+    layer: Layer = _AUTO,
+    targets: Annotated[
+        str,
+        typer.Option(
+            help="The class to explain: label, top1, an id or a name; not:NAME for what speaks "
+            "against it."
+        ),
+    ] = "top1",
+    top_k: Annotated[
+        int,
+        typer.Option(
+            min=1, help="The number of classes per picture: the target, then the most probable."
+        ),
+    ] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 32,
+    shard: Annotated[int, typer.Option(min=1, help="Pictures per shard.")] = 512,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read pictures (default: one per two cores)."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, also under torchrun, or ray for a cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="The Ray cluster's (default: that of the environment).")
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Leave larger pictures out, before decoding them.")
+    ] = 100_000_000,
+    size: Size = None,
+    crop: Annotated[
+        bool,
+        typer.Option(
+            "--crop/--no-crop",
+            help="--crop: the centre, as the model's preprocessing does. --no-crop: the whole "
+            "picture.",
+        ),
+    ] = True,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Explain a whole data set: the maps of several methods and classes from one forward.
+
+    If it is interrupted at any moment, the same command goes on. OUT has the maps in shards,
+    manifest.parquet with a row for each picture and failures.parquet with those that could not be
+    explained; then the exit code is 1. fastcam.MapDataset reads it.
+    """
+    from fastcam import dataset as datasets
+    from fastcam.cli import loading, options
+    from fastcam.dataset import torchrun
+    from fastcam.explainer import Explainer
+
+    names = [each.strip() for each in methods.split(",")]
+    options.check(targets, options.AUTO, None, mean, std)
+    if targets == options.BOXES:
+        raise UsageError("targets boxes: not supported for data sets; give label, top1 or a class")
+    loaded = loading.load(
+        model,
+        weights,
+        torchrun.device(_device(device)),
+        classes=classes,
+        processor=processor,
+        preprocess=preprocess,
+        size=size,
+        crop=crop,
+        mean=mean,
+        std=std,
+    )
+    maps = names != ["none"]
+    explainer = Explainer(loaded, names if maps else "gradcam", options.layers(layer))
+    with _bar("images") as update:
+        done = datasets.explain(
+            source,
+            out,
+            explainer,
+            targets=targets,
+            top_k=top_k,
+            maps=maps,
+            batch=batch,
+            shard=shard,
+            workers=workers,
+            max_pixels=max_pixels,
+            share=torchrun.share(),
+            engine=engine,
+            address=address,
+            progress=lambda done, total, stage: update(
+                completed=done, total=total, description=f"slowest: {stage}" if stage else ""
+            ),
+        )
+    if as_json:
+        _print_json(
+            {
+                "source": source,
+                "out": out,
+                "model": model,
+                "weights": weights,
+                "methods": names if maps else [],
+                "layers": explainer.layers,
+                "targets": targets,
+                "pictures": done.pictures,
+                "explained": done.explained,
+                "failed": done.failed,
+                "complete": done.failed is not None,
+                "seconds": done.seconds,
+                "images_per_second": done.images_per_second,
+                "stages": done.stages,
+                "slowest_stage": done.slowest_stage,
+            }
+        )
+    else:
+        speed = f"{done.images_per_second:.1f} images/s, slowest: {done.slowest_stage}"
+        spent = f"in {done.seconds:.1f} s ({speed})" if done.explained else "were left to do"
+        _print(f"{out}: {done.explained} of {done.pictures} pictures {spent}")
+        if maps:
+            _print(f"  {', '.join(names)} at {', '.join(explainer.layers) or 'the input'}")
+        if done.failed is None:
+            _print("  other processes have not finished their shards")
+        elif done.failed:
+            _print(f"  {done.failed} could not be explained: see {out / 'failures.parquet'}")
+    if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command(cls=_Command)
 def demo(
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out/demo"),
     overwrite: Overwrite = False,
@@ -599,19 +748,29 @@ def _device(name: str) -> torch.device:
 
 
 class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} frames/s" if speed else "")
+        return Text(f"{speed:.1f} {self._unit}/s" if speed else "")
 
 
 @contextmanager
-def _bar(source: Source) -> Iterator[Callable[[], object]]:
-    """Yields a function to call after each frame; shows a bar if stderr is a terminal."""
+def _bar(unit: str, total: int | None = None) -> Iterator[Callable[..., object]]:
+    """Yields a function with the arguments of ``Progress.update``; without any, it goes on by one.
+
+    Shows a bar if stderr is a terminal.
+    """
     console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    columns = (
+        BarColumn(), MofNCompleteColumn(), _Speed(unit), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=source.frames)
-        yield lambda: bar.advance(task)
+        task = bar.add_task("", total=total)
+        yield lambda **changes: bar.update(task, **(changes or {"advance": 1}))
 
 
 def _say(message: str) -> None:

@@ -38,6 +38,8 @@ from fastcam.engine.trials import State
 from fastcam.engine.values import rebuild
 from fastcam.errors import ArgumentError
 
+_ROOM = 2**28  # bytes of gradients that a shared capture keeps
+
 
 @dataclass(frozen=True)
 class LayerReading:
@@ -53,6 +55,25 @@ class LayerReading:
             (only,) = runs
             return self.of_run(only)
         return torch.stack([self.of_run(each) for each in runs], self.axis)
+
+
+class KeptGradients:
+    """The gradients of the scores that were asked for so far, up to a limit of memory."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[Tensor, list[Tensor]]] = {}  # with the scores: ids are reused
+        self._room = _ROOM
+
+    def of(self, scores: Tensor, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """The gradients of these scores, the same tensor as before or a new one."""
+        if id(scores) in self._found:
+            return self._found[id(scores)][1]
+        gradients = compute()
+        size = sum(each.numel() * each.element_size() for each in gradients)
+        if size <= self._room:
+            self._room -= size
+            self._found[id(scores)] = scores, gradients
+        return gradients
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,8 @@ class Capture:
     """The last linear layer that ran, its input and output."""
     before: State | None
     """The model's state before the run, if more runs like it will follow."""
+    kept: KeptGradients | None = field(default=None, kw_only=True)
+    """Gradients that other methods will ask for again; None if one method uses the capture."""
     exact: bool = field(default=False, kw_only=True)
     """Whether all further runs use the model itself, not a copy or a recording."""
 
@@ -110,8 +133,12 @@ class Capture:
         Raises:
             ValueError: if a score does not depend on a layer.
         """
-        found = self._raw_gradients(scores, retain)
-        return [read(each) for read, each in zip(self.readings, found, strict=True)]
+
+        def compute() -> list[Tensor]:
+            found = self._raw_gradients(scores, retain or self.kept is not None)
+            return [read(each) for read, each in zip(self.readings, found, strict=True)]
+
+        return compute() if self.kept is None else self.kept.of(scores, compute)
 
     def hessian_products(
         self, scores: Tensor, *, retain: bool = True
@@ -128,7 +155,7 @@ class Capture:
         for i, (gradients, points, read) in enumerate(
             zip(found, self.points, self.readings, strict=True), start=1
         ):
-            kept = retain or i < len(found)
+            kept = retain or self.kept is not None or i < len(found)
             # sum over the runs of <dS/dA, A>, A constant: its gradient is the Hessian times A
             with torch.enable_grad():
                 slope = torch.stack(
@@ -146,6 +173,10 @@ class Capture:
             ]
             products.append((read([each.detach() for each in gradients]), read(second)))
         return products
+
+    def shared(self) -> Capture:
+        """This capture for several methods: it keeps its graph, and the gradients that it gave."""
+        return replace(self, kept=KeptGradients())
 
     def _raw_gradients(
         self, scores: Tensor, retain: bool, create_graph: bool = False

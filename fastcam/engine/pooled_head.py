@@ -54,15 +54,13 @@ def find_pooled_head(record: Capture, layer: int, selection: Selection) -> Poole
     finite = activations.flatten(1).isfinite().all(1)  # NaN says nothing about the head
     if finite.numel() and not finite.any():
         return None
-    with torch.enable_grad():
-        first = selection.scores if selection.scores.dim() == 1 else selection.scores[:, 0]
     for rectified in (False, True):
         pooled = activations.relu() if rectified else activations
         if not close(features[finite], pooled.flatten(2).mean(-1)[finite]):
             continue
         expected = slope * (activations > 0) if rectified else slope.expand_as(activations)
         try:
-            gradient = record.gradients(first)[layer]
+            gradient = record.gradients(selection.columns[0])[layer]
         except ValueError:  # the model runs without a graph
             return None
         if close(gradient[finite], expected[finite]):

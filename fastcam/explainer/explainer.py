@@ -1,14 +1,15 @@
-"""Computes raw maps, classes and probabilities of pictures or clips with one model and method."""
+"""Computes raw maps, classes and probabilities of pictures or clips with one model."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +17,10 @@ from fastcam.engine.fast.options import preferred_dtype
 from fastcam.engine.outputs import logits_of
 from fastcam.engine.running import CopiedResults
 from fastcam.errors import ArgumentError, FastcamError, UsageError, first_line, near
-from fastcam.methods import METHODS
+from fastcam.methods import METHODS, Several
 from fastcam.methods.maps import MapMethod
 from fastcam.models import LoadedModel
+from fastcam.pictures import decoded
 from fastcam.pictures.given import pictures_of
 from fastcam.targets import ClassChoice, Negative, TopClasses
 
@@ -38,9 +40,10 @@ class Against(TopClasses):
 class Explained:
     """K classes of N pictures, on the CPU."""
 
-    maps: Tensor
-    """(N, K, *S) at the layer's resolution, not normalized; (N, K, 3, *S) for guided methods. For
-    several layers their mean as the methods return it: in [0, 1], at the input's resolution."""
+    by_method: dict[str, Tensor]
+    """By method, (N, K, *S) at the layer's resolution, not normalized; (N, K, 3, *S) for guided
+    methods. For several layers their mean as the methods return it: in [0, 1], at the input's
+    resolution."""
     class_ids: Tensor
     """(N, K)."""
     scores: Tensor
@@ -52,18 +55,26 @@ class Explained:
     signed: bool
     """Whether the maps are signed gradients of the three channels."""
 
+    @property
+    def maps(self) -> Tensor:
+        """Those of the first method."""
+        return next(iter(self.by_method.values()))
+
     def heat(self, k: int) -> Tensor:
-        """The heatmap of the k-th class, (N, *S); the largest magnitude of a signed gradient."""
+        """:attr:`maps` of the k-th class, (N, *S); the largest magnitude of a signed gradient."""
         maps = self.maps[:, k]
         return maps.abs().amax(1) if self.signed else maps
 
 
 class Explainer:
-    """Explains pictures with one model and method.
+    """Explains pictures with one model, by one method or by several from one forward.
+
+    It can be pickled. Called with a dict of arrays, it returns a dict of arrays, which is what
+    engines such as Ray Data and Spark map over a data set.
 
     Args:
         model: from :func:`fastcam.models.load`.
-        method: a key of :data:`fastcam.METHODS`.
+        method: a key of :data:`fastcam.METHODS`, or several: see :class:`fastcam.Several`.
         layer: a dotted name, several of them, or "auto".
         fast: whether to use the fast mode, in bfloat16 if the device supports it; see
             :meth:`fastcam.GradCAM.compile`.
@@ -75,17 +86,25 @@ class Explainer:
     def __init__(
         self,
         model: LoadedModel,
-        method: str = "gradcam++",
+        method: str | Sequence[str] = "gradcam++",
         layer: str | Sequence[str] = "auto",
         fast: bool = False,
     ) -> None:
-        if method not in METHODS:
-            hint = near(method, METHODS) or f"; choose from {', '.join(METHODS)}"
-            raise UsageError(f"unknown method {method}{hint}")
+        self.names = (method,) if isinstance(method, str) else tuple(method)
+        """The names of the methods."""
+        for name in self.names:
+            if name not in METHODS:
+                hint = near(name, METHODS) or f"; choose from {', '.join(METHODS)}"
+                raise UsageError(f"unknown method {name}{hint}")
         self.model = model
         options: dict[str, Any] = {} if layer == AUTO else {"target_layers": layer}
-        self._method: Any = _as_usage_error(lambda: METHODS[method](model.module, **options))
-        self._signed = METHODS[method].signed
+
+        def made() -> Any:
+            each = [METHODS[name](model.module, **options) for name in self.names]
+            return each[0] if isinstance(method, str) else Several(each)  # type: ignore[arg-type]
+
+        self._method: Any = _as_usage_error(made)
+        self._signed = bool(self._method.signed)
         if fast:
             if not isinstance(self._method, MapMethod):
                 raise UsageError(f"fast: not supported for {method}, which does not return maps")
@@ -153,14 +172,27 @@ class Explainer:
         name = self.model.class_name(class_id)
         return f"against {name}" if isinstance(targets, Against) else name
 
-    def __call__(self, images: Any, targets: ClassChoice = _TOP) -> Explained:
+    @overload
+    def __call__(self, images: Mapping[str, Any], targets: ClassChoice = ...) -> dict[str, Any]: ...
+
+    @overload
+    def __call__(self, images: Any, targets: ClassChoice = ...) -> Explained: ...
+
+    def __call__(self, images: Any, targets: ClassChoice = _TOP) -> Explained | dict[str, Any]:
         """Explains K classes of each image in one forward pass.
 
         Args:
             images: network inputs, (N, 3, h, w), or (N, 3, T, h, w) for clips; or a picture, a PIL
                 image or an array (H, W, 3) of uint8, or a list of pictures, which the model's
-                :attr:`~fastcam.models.LoadedModel.preprocessing` turns into inputs.
+                :attr:`~fastcam.models.LoadedModel.preprocessing` turns into inputs; or a dict of
+                arrays with N rows, of which ``image`` has the pictures, or ``bytes`` those of their
+                files.
             targets: selects the K classes.
+
+        Returns:
+            An :class:`Explained`. For a dict, its other entries and, as numpy arrays,
+            ``class_ids``, ``scores`` and ``probabilities`` (N, K), and ``maps_METHOD`` (N, K, *S)
+            for each method.
 
         Raises:
             UsageError: if the layer, class or method does not fit the model.
@@ -171,6 +203,8 @@ class Explainer:
         Warns:
             UserWarning: at the first call, if the fast mode could not do anything.
         """
+        if isinstance(images, Mapping):
+            return self._arrays(images, targets)
         found = None if isinstance(images, Tensor) else pictures_of(images)
         if found is not None:
             images = self.model.inputs_of(found)
@@ -191,14 +225,36 @@ class Explainer:
         probabilities = self._probabilities(self._method.outputs, len(images))
         if against:
             ids, scores = targets.ids(probabilities), -scores
+        by_method = maps if isinstance(maps, dict) else {self.names[0]: maps}
         return Explained(
-            maps.float().cpu(),
+            {name: each.float().cpu() for name, each in by_method.items()},
             ids.cpu(),
             scores.float().cpu(),
             probabilities.gather(1, ids).cpu(),
             probabilities.amax(1).cpu(),
             self._signed,
         )
+
+    def _arrays(self, given: Mapping[str, Any], targets: ClassChoice) -> dict[str, Any]:
+        """:meth:`__call__` for a dict of arrays."""
+        if "bytes" in given:
+            pictures = [decoded(data, f"row {n}") for n, data in enumerate(given["bytes"])]
+        elif "image" in given:
+            pictures = [np.asarray(each) for each in given["image"]]
+        else:
+            raise ArgumentError(
+                "images",
+                f"got a dict with {', '.join(map(str, given)) or 'nothing'}, expected pictures in "
+                '"image" or the bytes of their files in "bytes"',
+            )
+        explained = self(pictures, targets)
+        return {
+            **{name: each for name, each in given.items() if name not in ("bytes", "image")},
+            "class_ids": explained.class_ids.numpy(),
+            "scores": explained.scores.numpy(),
+            "probabilities": explained.probabilities.numpy(),
+            **{f"maps_{name}": maps.numpy() for name, maps in explained.by_method.items()},
+        }
 
     def probabilities(self, images: Tensor) -> Tensor:
         """The probabilities (N, classes) of network inputs, on the CPU."""

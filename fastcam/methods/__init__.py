@@ -19,6 +19,7 @@ from fastcam.methods.gradient import (
 from fastcam.methods.guided import Deconvnet, GuidedBackprop, GuidedGradCAM
 from fastcam.methods.legrad import LeGrad
 from fastcam.methods.masking import ISCAM, SSCAM, AblationCAM, ScoreCAM
+from fastcam.methods.several import Several
 from fastcam.methods.shapley import ShapleyCAM
 from fastcam.methods.smooth import SmoothGradCAMPlusPlus
 
@@ -48,6 +49,7 @@ __all__ = [
     "RefineCAM",
     "ScoreCAM",
     "SegEigenCAM",
+    "Several",
     "ShapleyCAM",
     "SmoothGradCAMPlusPlus",
     "XGradCAM",

@@ -40,6 +40,7 @@ from fastcam.engine.values import tensors_of
 from fastcam.errors import ArgumentError, first_line
 from fastcam.methods.result import Result
 from fastcam.targets import (
+    ModelTarget,
     Selection,
     Targets,
     Watch,
@@ -70,7 +71,7 @@ class Method:
     """Where the graph of its first run starts: see :func:`fastcam.engine.capture.capture`."""
     signed: ClassVar[bool] = False
     """Whether the maps are signed gradients of each of the images' channels."""
-    reruns: ClassVar[bool] = False
+    reruns: bool = False
     """Whether it runs the model again with other images or activations."""
     captures: ClassVar[bool] = False
     """Whether it captures further runs itself, and so cannot be the base of another method."""
@@ -115,6 +116,13 @@ class Method:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
         self.model = unwrap(model)
+        self.reading: Reading = {
+            "reshape": reshape,
+            "output": output,
+            "per_image": per_image,
+            "run": run,
+        }
+        """The arguments of these names."""
         self.layers = () if target_layers is None else layer_names(self.model, target_layers)
         """The target layers' names; found on the first call if none were given."""
         self.outputs: Any = None
@@ -170,6 +178,8 @@ class Method:
             targets: see :func:`fastcam.targets.select`.
             hooks: further forward hooks, for this run.
         """
+        if isinstance(targets, ModelTarget):
+            raise self._needs_maps(targets)
         record = self.capture(inputs, hooks)
         selection = select(record.logits, targets, record.extents)
         if not self._checked:
@@ -287,13 +297,9 @@ class Method:
         if target is None:
             yield targets
             return
-        kind = type(target).__name__
         if self.reruns or self.captures or not self.takes_layers:
-            raise ArgumentError(
-                "targets",
-                f"{kind} needs a method of one run with its gradients, but '{self.name}' is not; "
-                "take GradCAM, HiResCAM or LayerCAM",
-            )
+            raise self._needs_maps(target)
+        kind = type(target).__name__
         if self.output is not None:
             raise ArgumentError("output", f"got a function, but {kind} picks the scores itself")
         images = rows_of(inputs)
@@ -304,6 +310,13 @@ class Method:
                 yield rest
         finally:
             self._watch = self.output = None
+
+    def _needs_maps(self, target: ModelTarget) -> ArgumentError:
+        return ArgumentError(
+            "targets",
+            f"{type(target).__name__} needs a method that returns maps of one run, but "
+            f"'{self.name}' is none; take GradCAM, HiResCAM or LayerCAM",
+        )
 
     @contextmanager
     def calling(self, inputs: Inputs) -> Iterator[None]:

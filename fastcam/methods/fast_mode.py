@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -34,6 +35,16 @@ class FastMode:
         self._copy: FastModel | None = None
         self._graphs: CudaGraphs | None = None
         self._classes = 0  # how many the model has
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is compiled, which cannot be pickled and is made again."""
+        return {**vars(self), "_copy": None, "_graphs": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FastMode:
+        """With what is compiled."""
+        memo[id(self)] = made = object.__new__(type(self))
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
 
     @property
     def is_stale(self) -> bool:

@@ -54,11 +54,11 @@ class GradientMap(MapMethod):
         one_map = len(record.layers) == 1 and selection.scores.dim() == 1
         if not one_map or wanted.size == "layer":
             return super().finished(record, selection, wanted)
-        extents = extents_of(record, wanted.size)
+        extents, relu = extents_of(record, wanted.size), self.rectifies(wanted)
 
         def map_of(a: Tensor, g: Tensor) -> Tensor:
             g = self._examined(g)
-            return ops.saliency(a, g, self.name, extents, wanted.relu, wanted.normalize)
+            return ops.saliency(a, g, self.name, extents, relu, wanted.normalize)
 
         return gradient_maps(record, selection, map_of)[0]
 

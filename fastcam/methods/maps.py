@@ -37,8 +37,8 @@ class Wanted:
     """The extents; "layer" for the layer's, None for the images'."""
     normalize: bool
     """Whether to scale each map to [0, 1]."""
-    relu: bool
-    """Whether to set negative values to 0."""
+    relu: bool | None
+    """Whether to set negative values to 0; None for the method's usual choice."""
 
 
 class MapMethod(Method):
@@ -144,7 +144,7 @@ class MapMethod(Method):
             wanted = Wanted(
                 tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else size,
                 normalize,
-                self.relu if relu is None else relu,
+                relu,
             )
             if self._fast is None:
                 return self.keep(self.explained(images, targets, wanted))
@@ -160,7 +160,7 @@ class MapMethod(Method):
                 maps = self.finished(record, selection, wanted)
             else:
                 maps = self._without_padding(record, selection, wanted, self._watch.visible)
-            self._look(maps, record, wanted.relu)
+            self.look(maps, record, self.rectifies(wanted))
         result = Result.of(maps, record, selection)
         if self._watch is None:
             return result
@@ -242,7 +242,7 @@ class MapMethod(Method):
 
     def finished(self, record: Capture, selection: Selection, wanted: Wanted) -> Any:
         """The maps that a call returns."""
-        maps = self.layer_maps(record, selection, wanted.relu)
+        maps = self.layer_maps(record, selection, self.rectifies(wanted))
         if wanted.size != "layer":
             return self.joined(maps, extents_of(record, wanted.size), wanted.normalize)
         if wanted.normalize:
@@ -257,7 +257,11 @@ class MapMethod(Method):
         maps = [ops.upsample(m, extents, normalize) for m in maps]
         return maps[0] if len(maps) == 1 else maps
 
-    def _look(self, maps: Any, record: Capture, relu: bool) -> None:
+    def rectifies(self, wanted: Wanted) -> bool:
+        """Whether negative values become 0."""
+        return self.relu if wanted.relu is None else wanted.relu
+
+    def look(self, maps: Any, record: Capture, relu: bool) -> None:
         """Warns if all maps of the first call are constant; later calls do not wait for a check."""
         if self._looked:
             return

@@ -13,6 +13,8 @@ from fastcam.models.preprocessing import ASSUMED, Transform
 from fastcam.pictures import Picture
 from fastcam.targets import shares
 
+_FEW = 20  # classes, which are listed if none of them is meant
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -102,9 +104,11 @@ class LoadedModel:
         if len(found) > 1:
             raise UsageError(f"class {text} is ambiguous: give one of the ids {found}")
         if not found:
-            hint = (
-                near(text, self.classes) if names else ": the model has no class names, give an id"
-            )
+            hint = near(text, self.classes)
+            if not names:
+                hint = ": the model has no class names, give an id"
+            elif not hint and len(names) <= _FEW:
+                hint = f"; choose from {', '.join(self.classes)}"
             raise UsageError(f"unknown class {text}{hint}")
         return found[0]
 

@@ -19,6 +19,8 @@ __all__ = [
     "Picture",
     "can_write",
     "cannot_write",
+    "data_of",
+    "decoded",
     "encoded",
     "enough_memory",
     "read",
@@ -45,16 +47,26 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     Raises:
         FastcamError: if the file does not exist, is not a complete picture or is too large.
     """
+    return decoded(data_of(path, max_pixels), path, max_pixels)
+
+
+def decoded(data: bytes, name: Path | str, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decodes a picture as :func:`read` does.
+
+    Args:
+        data: the bytes of a file.
+        name: what errors call it.
+        max_pixels: refuse larger pictures, by their header.
+    """
     import cv2
 
-    data = _data(path, max_pixels)
     size = headers.extents(data)
     if size is None:
-        raise FastcamError(_unreadable(path))
+        raise FastcamError(_unreadable(name))
     if size[0] * size[1] > max_pixels:
         height, width = size
         raise FastcamError(
-            f"{path}: {width}x{height} pixels are more than max-pixels ({max_pixels:,}): "
+            f"{name}: {width}x{height} pixels are more than max-pixels ({max_pixels:,}): "
             "shrink the picture or raise the limit"
         )
     try:
@@ -64,12 +76,12 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
             raise
         picture = None
     if picture is None:
-        raise FastcamError(_unreadable(path))
+        raise FastcamError(_unreadable(name))
     return picture  # type: ignore[return-value]  # uint8 by the flag
 
 
 @contextmanager
-def enough_memory(path: Path) -> Iterator[None]:
+def enough_memory(name: Path | str) -> Iterator[None]:
     """Turns a failed allocation in the block into a FastcamError about the picture."""
     import cv2
 
@@ -78,7 +90,7 @@ def enough_memory(path: Path) -> Iterator[None]:
     except (MemoryError, RuntimeError, cv2.error) as error:
         if not _is_about_memory(error):
             raise
-        raise FastcamError(f"{path}: not enough memory for this picture") from error
+        raise FastcamError(f"{name}: not enough memory for this picture") from error
 
 
 def _is_about_memory(error: Exception) -> bool:
@@ -86,8 +98,12 @@ def _is_about_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "alloc" in str(error) or "memory" in str(error)
 
 
-def _data(path: Path, max_pixels: int) -> bytes:
-    """The bytes of a file that begins like a picture."""
+def data_of(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of a file that begins like a picture; of a huge one, enough of them.
+
+    Raises:
+        FastcamError: if the file cannot be read or does not begin like a picture.
+    """
     try:
         with path.open("rb") as file:
             head = file.peek(_HEAD)
@@ -105,8 +121,8 @@ def _data(path: Path, max_pixels: int) -> bytes:
         raise FastcamError(f"{path}: {error.strerror}") from None
 
 
-def _unreadable(path: Path) -> str:
-    return f"{path}: not a picture that OpenCV can read, or truncated"
+def _unreadable(name: Path | str) -> str:
+    return f"{name}: not a picture that OpenCV can read, or truncated"
 
 
 def write(path: Path, picture: Picture) -> None:

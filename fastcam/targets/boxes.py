@@ -19,7 +19,8 @@ class Boxes(ModelTarget):
     largest IoU with the box. Suppression and thresholds do not matter. The detectors are those of
     torchvision and of ultralytics (``YOLO(...).model``). Call a method that returns maps of one
     run. If it was given no target layers, it takes the levels of the feature pyramid that the
-    scores depend on; the maps of the levels are joined.
+    scores depend on; the maps of the levels are joined, as those of several layers are (with
+    ``normalize=False`` or ``size="layer"`` there is one tensor for each level).
 
     Args:
         boxes: (B, 4), left, top, right, bottom in pixels of the image as the model receives it;

@@ -149,7 +149,9 @@ class _Ultralytics(Detector):
     def candidates(self) -> list[Candidates]:
         """See :class:`Detector`."""
         decoded, raw = self.returned["head"]
-        if "one2one" in raw and decoded.shape[2] == 6:  # without suppression: the best rows
+        decoded = decoded if isinstance(decoded, Tensor) else decoded[0]  # others hold masks
+        rows = decoded.shape[2] != raw.get("one2one", raw.get("one2many", raw))["scores"].shape[2]
+        if rows:  # without suppression: the best ones
             logits = raw["one2one"]["scores"].transpose(1, 2)
             return [_of_rows(*each) for each in zip(decoded, logits, strict=True)]
         logits = raw.get("one2many", raw)["scores"].transpose(1, 2)  # (N, A, classes)
@@ -159,7 +161,7 @@ class _Ultralytics(Detector):
 
 
 def _of_rows(rows: Tensor, logits: Tensor) -> Candidates:
-    """The candidates behind rows (R, 6) of left, top, right, bottom, probability and class.
+    """The candidates behind rows (R, 6...) of left, top, right, bottom, probability and class.
 
     Args:
         rows: copied from the decoded candidates, in another order.

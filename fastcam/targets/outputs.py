@@ -37,16 +37,18 @@ class Segmentation(OutputTarget):
 
     Args:
         class_id: the class. A network with one logit per pixel has class 0 alone.
-        mask: (H, W) for all images, or (N, H, W), one per image; any type, a float weighs its
-            logit. It has the size of the logits, or that of the images: then the logit in row i
-            of h takes the mask's row floor((i + 1/2) H / h), and columns likewise. If None, the
-            pixels where the class is on top; with one logit, where that is above 0. Methods that
-            run masked images keep the pixels of the unmasked one.
+        mask: (H, W) for all images, or (N, H, W), one per image. Floating-point values weigh the
+            logits; of other types, all values but 0 count alike. It has the size of the logits, or
+            that of the images: then the logit in row i of h takes the mask's row
+            floor((i + 1/2) H / h), and columns likewise. If None, the pixels where the class is on
+            top; with one logit, where that is above 0. Methods that run masked images keep the
+            pixels of the unmasked one.
     """
 
     def __init__(self, class_id: int, mask: Any = None) -> None:
         self.class_id = _id("class_id", class_id)
-        self.mask = None if mask is None else torch.as_tensor(mask)
+        given = None if mask is None else torch.as_tensor(mask)
+        self.mask = given if given is None or given.is_floating_point() else given != 0
 
     def functions(self, outputs: Tensor, extents: Sequence[int] | None) -> list[Target]:
         """See :class:`OutputTarget`; outputs are (N, classes, *S)."""
@@ -93,6 +95,9 @@ class Segmentation(OutputTarget):
                 f"{expected}, with {images} in front for a mask per image; resize it",
             )
         masks = mask.to(outputs.device, outputs.dtype).expand(images, *mask.shape[-dims:])
+        blank = (~masks.flatten(1).any(1)).nonzero().flatten().tolist()
+        if blank:
+            raise ArgumentError("mask", f"got no pixel but zeros for image {blank[0]}")
         if tuple(mask.shape[-dims:]) == size:
             return masks
         return F.interpolate(masks[:, None], size, mode="nearest-exact")[:, 0]
@@ -119,6 +124,8 @@ class Similarity(OutputTarget):
                 f"got shape {tuple(self.embedding.shape)} of {self.embedding.dtype}, expected "
                 "floating-point values (D,), or (N, D), one row per image",
             )
+        if not bool(self.embedding.isfinite().all()):
+            raise ArgumentError("embedding", "got values that are not finite")
 
     def functions(self, outputs: Tensor, extents: Sequence[int] | None) -> list[Target]:
         """See :class:`OutputTarget`; outputs are (N, D)."""

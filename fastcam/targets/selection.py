@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -33,11 +34,11 @@ class TopClasses(ClassChoice):
 
     Args:
         count: K, the number of classes per image; all classes if the model has fewer.
-        first: a class that comes first whatever its score.
+        first: a class that comes first whatever its score; or one for each image.
     """
 
     count: int
-    first: int | None = None
+    first: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -48,12 +49,10 @@ class TopClasses(ClassChoice):
         logits = shares(logits) if logits.dim() > 2 else logits
         classes = logits.shape[1]
         if self.first is not None:
-            if not 0 <= self.first < classes:
-                raise ArgumentError(
-                    "targets", f"got class {self.first}, expected 0 to {classes - 1}"
-                )
-            front = torch.full((1,), self.first, device=logits.device)
-            logits = logits.index_fill(1, front, torch.inf)
+            count = len(logits)
+            first = self.first if isinstance(self.first, tuple) else (self.first,) * count
+            front = class_ids(first, count, classes, logits.device)
+            logits = logits.scatter(1, front.unsqueeze(1), torch.inf)
         return logits.topk(min(self.count, classes)).indices
 
 
@@ -144,6 +143,12 @@ class Selection:
     functions: list[Target] | None = None
     """One per image, or None if the targets are class ids."""
 
+    @cached_property
+    def columns(self) -> list[Tensor]:
+        """The scores (N,) of each class: the same tensors at each access."""
+        with torch.enable_grad():
+            return [self.scores] if self.scores.dim() == 1 else list(self.scores.unbind(1))
+
     def by_class(self, results_of: Callable[[Tensor, bool], list[Tensor]]) -> list[Tensor]:
         """Computes tensors (N, ...) class by class and stacks them to (N, K, ...).
 
@@ -153,8 +158,7 @@ class Selection:
             results_of: returns tensors (N, ...); takes the scores (N,) of one class per image, with
                 their graph, and whether to retain that graph.
         """
-        with torch.enable_grad():
-            columns = [self.scores] if self.scores.dim() == 1 else list(self.scores.unbind(1))
+        columns = self.columns
         found = [results_of(scores, k < len(columns)) for k, scores in enumerate(columns, start=1)]
         if self.scores.dim() == 1:
             return found[0]

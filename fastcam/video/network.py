@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -17,14 +14,14 @@ from torch import Tensor
 from typing_extensions import Self
 
 from fastcam import ops
-from fastcam.engine.cores import single_threaded, threads_abreast
-from fastcam.engine.running import ours
-from fastcam.errors import FastcamError, first_line
+from fastcam.engine.cores import single_threaded
+from fastcam.errors import FastcamError
 from fastcam.explainer import Explainer
+from fastcam.explainer.abreast import abreast
+from fastcam.explainer.threads import Ahead, Clock
 from fastcam.targets import ClassChoice
 from fastcam.video.frame import Frame
 from fastcam.video.temporal import Lock, RawMap, between
-from fastcam.video.threads import Abreast, Ahead, Clock
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,7 +85,7 @@ class Network:
 
         items = zip(_groups(fitted, self._group), _turns(targets), strict=False)
         last: tuple[Frame, RawMap] | None = None
-        with closing(self._abreast(items, explain, fitted.close)) as results:
+        with closing(self._abreast(items, explain, fitted)) as results:
             for (group, error), raws in results:
                 sampled = [frame for frame, image in group if image is not None]
                 ahead = deque(zip(sampled, raws, strict=True))
@@ -114,66 +111,15 @@ class Network:
 
         total, windows = torch.zeros(()), 0
         groups = _groups(fitted, self._group)
-        with closing(self._abreast(groups, sums, fitted.close)) as results:
+        with closing(self._abreast(groups, sums, fitted)) as results:
             for part, count in results:
                 total, windows = total + part, windows + count
         return total / max(windows, 1)
 
     def _abreast(
-        self,
-        items: Iterator[T],
-        call: Callable[[Explainer, T], R],
-        stop: Callable[[], object],
+        self, items: Iterator[T], call: Callable[[Explainer, T], R], fitted: Ahead[Fitted]
     ) -> Generator[R]:
-        """Yields ``call`` of each item, in order; ``stop`` as for :class:`Ahead`."""
-        threads = threads_abreast() if self.explainer.device.type == "cpu" else 1
-        dtype, enabled = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
-
-        def run(explainer: Explainer, item: T) -> R:
-            # autocast is thread-local
-            with self.clock.of("network", threads), torch.autocast("cpu", dtype, enabled):
-                return call(explainer, item)
-
-        if threads > 1 and not self.explainer.is_ready:  # the copies share its results
-            for item in islice(items, 1):
-                with single_threaded():
-                    result = run(self.explainer, item)
-                yield result
-        closed = threading.Event()
-        twins = self._twins(threads, closed) if threads > 1 else []
-        if not twins:
-            threads = 1
-            yield from map(partial(run, self.explainer), items)
-            return
-        functions = [partial(run, twin) for twin in twins]
-
-        def end() -> None:
-            closed.set()
-            stop()
-
-        with closing(Abreast(items, functions, "fastcam-network", end)) as results:
-            yield from results
-
-    def _twins(self, count: int, closed: threading.Event) -> list[Explainer]:
-        """One explainer per thread, which stops once ``closed`` is set; empty if not copyable."""
-
-        @ours
-        def check(*_: object) -> None:
-            if closed.is_set():
-                raise _Closed
-
-        try:
-            twins = [self.explainer.twin() for _ in range(count)]
-        except Exception as error:  # user code may raise anything
-            warnings.warn(
-                f"the model cannot be copied ({first_line(error)}): using a single thread",
-                stacklevel=6,
-            )
-            return []
-        for twin in twins:
-            for network in twin.networks:
-                network.register_forward_pre_hook(check)
-        return twins
+        return abreast(self.explainer, items, call, fitted.close, self.clock)
 
     def _input(self, images: list[Tensor]) -> Tensor:
         """(N, 3, h, w), or (1, 3, T, h, w), padded by repeating the last picture."""
@@ -203,10 +149,6 @@ class Network:
         )
         rows = list(numbers) * (1 if length is None else length)
         return [RawMap(each, *row) for each, row in zip(heat[: len(images)], rows, strict=False)]
-
-
-class _Closed(BaseException):
-    """Stops a network whose results are no longer needed; not an error, so no Exception."""
 
 
 class _Turn(ClassChoice):

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, overload
 from fastcam.engine.cores import single_threaded
 from fastcam.errors import FastcamError, Interrupted, UsageError
 from fastcam.explainer import TOP_CLASS, Explainer
-from fastcam.pictures import Picture
+from fastcam.explainer.threads import Ahead, Behind, Clock, Interrupts
 from fastcam.pictures.render import Style
 from fastcam.targets import ClassChoice, TopClasses
 from fastcam.video.drawing import Drawing, ExplainedFrame
@@ -21,7 +21,6 @@ from fastcam.video.network import Fitted, Network
 from fastcam.video.sinks import Sink, check_suffix, open_sink
 from fastcam.video.sources import Source, open_source
 from fastcam.video.temporal import Lock, Norm, Range, RawMap, Smoothing, scaled
-from fastcam.video.threads import Ahead, Behind, Clock, Interrupts
 from fastcam.video.writer import check_codec
 
 LOCK: Final = "lock"
@@ -32,7 +31,7 @@ _BATCH, _BATCH_ON_GPU = 4, 32
 _DRAWN = 2  # drawn pictures queued for the encoder; they take twice the memory of planes
 
 T = TypeVar("T")
-AnySource = Source | Iterable[Frame | Picture] | Path | str | int
+AnySource = Source | Iterable[Any] | Path | str | int
 
 
 @dataclass(frozen=True)

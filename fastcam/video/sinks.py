@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import glob
-import json
-import math
-import os
-import struct
 import warnings
 from abc import ABC, abstractmethod
-from array import array
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +16,7 @@ from typing_extensions import Self
 from fastcam import pictures
 from fastcam.errors import FastcamError, UsageError
 from fastcam.pictures import cannot_write, same_file, temporary_name
+from fastcam.storage import MapWriter
 from fastcam.video.drawing import ExplainedFrame
 from fastcam.video.frame import Frame
 from fastcam.video.gif import cut_to_whole_frames
@@ -29,8 +25,6 @@ from fastcam.video.pyav import av_library, has_av
 from fastcam.video.sources import Source
 from fastcam.video.writer import SUFFIXES, Writer, after, frames_in
 
-_CAPACITY = 100_000  # frames in a file of maps
-_HEAD = 1 << 16  # bytes for the header of a file of maps, which is known last
 _CENTISECONDS = 100  # per second; the time unit of GIF
 _SHORTEST = 2  # centiseconds; viewers slow down shorter frames
 
@@ -230,12 +224,7 @@ class PngFolder(Sink):
 
 
 class Maps(Sink):
-    """The maps without pictures, in NAME.safetensors.
-
-    It contains ``maps`` (N, h, w) float16 in [0, 1] at the layer's resolution; ``ranges`` (N, 2),
-    the raw values that map to 0 and 1; ``times`` (N,) float64 in seconds; ``classes`` (N,) int64;
-    ``scores`` and ``probabilities`` (N,) float32. Its metadata entry ``classes`` is a JSON object
-    that maps ids to names.
+    """The maps without pictures, in NAME.safetensors: see :mod:`fastcam.storage`.
 
     Beyond 100,000 frames, or if the classes' names take more than 60 KB, there are several files:
     NAME-00000.safetensors, NAME-00001.safetensors, ...
@@ -247,19 +236,28 @@ class Maps(Sink):
         super().__init__()
         self._path = path
         self._files: list[Path] = []
-        self._open: _MapFile | None = None
+        self._open: MapWriter | None = None
 
     @property
     def files(self) -> list[Path]:
         return list(self._files)
 
     def write(self, explained: ExplainedFrame) -> None:
-        if self._open is not None and not self._open.has_room_for(explained):
+        names = {explained.class_id: explained.name}
+        if self._open is not None and not self._open.has_room_for(names):
             self._finish(self._shard())
         try:
             if self._open is None:
-                self._open = _MapFile(self._path)
-            self._open.write(explained)
+                self._open = MapWriter(self._path)
+            self._open.write(
+                explained.map,
+                names,
+                ranges=explained.range,
+                times=explained.time,
+                classes=explained.class_id,
+                scores=explained.score,
+                probabilities=explained.probability,
+            )
         except OSError as error:
             raise cannot_write(self._path, error) from error
         self.frames += 1
@@ -274,114 +272,14 @@ class Maps(Sink):
     def _finish(self, path: Path) -> None:
         made, self._open = self._open, None
         assert made is not None
-        before = made.frames
+        before = made.rows
         try:
             if made.finish(path):
                 self._files.append(path)
         except OSError as error:
             raise cannot_write(path, error) from error
         finally:
-            self.frames -= before - made.frames
-
-
-class _MapFile:
-    """A file of maps under a temporary name: room for the header, the maps, then the rest."""
-
-    def __init__(self, path: Path) -> None:
-        self.frames = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = temporary_name(path)
-        self._file = self._temporary.open("wb", buffering=0)  # what is counted is on the disk
-        self._file.seek(_HEAD)
-        self._shape: tuple[int, ...] = ()
-        self._names: dict[int, str] = {}
-        self._rest: dict[str, array[Any]] = {
-            "ranges": array("f"),
-            "times": array("d"),
-            "classes": array("q"),
-            "scores": array("f"),
-            "probabilities": array("f"),
-        }
-
-    def has_room_for(self, explained: ExplainedFrame) -> bool:
-        if explained.class_id in self._names:
-            return self.frames < _CAPACITY
-        names = {**self._names, explained.class_id: explained.name}
-        return self.frames < _CAPACITY and len(self._header(names, _CAPACITY)) <= _HEAD - 8
-
-    def write(self, explained: ExplainedFrame) -> None:
-        self._write(explained.map.half().contiguous().numpy().tobytes())
-        self._shape = tuple(explained.map.shape)
-        self._names[explained.class_id] = explained.name
-        self._rest["ranges"].extend(explained.range)
-        self._rest["times"].append(explained.time)
-        self._rest["classes"].append(explained.class_id)
-        self._rest["scores"].append(explained.score)
-        self._rest["probabilities"].append(explained.probability)
-        self.frames += 1
-
-    def finish(self, path: Path) -> bool:
-        """Names the file ``path`` if it contains a frame.
-
-        On a full disk the last maps make room for what belongs to the others.
-        """
-        try:
-            while self.frames:
-                try:
-                    self._write_rest()
-                except OSError:
-                    self.frames = self.frames * 3 // 4
-                    if not self.frames:
-                        raise
-                else:
-                    self._file.close()
-                    self._temporary.replace(path)
-                    return True
-            return False
-        finally:
-            self._file.close()
-            with suppress(OSError):  # already renamed
-                self._temporary.unlink()
-
-    def _write_rest(self) -> None:
-        sizes = self._sizes(self.frames)
-        self._file.truncate(_HEAD + sizes.pop("maps"))
-        self._file.seek(0, os.SEEK_END)
-        for name, size in sizes.items():
-            self._write(self._rest[name].tobytes()[:size])
-        header = self._header(self._names, self.frames).ljust(_HEAD - 8)
-        self._file.seek(0)
-        self._write(struct.pack("<Q", len(header)) + header)
-
-    def _sizes(self, frames: int) -> dict[str, int]:
-        """In bytes."""
-        return {
-            "maps": 2 * frames * math.prod(self._shape),
-            "ranges": 8 * frames,
-            "times": 8 * frames,
-            "classes": 8 * frames,
-            "scores": 4 * frames,
-            "probabilities": 4 * frames,
-        }
-
-    def _header(self, names: dict[int, str], frames: int) -> bytes:
-        """As in https://github.com/huggingface/safetensors#format; spaces may follow."""
-        kinds = {"maps": "F16", "times": "F64", "classes": "I64"}
-        shapes = {"maps": (frames, *self._shape), "ranges": (frames, 2)}
-        entries: dict[str, Any] = {"__metadata__": {"classes": json.dumps(names)}}
-        end = 0
-        for name, size in self._sizes(frames).items():
-            entries[name] = {
-                "dtype": kinds.get(name, "F32"),
-                "shape": shapes.get(name, (frames,)),
-                "data_offsets": (end, end := end + size),
-            }
-        return json.dumps(entries).encode()
-
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+            self.frames -= before - made.rows
 
 
 def open_sink(
@@ -416,6 +314,12 @@ def open_sink(
     check_suffix(path)
     suffix = path.suffix.lower()
     if _is_folder(path):
+        shared = same_file(path, [each.parent for each in source.files if each.is_file()])
+        if shared is not None:
+            raise UsageError(
+                f"{path}: the source's pictures are in this folder, and the next run would read "
+                "what this one writes; choose another folder"
+            )
         return PngFolder(path)
     if suffix == ".gif":
         return Gif(path)

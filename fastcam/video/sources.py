@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import select
 import sys
 import time
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 from typing_extensions import Self
 
 from fastcam import pictures
 from fastcam.errors import FastcamError, UsageError
-from fastcam.pictures import Picture
+from fastcam.pictures.given import pictures_of
 from fastcam.video.damage import Damage, is_cover, place
 from fastcam.video.frame import Decoded, Frame
 from fastcam.video.pyav import av_library, has_av
@@ -197,6 +199,8 @@ class Clip(Source):
         except (av_library().FFmpegError, OSError) as error:
             damage.stop(error.strerror or str(error))
         complaint = damage.complaint()
+        if complaint is not None and last is None and isinstance(self._source, _Pipe):
+            complaint += "; an MP4 whose index is at its end cannot be read from a pipe"
         if complaint is not None:
             raise FastcamError(f"{self.name}: {complaint}")
 
@@ -319,18 +323,54 @@ class Pictures(Source):
 
 
 class Frames(Source):
-    """An iterable of frames or pictures, (H, W, 3) uint8 RGB, that can be read once."""
+    """An iterable of frames or pictures; a list can be read twice.
 
-    twice = False
+    A picture is a uint8 array (H, W, 3), RGB, a PIL image, a uint8 tensor (H, W, 3) or (3, H, W),
+    or one of PyAV's frames, which keeps its time.
+    """
+
     name = "the iterator"
 
-    def __init__(self, frames: Iterable[Frame | Picture], rate: Fraction = RATE) -> None:
+    def __init__(self, frames: Iterable[Any], rate: Fraction = RATE) -> None:
         self.rate = rate
         self._frames = frames
+        if isinstance(frames, (list, tuple, np.ndarray, Tensor)):
+            self.frames = len(frames)
+        self.twice = self.frames is not None
 
     def _read(self) -> Iterator[Frame]:
         for index, each in enumerate(self._frames):
-            yield each if isinstance(each, Frame) else Frame(each, index, 1 / self.rate)
+            yield each if isinstance(each, Frame) else self._frame(each, index)
+
+    def _frame(self, given: Any, index: int) -> Frame:
+        if has_av() and isinstance(given, av_library().VideoFrame):
+            pixels: Any = Decoded(given, round(given.rotation / 90) % 4)
+            if given.pts is not None and given.time_base:
+                return Frame(pixels, given.pts, given.time_base)
+            return Frame(pixels, index, 1 / self.rate)
+        try:
+            found = pictures_of(_array(given))
+        except TypeError as error:
+            raise self._refusal(
+                index, str(error).partition("got ")[2].partition(", expected")[0]
+            ) from error
+        if found is None or len(found) != 1:
+            raise self._refusal(index, type(given).__name__)
+        return Frame(found[0], index, 1 / self.rate)
+
+    def _refusal(self, index: int, came: str) -> FastcamError:
+        return FastcamError(
+            f"{self.name}: frame {index} is {came}, expected a picture: an array (H, W, 3) of "
+            "uint8, RGB, or a PIL image"
+        )
+
+
+def _array(given: Any) -> Any:
+    """A tensor as an array, its channels last; anything else as it is."""
+    if not isinstance(given, Tensor):
+        return given
+    channels_first = given.dim() == 3 and given.shape[0] == 3 != given.shape[2]
+    return (given.movedim(0, -1) if channels_first else given).detach().cpu().numpy()
 
 
 class _Pipe:
@@ -366,7 +406,7 @@ class StandardInput(Clip):
 
 
 def open_source(
-    source: Source | Iterable[Frame | Picture] | Path | str | int,
+    source: Source | Iterable[Any] | Path | str | int,
     raw: str | None = None,
     device: str = "cpu",
 ) -> Source:
@@ -377,7 +417,7 @@ def open_source(
     a number                             the camera with that number
     ``-``                                standard input
     ``scheme://...``                     a URL that FFmpeg opens
-    a folder, or a pattern with ``*?[``  its pictures, sorted by name
+    a folder, or a pattern with ``*?[``  its pictures, sorted by name, numbers by their value
     any other string or path             a clip
     anything else                        an iterable of frames or pictures
     ==================================== =========================================================
@@ -425,7 +465,13 @@ def open_source(
 def _pictures(paths: list[Path], complaint: str) -> Pictures:
     if not paths:
         raise FastcamError(complaint)
-    return Pictures(sorted(paths))
+    return Pictures(sorted(paths, key=_natural))
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts f2 before f10."""
+    parts = re.findall(r"\d+|\D+", str(path), re.ASCII)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _files(name: str) -> list[Path]:

@@ -1,0 +1,1 @@
+"""How good the maps of every method are, on scenes with several instances of one digit."""
