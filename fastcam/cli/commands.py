@@ -2,64 +2,47 @@
 
 from __future__ import annotations
 
-import io
-import os
-import signal
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperCommand
 
 import fastcam
-from fastcam.cli import json
-from fastcam.cli.signals import interrupting
-from fastcam.errors import KEPT, FastcamError, UsageError, first_line
+from fastcam.cli.parameters import (
+    FOUND_LAYER,
+    Alpha,
+    Classes,
+    Colorbar,
+    Colormap,
+    Crop,
+    Device,
+    Enlarge,
+    Fade,
+    Json,
+    Layer,
+    Layout,
+    Mean,
+    Method,
+    ModelName,
+    Overwrite,
+    Preprocess,
+    Processor,
+    Size,
+    Std,
+    Target,
+    Threshold,
+    Weights,
+)
+from fastcam.cli.terminal import Command, bar, print_json, print_line, print_table, say
+from fastcam.errors import FastcamError, UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
 
     from fastcam.pictures import Picture
-
-
-class _Command(TyperCommand):
-    """Prints errors that the user can fix as one line on stderr and sets the exit code.
-
-    With --json, prints the error on stdout too. A signal that ends the command is such an error.
-    """
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            with interrupting():
-                return super().invoke(ctx)
-        except FastcamError as error:
-            _say(str(error))
-            if ctx.params["as_json"]:
-                _print_json({"error": str(error), **error.details})
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt as error:
-            message = f"interrupted; {getattr(error, 'kept', KEPT)}"
-            with suppress(OSError, FastcamError, typer.Exit):  # after SIGHUP, with no terminal
-                _say(message)
-                if ctx.params["as_json"]:
-                    _print_json({"error": message, **getattr(error, "details", {})})
-            raise typer.Exit(getattr(error, "exit_code", 130)) from None
 
 
 app = typer.Typer(
@@ -71,7 +54,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        _print(f"fastcam {fastcam.__version__}")
+        print_line(f"fastcam {fastcam.__version__}")
         raise typer.Exit
 
 
@@ -86,110 +69,7 @@ def _options(
 ) -> None: ...
 
 
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="digits, digits-vit, digits-unet, digits-detector (included), a torchvision name, "
-        "timm:NAME, hf:FOLDER-OR-NAME or package.module:function.",
-    ),
-]
-Weights = Annotated[
-    str,
-    typer.Option(help="DEFAULT, none (random weights) or a .safetensors or .pth file."),
-]
-Classes = Annotated[Path | None, typer.Option(help="A text file with one class name per line.")]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="cam, gradcam, gradcam++, layercam, scorecam, ...; auto: gradcam++, or layercam for "
-        "boxes."
-    ),
-]
-Layer = Annotated[
-    list[str],
-    typer.Option(
-        help="The layer's dotted name; auto: the last suitable one. fastcam layers lists them. "
-        "Give it several times for the mean of several layers."
-    ),
-]
-Target = Annotated[
-    str,
-    typer.Option(
-        help="The class to explain: top1, an id or a name; not:NAME for what speaks against it; "
-        "boxes for all that a detector finds."
-    ),
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=1, help="The least score of a box, with --target boxes (default: 0.5)."
-    ),
-]
-Colormap = Annotated[str, typer.Option(help="The name of an OpenCV colormap.")]
-Alpha = Annotated[float, typer.Option(min=0, max=1, help="The opacity of the hottest parts.")]
-Fade = Annotated[
-    bool,
-    typer.Option(
-        "--fade/--no-fade", help="Opacity follows the heat: cold parts stay as they were."
-    ),
-]
-Layout = Annotated[str, typer.Option(help="overlay, side-by-side, heat, contours or outline.")]
-Enlarge = Annotated[str, typer.Option(help="How to enlarge maps: bilinear or bicubic.")]
-Colorbar = Annotated[bool, typer.Option("--colorbar", help="Show colours and values below.")]
-Size = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=10_000,
-        help="The side of the network's input, in pixels. Default: that of the weights; for a "
-        "function that returns a plain network 224, cut out of 256.",
-    ),
-]
-Processor = Annotated[
-    str | None,
-    typer.Option(metavar="FOLDER-OR-NAME", help="A Hugging Face image processor to use."),
-]
-Preprocess = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PACKAGE.MODULE:FUNCTION",
-        help="A function from a PIL picture to the network's input (3, h, w).",
-    ),
-]
-Crop = Annotated[
-    bool | None,
-    typer.Option(
-        "--crop/--no-crop",
-        help="--crop: the centre, as the model's preprocessing does. --no-crop: the whole picture. "
-        "Default: the whole picture, its long side at most 3 times the short one, if the network "
-        "takes any size, otherwise the centre.",
-        show_default=False,
-    ),
-]
-Mean = Annotated[
-    tuple[float, float, float] | None,
-    typer.Option(
-        help="Channel means, for values in [0, 1]. Default: those of the weights; for a function "
-        "that returns a plain network 0.485 0.456 0.406, ImageNet's.",
-    ),
-]
-Std = Annotated[
-    tuple[float, float, float] | None,
-    typer.Option(
-        help="Channel standard deviations, for values in [0, 1]. Default: those of the weights; "
-        "for a function that returns a plain network 0.229 0.224 0.225, ImageNet's.",
-    ),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if available.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files that fastcam has not written.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-_AUTO = ["auto"]
-
-
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def image(
     picture: Annotated[
         list[Path],
@@ -201,7 +81,7 @@ def image(
     processor: Processor = None,
     preprocess: Preprocess = None,
     method: Method = "auto",
-    layer: Layer = _AUTO,
+    layer: Layer = FOUND_LAYER,
     target: Target = "top1",
     top_k: Annotated[
         int | None,
@@ -279,7 +159,7 @@ def image(
             explainer = Explainer(loaded, options.usual(method), layers)
             images.check(loaded)
             targets = options.targets(explainer, target, top_k)
-            notes = loading.Notes(loaded, _say, None if as_json else _print)
+            notes = loading.Notes(loaded, say, None if as_json else print_line)
 
             def report_of(shown: Picture, name: str, about: dict[str, Any]) -> dict[str, Any]:
                 explanation = images.explain(shown, explainer, targets, style)
@@ -299,25 +179,25 @@ def image(
                 raise
             except FastcamError as error:
                 failed += 1
-                _say(str(error) if str(path) in str(error) else f"{path}: {error}")
+                say(str(error) if str(path) in str(error) else f"{path}: {error}")
                 if as_json:
-                    _print_json({"picture": str(path), "error": str(error)})
+                    print_json({"picture": str(path), "error": str(error)})
                 continue
             if notes is not None:
                 notes.once(*shown.shape[:2])
             if as_json:
-                _print_json(report)
+                print_json(report)
             else:
                 how = f"{report['method']} at {', '.join(report['layers']) or 'the input'}"
                 found = f"{path}: {report['found']}"
-                _print("\n  ".join((found, how, *report["files"].values())))
+                print_line("\n  ".join((found, how, *report["files"].values())))
             if notes is not None:
                 notes.seen(*shown.shape[:2])
     if failed:
         raise typer.Exit(1)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def video(
     source: Annotated[
         str,
@@ -338,7 +218,7 @@ def video(
     processor: Processor = None,
     preprocess: Preprocess = None,
     method: Method = "auto",
-    layer: Layer = _AUTO,
+    layer: Layer = FOUND_LAYER,
     target: Annotated[
         str,
         typer.Option(
@@ -425,7 +305,7 @@ def video(
             [*opened.files, *options.files(weights, classes)],
             overwrite,
         ),
-        _bar("frames", opened.frames) as advance,
+        bar("frames", opened.frames) as advance,
     ):
         load = loading.load_detector if detects else loading.load
         loaded = load(
@@ -447,10 +327,10 @@ def video(
             )
             if as_json:
                 about = {"source": source, "model": model, "weights": weights, "target": target}
-                _print_json({**about, **found})
+                print_json({**about, **found})
             else:
                 seconds = found["seconds"]
-                _print(
+                print_line(
                     f"{sink}: {found['boxes']} boxes in {found['frames']} frames, {seconds:.1f} s"
                 )
             return
@@ -461,8 +341,8 @@ def video(
         done = videos.explain(opened, sink, explainer, progress=advance, **chosen)
     if done.padded is not None:
         height, width = done.padded
-        _say(f"the width or height is odd: padded to {width}x{height}")
-    notes = loading.Notes(loaded, _say, None if as_json else _print)
+        say(f"the width or height is odd: padded to {width}x{height}")
+    notes = loading.Notes(loaded, say, None if as_json else print_line)
     notes.once(*done.size)
     report = {
         "source": source,
@@ -485,17 +365,17 @@ def video(
         "files": [str(each) for each in done.files],
     }
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         speed = f"{done.frames_per_second:.1f} frames/s, slowest: {done.slowest_stage}"
-        _print(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
-        _print(f"  {method} at {', '.join(explainer.layers) or 'the input'}")
+        print_line(f"{sink}: {done.frames} frames in {done.seconds:.1f} s ({speed})")
+        print_line(f"  {method} at {', '.join(explainer.layers) or 'the input'}")
         for part, state in explainer.compiled.items():
-            _print(f"  {part}: {state}")
+            print_line(f"  {part}: {state}")
     notes.seen(*done.size)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def layers(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As --model of fastcam image.")],
     weights: Weights = "DEFAULT",
@@ -523,17 +403,17 @@ def layers(
             loading.load(model, weights, _device(device), size=size, crop=True)
         )
     if as_json:
-        _print_json({"model": model, "weights": weights, **report})
+        print_json({"model": model, "weights": weights, **report})
         return
     table = Table("layer", "module", "channels x positions", "", box=None, padding=(0, 2, 0, 0))
     for row in listing.rows(report):
         table.add_row(*map(Text, row))
-    _print_table(table)
+    print_table(table)
     if report["problem"] is not None:
-        _say(f"no layer is chosen by default: {report['problem']}")
+        say(f"no layer is chosen by default: {report['problem']}")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def dataset(
     source: Annotated[
         Path,
@@ -557,7 +437,7 @@ def dataset(
             "classes alone."
         ),
     ] = "gradcam++",
-    layer: Layer = _AUTO,
+    layer: Layer = FOUND_LAYER,
     targets: Annotated[
         str,
         typer.Option(
@@ -629,7 +509,7 @@ def dataset(
     )
     maps = names != ["none"]
     explainer = Explainer(loaded, names if maps else "gradcam", options.layers(layer))
-    with _bar("images") as update:
+    with bar("images") as update:
         done = datasets.explain(
             source,
             out,
@@ -649,7 +529,7 @@ def dataset(
             ),
         )
     if as_json:
-        _print_json(
+        print_json(
             {
                 "source": source,
                 "out": out,
@@ -671,18 +551,18 @@ def dataset(
     else:
         speed = f"{done.images_per_second:.1f} images/s, slowest: {done.slowest_stage}"
         spent = f"in {done.seconds:.1f} s ({speed})" if done.explained else "were left to do"
-        _print(f"{out}: {done.explained} of {done.pictures} pictures {spent}")
+        print_line(f"{out}: {done.explained} of {done.pictures} pictures {spent}")
         if maps:
-            _print(f"  {', '.join(names)} at {', '.join(explainer.layers) or 'the input'}")
+            print_line(f"  {', '.join(names)} at {', '.join(explainer.layers) or 'the input'}")
         if done.failed is None:
-            _print("  other processes have not finished their shards")
+            print_line("  other processes have not finished their shards")
         elif done.failed:
-            _print(f"  {done.failed} could not be explained: see {out / 'failures.parquet'}")
+            print_line(f"  {done.failed} could not be explained: see {out / 'failures.parquet'}")
     if done.failed:
         raise typer.Exit(1)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def demo(
     out: Annotated[Path, typer.Option(help="The output folder.")] = Path("out/demo"),
     overwrite: Overwrite = False,
@@ -696,12 +576,12 @@ def demo(
         for path, make in zip(files, demonstration.MAKERS.values(), strict=True):
             text = make(path)
             if as_json:
-                _print_json({"file": str(path), "shows": text})
+                print_json({"file": str(path), "shows": text})
             else:
-                _print(f"{path}\n  {text}")
+                print_line(f"{path}\n  {text}")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def info(as_json: Json = False) -> None:
     """Show the version, the build, the devices and the kernels used on each device."""
     import torch
@@ -719,18 +599,18 @@ def info(as_json: Json = False) -> None:
         "kernels": _kernels.report(),
     }
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for section, entries in facts.items():
         for index, (key, value) in enumerate(entries.items()):
             table.add_row("" if index else section, key, Text(value))
-    _print_table(table)
+    print_table(table)
 
 
 def main() -> None:
     """Runs the command line."""
-    warnings.showwarning = lambda message, *_, **__: _say(" ".join(str(message).split()))
+    warnings.showwarning = lambda message, *_, **__: say(" ".join(str(message).split()))
     app(prog_name="fastcam")
 
 
@@ -745,57 +625,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise UsageError(f"device {name} cannot be used: {first_line(error)}") from None
     return device
-
-
-class _Speed(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} {self._unit}/s" if speed else "")
-
-
-@contextmanager
-def _bar(unit: str, total: int | None = None) -> Iterator[Callable[..., object]]:
-    """Yields a function with the arguments of ``Progress.update``; without any, it goes on by one.
-
-    Shows a bar if stderr is a terminal.
-    """
-    console = Console(stderr=True)
-    columns = (
-        BarColumn(), MofNCompleteColumn(), _Speed(unit), TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda **changes: bar.update(task, **(changes or {"advance": 1}))
-
-
-def _say(message: str) -> None:
-    print(f"fastcam: {message}", file=sys.stderr)
-
-
-def _print(text: str) -> None:
-    """Prints a line on stdout. If a reader such as ``head`` has closed it, the command ends."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        # Python would report what is left in the buffer once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise typer.Exit(128 + signal.SIGPIPE) from None
-        raise FastcamError(f"stdout cannot be written: {error.strerror}") from None
-
-
-def _print_json(report: dict[str, Any]) -> None:
-    _print(json.dumps(report))
-
-
-def _print_table(table: Table) -> None:
-    # nothing is cut off if stdout is a file or a pipe
-    width = Console().width if sys.stdout.isatty() else 1000
-    text = io.StringIO()
-    Console(file=text, width=width).print(table)
-    _print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
