@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
+import torch
 from data_sets import cut, make
 from hypothesis import given
 from hypothesis import strategies as st
@@ -189,10 +190,42 @@ def test_archives_of_a_webdataset(tmp_path):
 
 def test_the_name_of_a_sample_ends_at_the_first_dot(tmp_path):
     """A picture named after another suffix, such as a mask, is not the sample's."""
-    members = [("1.png", png(0)), ("1.mask.png", png(1)), (".png", png(2)), ("2.seg.png", png(3))]
+    members = [("1.png", png(0)), ("1.mask.png", png(1)), (".png", png(2))]
     inputs = open_inputs(pack(tmp_path / "a.tar", members))
     assert listed(inputs) == [("a.tar/1", None)]
     assert data(inputs) == [png(0)]
+
+
+def test_a_picture_with_a_further_dot_is_not_left_out_in_silence(tmp_path):
+    for number, names in enumerate((["img.0.jpg", "img.1.jpg", "ok.jpg"], ["IMG_2024.01.png"])):
+        archive = tmp_path / f"{number}.tar"
+        with tarfile.open(archive, "w") as opened:
+            for name in names:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(png(1))
+                opened.addfile(entry, io.BytesIO(png(1)))
+        with pytest.raises(FastcamError, match="a name ends at its first dot, so this picture"):
+            open_inputs(archive)
+
+
+def test_labels_of_csv_as_pandas_writes_them(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        write(tmp_path / name, 1)
+    table = tmp_path / "t.csv"
+    table.write_text("path, label\na.png,3.0\nb.png,\nc.png, 7\n")
+    assert listed(open_inputs(table)) == [("a.png", 3), ("b.png", None), ("c.png", 7)]
+    table.write_text("path,label\na.png,owl\n")
+    model = LoadedModel(torch.nn.Identity(), classes=("cat", "dog"))
+    with pytest.raises(UsageError, match=r"^targets label: a\.png: unknown class owl"):
+        class_ids(open_inputs(table), model, 2)
+
+
+def test_a_pipe_among_the_pictures_is_a_failure(tmp_path):
+    write(tmp_path / "a.png", 1)
+    os.mkfifo(tmp_path / "b.png")
+    inputs = open_inputs(tmp_path)
+    with pytest.raises(FastcamError, match="not a regular file"):
+        inputs.data(1, 10**8)
 
 
 def test_archives_that_do_not_fit(tmp_path):
@@ -222,13 +255,15 @@ def test_any_names_in_an_archive(names):
 
     with tempfile.TemporaryDirectory() as folder:
         path = pack(Path(folder) / "a.tar", [(f"{name}.png", name.encode()) for name in names])
-        expected = {}
+        expected, others = {}, set()
         for name in names:
             stem, _, kind = f"{name}.png".partition(".")
             if stem and kind == "png":
                 expected[f"a.tar/{stem}"] = name.encode()
-        if not expected:
-            with pytest.raises(UsageError):
+            elif stem:
+                others.add(f"a.tar/{stem}")
+        if others - expected.keys() or not expected:
+            with pytest.raises((FastcamError, UsageError)):
                 open_inputs(path)
             return
         inputs = open_inputs(path)

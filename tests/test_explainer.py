@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import Colors, colors
 
+from fastcam import models
 from fastcam.explainer import Explainer
 
 # mostly blue, some red, hardly any green
@@ -54,3 +56,12 @@ def test_a_signed_gradient_is_drawn_by_its_magnitude() -> None:
         explained = explainer(images, explainer.targets("red"))
     assert explained.maps.shape == (2, 1, 3, 96, 96)
     assert explained.heat(0).equal(explained.maps[:, 0].abs().amax(1))
+
+
+def test_no_column_of_a_dict_is_lost() -> None:
+    explainer = Explainer(models.load("digits"))
+    pictures = np.zeros((1, 32, 32, 3), np.uint8)
+    assert explainer({"image": pictures, "name": ["a"]})["name"] == ["a"]
+    for given in ({"image": pictures, "scores": [1]}, {"image": pictures, "bytes": [b""]}):
+        with pytest.raises(ValueError, match="no column that the result has too"):
+            explainer(given)

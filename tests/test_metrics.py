@@ -11,7 +11,7 @@ from networks import network, small, small_images
 from torch import Tensor, nn
 
 import fastcam
-from fastcam import metrics
+from fastcam import demo, metrics
 from fastcam.metrics.imputation import impute
 
 CLASSES = torch.tensor([1, 4, 2])
@@ -268,3 +268,9 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match="expected 2-D images"):
         metrics.road(signal, samples, torch.rand(3, 64))
     assert metrics.confidence(signal, samples, torch.rand(3, 64)).before.shape == (3,)
+
+
+def test_percentiles_outside_of_their_range() -> None:
+    images = torch.rand(1, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"^percentiles: got 150, expected 0 to 100"):
+        metrics.road(demo.digits(), images, torch.rand(1, 16, 16), percentiles=(50, 150))

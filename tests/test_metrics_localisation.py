@@ -313,3 +313,16 @@ def test_empty_batches_and_half_precision() -> None:
         torch.testing.assert_close(
             half.double(), measure(levels, [[[1, 1, 3, 2]]]).double(), rtol=0, atol=2e-3
         )
+
+
+def test_what_localisation_cannot_be_asked() -> None:
+    maps = torch.rand(1, 4, 5)
+    with pytest.raises(ValueError, match=r"^thresholds: got none"):
+        metrics.iou(maps, [[[0, 0, 2, 2]]], thresholds=())
+    soft = torch.rand(1, 1, 4, 5)
+    with pytest.raises(ValueError, match=r"^masks: got floating-point values other than 0 and 1"):
+        metrics.pointing_game(maps, masks=soft)
+    hard = (soft > 0.5).float()
+    assert metrics.pointing_game(maps, masks=hard).equal(
+        metrics.pointing_game(maps, masks=hard.bool())
+    )

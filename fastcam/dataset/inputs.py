@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -83,7 +84,10 @@ class _Files(Inputs):
         self._paths = paths
 
     def data(self, index: int, max_pixels: int) -> bytes:
-        return pictures.data_of(self._paths[index], max_pixels)
+        path = self._paths[index]
+        if path.exists() and not path.is_file():  # a pipe would wait for a writer
+            raise FastcamError(f"{path}: not a regular file")
+        return pictures.data_of(path, max_pixels)
 
 
 class _Archives(Inputs):
@@ -210,8 +214,9 @@ def _read_csv(path: Path) -> dict[str, list[Label]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            names = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = names
             rows = list(reader)
-            names = reader.fieldnames or []
     except (csv.Error, UnicodeDecodeError) as error:
         raise FastcamError(f"{path}: not a table in UTF-8 with commas: {error}") from None
     return {name: [row[name] or None for row in rows] for name in names}
@@ -238,7 +243,8 @@ def _label_of(value: Label | float) -> Label:
     if isinstance(value, float):
         return int(value) if value.is_integer() else None if value != value else str(value)
     text = value.strip() if isinstance(value, str) else value
-    return int(text) if isinstance(text, str) and text.isdecimal() else text
+    whole = re.fullmatch(r"(\d+)(\.0*)?", text) if isinstance(text, str) else None
+    return int(whole[1]) if whole else text
 
 
 def printable(text: str) -> str:

@@ -34,7 +34,10 @@ def class_ids(inputs: Inputs, model: LoadedModel, classes: int) -> list[int | No
     for item in inputs.items:
         label = item.label
         if isinstance(label, str):
-            label = model.class_id(label)
+            try:
+                label = model.class_id(label)
+            except UsageError as error:
+                raise UsageError(f"targets label: {item.key}: {error}") from None
         elif label is not None and numbers:
             label = numbers[label]
         if label is not None and not 0 <= label < classes:

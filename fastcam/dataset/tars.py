@@ -49,8 +49,8 @@ def samples(archive: Path, suffixes: Collection[str]) -> Iterator[Sample]:
         suffixes: those of pictures, with their dot.
 
     Raises:
-        FastcamError: if the archive is compressed or damaged, or a sample has two pictures, a file
-            twice, or a label that cannot be read.
+        FastcamError: if the archive is compressed or damaged, or a sample has two pictures, only
+            pictures with further dots in their names, a file twice, or a label that cannot be read.
     """
     found: dict[str, dict[str, Member]] = {}
     try:
@@ -74,6 +74,12 @@ def samples(archive: Path, suffixes: Collection[str]) -> Iterator[Sample]:
         if len(shown) > 1:
             raise FastcamError(
                 f"{archive}: {key} has {len(shown)} pictures ({', '.join(shown)}), expected one"
+            )
+        dotted = [kind for kind in kinds if f".{kind.rpartition('.')[2]}" in suffixes]
+        if dotted and not shown:
+            raise FastcamError(
+                f"{archive}: {key}.{dotted[0]}: a name ends at its first dot, so this picture "
+                "would be left out; rename it, or unpack the archive"
             )
         if shown:
             yield Sample(key, _label_of(key, kinds), kinds[shown[0]])

@@ -237,6 +237,14 @@ class Explainer:
 
     def _arrays(self, given: Mapping[str, Any], targets: ClassChoice) -> dict[str, Any]:
         """:meth:`__call__` for a dict of arrays."""
+        names = ("class_ids", "scores", "probabilities", *(f"maps_{each}" for each in self.names))
+        twice = [each for each in names if each in given]
+        if twice or {"bytes", "image"} <= given.keys():
+            raise ArgumentError(
+                "images",
+                f"got a dict with {', '.join(twice) or 'bytes and image'}, expected pictures in "
+                "bytes or in image, and no column that the result has too; rename yours",
+            )
         if "bytes" in given:
             pictures = [decoded(data, f"row {n}") for n, data in enumerate(given["bytes"])]
         elif "image" in given:
@@ -248,13 +256,14 @@ class Explainer:
                 '"image" or the bytes of their files in "bytes"',
             )
         explained = self(pictures, targets)
-        return {
-            **{name: each for name, each in given.items() if name not in ("bytes", "image")},
+        found = {
             "class_ids": explained.class_ids.numpy(),
             "scores": explained.scores.numpy(),
             "probabilities": explained.probabilities.numpy(),
             **{f"maps_{name}": maps.numpy() for name, maps in explained.by_method.items()},
         }
+        others = {name: each for name, each in given.items() if name not in ("bytes", "image")}
+        return {**others, **found}
 
     def probabilities(self, images: Tensor) -> Tensor:
         """The probabilities (N, classes) of network inputs, on the CPU."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastcam.errors import ArgumentError
 from fastcam.metrics.maps import hot, with_nan
 from fastcam.metrics.regions import Boxes, Masks, regions, unions
 
@@ -36,6 +37,8 @@ def iou(
     Raises:
         ValueError: if boxes or masks do not fit the maps.
     """
+    if not thresholds:
+        raise ArgumentError("thresholds", "got none, expected at least one")
     inside = _stacked(unions(maps, boxes, masks), maps).flatten(1)
     columns = []
     for threshold in thresholds:

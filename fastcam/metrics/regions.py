@@ -98,6 +98,12 @@ def _mask(given: Any, number: int, maps: Tensor) -> Tensor:
             f"got shape {tuple(mask.shape)} for image {number}, expected (I, *S) of the map's "
             f"size {tuple(maps.shape[1:])}",
         )
+    if mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
+        raise ArgumentError(
+            "masks",
+            f"got floating-point values other than 0 and 1 for image {number}; compare them with a "
+            "threshold first",
+        )
     return mask != 0
 
 

@@ -69,6 +69,9 @@ def road(
     Raises:
         ValueError, TypeError: if maps or targets do not fit the images, or the images are not 2-D.
     """
+    wrong = [each for each in percentiles if not 0 <= each <= 100]
+    if wrong:
+        raise ArgumentError("percentiles", f"got {wrong[0]}, expected 0 to 100")
     scorer = Scorer(
         model, images, targets, probabilities=probabilities, output=output, per_image=per_image
     )

@@ -105,7 +105,7 @@ def data_of(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
         FastcamError: if the file cannot be read or does not begin like a picture.
     """
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             head = file.peek(_HEAD)
             if not head:
                 raise FastcamError(f"{path}: the file is empty")
