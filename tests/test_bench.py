@@ -193,7 +193,7 @@ def test_the_report_sums_up_what_the_metrics_say_of_all_pictures(source, explain
     lines = (out / "report.md").read_text().splitlines()
     assert lines[0] == "| metric | good | values | gradcam | layercam |"
     assert lines[2].startswith(f"| pointing_game | high | {len(PAIRS)} | ")
-    assert "- 1 pictures have no instance" in lines
+    assert "- pictures without an instance: 1" in lines
 
 
 @settings(max_examples=40, deadline=None)
@@ -329,7 +329,8 @@ def test_what_the_network_does_not_see_does_not_count(tmp_path):
     assert found["outside"] == 3
     assert found["metrics"]["iou"]["methods"]["hirescam"]["rows"] == 1
     assert found["metrics"]["iou"]["methods"]["hirescam"]["low"] is None
-    assert "- 3 instances lie outside of what" in (tmp_path / "out" / "report.md").read_text()
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    assert "- instances outside of what the network sees, which do not count: 3" in lines
 
 
 # --- runs
@@ -536,7 +537,7 @@ def test_what_bench_prints(source, tmp_path):
     assert first.startswith(f"{tmp_path / 'out'}: {count} of {count} pairs of picture and class in")
     assert second == "  gradcam at stages.2.1"
     assert head.split() == ["metric", "good", "values", "gradcam"]
-    assert len(table) == 10 and table[-1] == "1 pictures have no instance"
+    assert len(table) == 10 and table[-1] == "pictures without an instance: 1"
     report = json.loads(run(*words, "--json").stdout)
     assert (report["explained"], report["targets"]) == (0, "annotated")
     found = report["report"]["metrics"]

@@ -145,14 +145,14 @@ def table(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """What the numbers leave out, as sentences."""
+    """What the numbers leave out, in words."""
     said = (
-        (report["outside"], "instances lie outside of what the network sees and do not count"),
-        (report.get("unmarked"), "pictures have no instance"),
-        (report.get("absent"), "annotated pictures are not in the data set"),
-        (report["failed"], "rows could not be explained: see failures.parquet"),
+        (report["outside"], "instances outside of what the network sees, which do not count"),
+        (report.get("unmarked"), "pictures without an instance"),
+        (report.get("absent"), "annotated pictures that the data set does not have"),
+        (report["failed"], "rows that could not be explained, see failures.parquet"),
     )
-    return [f"{count} {text}" for count, text in said if count]
+    return [f"{text}: {count}" for count, text in said if count]
 
 
 def _cell(found: Mapping[str, Any]) -> str:
