@@ -126,6 +126,21 @@ def test_workers_and_threads_change_nothing(made, digits, tmp_path, monkeypatch)
         assert contents(other) == contents(out)
 
 
+def test_a_function_that_cannot_be_sent_runs_here(made, tmp_path):
+    source, _ = made
+
+    def function(image):
+        return torch.from_numpy(np.array(image.resize((64, 64)))).movedim(-1, 0) / 255
+
+    model = models.LoadedModel(demo.digits(), models.MeasuredTransform(function))
+    options = {"batch": 4, "shard": 30}
+    with pytest.warns(UserWarning, match="pictures are read in this one"):
+        report = dataset.explain(source, tmp_path / "a", Explainer(model), workers=1, **options)
+    assert report.failed == 2
+    dataset.explain(source, tmp_path / "b", Explainer(model), workers=0, **options)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
 def test_a_run_goes_on_with_what_is_missing(made, digits, tmp_path):
     source, out = made
     other = tmp_path / "other"

@@ -70,7 +70,7 @@ def test_pil_modes_become_rgb(mode: str) -> None:
         ("cat.png", "got (the path 'cat.png', .*read it first|str)"),
         (Path("cat.png"), "got (the path|PosixPath)"),
         (None, "got NoneType"),
-        ({}, "got dict"),
+        ({1, 2}, "got set"),
         ([SCENE, "cat.png"], "got list"),
         (SCENE.astype(np.float32), r"got an array \(160, 224, 3\) of float32, expected a picture"),
         (SCENE[None], r"got an array \(1, 160, 224, 3\) of uint8"),

@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_an_error(network, convolutional):
         fastcam.Several([first, fastcam.LayerCAM(network, "stages.2")])
     with pytest.raises(ValueError, match="methods: got 'fullgrad', expected methods whose maps"):
         fastcam.Several([first, fastcam.FullGrad(network)])
-    with pytest.raises(ValueError, match=r"Boxes needs a method of one run"):
+    with pytest.raises(ValueError, match=r"Boxes needs a method that returns maps of one run"):
         fastcam.Several([first])(IMAGES, fastcam.targets.Boxes([[0, 0, 9, 9]], [1]))
 
 

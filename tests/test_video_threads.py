@@ -348,9 +348,9 @@ def test_ctrl_c_while_the_file_is_ended(
     """The only one, or one behind another."""
     finish, finished, shown = writer._put_index_first, [], []
 
-    def interrupted(path: Path) -> None:
+    def interrupted(path: Path, shown_as: Path) -> None:
         signal.raise_signal(signal.SIGINT)
-        finish(path)
+        finish(path, shown_as)
         finished.append(path)
 
     def progress() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import pickle
 import signal
-import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -125,13 +126,14 @@ class Batches(Iterator[Batch]):
     ) -> None:
         self.seconds = 0.0
         """The time that reading took, divided by the number of processes."""
-        self._batch, self._workers = batch, max(1, workers)
+        self._batch = batch
         self._parts = [
             (number, places[start : start + batch], start + batch >= len(places))
             for number, places in shards
             for start in range(0, len(places), batch)
         ]
         self._pool = workers_of(reader, workers) if workers else None
+        self._workers = 1 if self._pool is None else workers
         read = partial(_chunk, reader)
         places = [each for _, each, _ in self._parts]
         chunks = map(read, places) if self._pool is None else _ahead(self._pool, places, workers)
@@ -191,16 +193,28 @@ def _chunk(reader: Reader, places: range) -> _Chunk:
 
 # --- processes. torch's DataLoader is not used: once one of its processes has ended, it raises an
 # error from a signal handler, anywhere in the program; and tensors would need shared memory, of
-# which containers have little.
+# which containers have little. They are no forks: a fork of a process whose libraries have threads
+# (OpenCV's, OpenMP's) may wait forever for threads that it does not have.
 
 _reader: Reader  # of a worker
 
 
-def workers_of(reader: Reader, count: int) -> ProcessPoolExecutor:
-    """Processes that read pictures."""
-    # a copy of this process has the list of pictures already
-    kind = "fork" if sys.platform == "linux" else "spawn"
-    context = multiprocessing.get_context(kind)
+def workers_of(reader: Reader, count: int) -> ProcessPoolExecutor | None:
+    """Processes that read pictures; None if they cannot have the reader.
+
+    Warns:
+        UserWarning: if the preprocessing is a function that cannot be pickled.
+    """
+    try:
+        pickle.dumps(reader.preprocessing)
+    except Exception as error:  # user code may raise anything
+        warnings.warn(
+            f"the preprocessing cannot be sent to other processes ({first_line(error)}): pictures "
+            "are read in this one; define the function at the top of a module",
+            stacklevel=6,
+        )
+        return None
+    context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, context, _begin, (reader, os.getpid()))
 
 
@@ -241,5 +255,6 @@ def _ahead(pool: ProcessPoolExecutor, places: Sequence[range], workers: int) -> 
     except BrokenProcessPool as error:
         raise FastcamError(
             "a process that reads pictures has ended; run the same command again, with fewer "
-            "workers if memory is short"
+            "workers if memory is short (a script that is run as a file needs "
+            'if __name__ == "__main__": around its calls)'
         ) from error
