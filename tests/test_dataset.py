@@ -242,7 +242,7 @@ def test_a_changed_source_is_refused(made, digits, tmp_path):
     source, out = made
     for path in source.iterdir():
         (tmp_path / path.name.replace("00022", "00023")).write_bytes(path.read_bytes())
-    with pytest.raises(UsageError, match="settings: the names or labels of pictures have changed"):
+    with pytest.raises(UsageError, match="labels or annotations of pictures have changed"):
         dataset.explain(tmp_path, out, digits, top_k=3, batch=4, shard=8, workers=0)
 
 

@@ -13,28 +13,36 @@ from rich.text import Text
 import fastcam
 from fastcam.cli.parameters import (
     FOUND_LAYER,
+    Address,
     Alpha,
+    Batch,
+    CentreCrop,
     Classes,
     Colorbar,
     Colormap,
     Crop,
+    DataSet,
     Device,
+    Engine,
     Enlarge,
     Fade,
     Json,
     Layer,
     Layout,
+    MaxPixels,
     Mean,
     Method,
     ModelName,
     Overwrite,
     Preprocess,
     Processor,
+    Shard,
     Size,
     Std,
     Target,
     Threshold,
     Weights,
+    Workers,
 )
 from fastcam.cli.terminal import Command, bar, print_json, print_line, print_table, say
 from fastcam.errors import FastcamError, UsageError, first_line
@@ -415,15 +423,7 @@ def layers(
 
 @app.command(cls=Command)
 def dataset(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SRC",
-            help="A folder of pictures (folders in it are labels), a folder of webdataset .tar "
-            "files or one of them, a .csv or .parquet file with the columns path and label, or a "
-            "Hugging Face data set on disk.",
-        ),
-    ],
+    source: DataSet,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.")],
     model: ModelName = "resnet50",
     weights: Weights = "DEFAULT",
@@ -451,30 +451,14 @@ def dataset(
             min=1, help="The number of classes per picture: the target, then the most probable."
         ),
     ] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 32,
-    shard: Annotated[int, typer.Option(min=1, help="Pictures per shard.")] = 512,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Processes that read pictures (default: one per two cores)."),
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="local, also under torchrun, or ray for a cluster.")
-    ] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="The Ray cluster's (default: that of the environment).")
-    ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Leave larger pictures out, before decoding them.")
-    ] = 100_000_000,
+    batch: Batch = 32,
+    shard: Shard = 512,
+    workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
+    max_pixels: MaxPixels = 100_000_000,
     size: Size = None,
-    crop: Annotated[
-        bool,
-        typer.Option(
-            "--crop/--no-crop",
-            help="--crop: the centre, as the model's preprocessing does. --no-crop: the whole "
-            "picture.",
-        ),
-    ] = True,
+    crop: CentreCrop = True,
     mean: Mean = None,
     std: Std = None,
     device: Device = "auto",
@@ -486,19 +470,17 @@ def dataset(
     manifest.parquet with a row for each picture and failures.parquet with those that could not be
     explained; then the exit code is 1. fastcam.MapDataset reads it.
     """
-    from fastcam import dataset as datasets
-    from fastcam.cli import loading, options
-    from fastcam.dataset import torchrun
-    from fastcam.explainer import Explainer
+    from fastcam.cli import data_sets
 
-    names = [each.strip() for each in methods.split(",")]
-    options.check(targets, options.AUTO, None, mean, std)
-    if targets == options.BOXES:
-        raise UsageError("targets boxes: not supported for data sets; give label, top1 or a class")
-    loaded = loading.load(
-        model,
-        weights,
-        torchrun.device(_device(device)),
+    names = data_sets.names_of(methods)
+    maps = names != ["none"]
+    explainer = data_sets.explainer(
+        names if maps else ["gradcam"],
+        layer,
+        targets,
+        _device(device),
+        model=model,
+        weights=weights,
         classes=classes,
         processor=processor,
         preprocess=preprocess,
@@ -507,57 +489,140 @@ def dataset(
         mean=mean,
         std=std,
     )
-    maps = names != ["none"]
-    explainer = Explainer(loaded, names if maps else "gradcam", options.layers(layer))
-    with bar("images") as update:
-        done = datasets.explain(
-            source,
-            out,
-            explainer,
-            targets=targets,
-            top_k=top_k,
-            maps=maps,
-            batch=batch,
-            shard=shard,
-            workers=workers,
-            max_pixels=max_pixels,
-            share=torchrun.share(),
-            engine=engine,
-            address=address,
-            progress=lambda done, total, stage: update(
-                completed=done, total=total, description=f"slowest: {stage}" if stage else ""
-            ),
-        )
+    done = data_sets.explain(
+        source,
+        out,
+        explainer,
+        targets=targets,
+        top_k=top_k,
+        maps=maps,
+        batch=batch,
+        shard=shard,
+        workers=workers,
+        max_pixels=max_pixels,
+        engine=engine,
+        address=address,
+    )
     if as_json:
-        print_json(
-            {
-                "source": source,
-                "out": out,
-                "model": model,
-                "weights": weights,
-                "methods": names if maps else [],
-                "layers": explainer.layers,
-                "targets": targets,
-                "pictures": done.pictures,
-                "explained": done.explained,
-                "failed": done.failed,
-                "complete": done.failed is not None,
-                "seconds": done.seconds,
-                "images_per_second": done.images_per_second,
-                "stages": done.stages,
-                "slowest_stage": done.slowest_stage,
-            }
-        )
+        about = {"model": model, "weights": weights, "methods": names if maps else []}
+        print_json(data_sets.facts(source, out, explainer, targets, about, done))
     else:
-        speed = f"{done.images_per_second:.1f} images/s, slowest: {done.slowest_stage}"
-        spent = f"in {done.seconds:.1f} s ({speed})" if done.explained else "were left to do"
-        print_line(f"{out}: {done.explained} of {done.pictures} pictures {spent}")
-        if maps:
-            print_line(f"  {', '.join(names)} at {', '.join(explainer.layers) or 'the input'}")
-        if done.failed is None:
-            print_line("  other processes have not finished their shards")
-        elif done.failed:
-            print_line(f"  {done.failed} could not be explained: see {out / 'failures.parquet'}")
+        for line in data_sets.lines(out, explainer if maps else None, done):
+            print_line(line)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command(cls=Command)
+def bench(
+    source: DataSet,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.")] = Path(
+        "out/bench"
+    ),
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            help="What is in the pictures: a .json file of COCO, a folder of Pascal VOC's .xml "
+            "files, a .csv file with the columns path, label, x0, y0, x1, y1, or a folder of masks "
+            "PICTURE/LABEL.png."
+        ),
+    ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between them, or the groups localisation (needs annotations: "
+            "pointing_game, energy_pointing_game, iou, instance_recall, class_confusion, px_ap, "
+            "max_box_acc_v2), faithfulness (average_drop and increase_in_confidence, together 2 "
+            "forwards for each map; road, 19; deletion and insertion, 225 each) and form "
+            "(complexity, sparseness). Default: localisation with annotations, average_drop, "
+            "increase_in_confidence.",
+            show_default=False,
+        ),
+    ] = "",
+    model: ModelName = "resnet50",
+    weights: Weights = "DEFAULT",
+    classes: Classes = None,
+    processor: Processor = None,
+    preprocess: Preprocess = None,
+    methods: Annotated[
+        str,
+        typer.Option(help="Names with commas between them, for one forward: gradcam,layercam."),
+    ] = "gradcam,gradcam++,layercam",
+    layer: Layer = FOUND_LAYER,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="The class to explain: annotated (each class that is annotated in the picture), "
+            "label, top1, an id or a name. Default: annotated, without annotations top1.",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Batch = 32,
+    shard: Shard = 512,
+    workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
+    max_pixels: MaxPixels = 100_000_000,
+    size: Size = None,
+    crop: CentreCrop = True,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compare methods on a data set: where their maps lie, and what they tell about the network.
+
+    Explains the data set as fastcam dataset does, and goes on in the same way if it is interrupted.
+    OUT has in addition report.json and report.md, a table of metrics and methods with 95 %
+    intervals; manifest.parquet has the values for each picture.
+    """
+    from fastcam.cli import data_sets
+    from fastcam.dataset import ANNOTATED, report
+    from fastcam.explainer import TOP_CLASS
+
+    names = data_sets.names_of(methods)
+    targets = targets or (TOP_CLASS if annotations is None else ANNOTATED)
+    explainer = data_sets.explainer(
+        names,
+        layer,
+        targets,
+        _device(device),
+        model=model,
+        weights=weights,
+        classes=classes,
+        processor=processor,
+        preprocess=preprocess,
+        size=size,
+        crop=crop,
+        mean=mean,
+        std=std,
+    )
+    done = data_sets.explain(
+        source,
+        out,
+        explainer,
+        targets=targets,
+        annotations=annotations,
+        metrics=data_sets.names_of(metrics) if metrics else (),
+        batch=batch,
+        shard=shard,
+        workers=workers,
+        max_pixels=max_pixels,
+        engine=engine,
+        address=address,
+    )
+    found = None if done.failed is None else report.read(out)
+    if as_json:
+        about = {"model": model, "weights": weights, "methods": names, "report": found}
+        print_json(data_sets.facts(source, out, explainer, targets, about, done))
+    else:
+        unit = "pairs of picture and class" if targets == ANNOTATED else "pictures"
+        for line in data_sets.lines(out, explainer, done, unit):
+            print_line(line)
+        if found is not None:
+            print_table(data_sets.table(found))
+            for line in report.notes(found):
+                print_line(line)
     if done.failed:
         raise typer.Exit(1)
 

@@ -108,3 +108,34 @@ Overwrite = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 FOUND_LAYER = ["auto"]
+
+# --- of data sets
+DataSet = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SRC",
+        help="A folder of pictures (folders in it are labels), a folder of webdataset .tar "
+        "files or one of them, a .csv or .parquet file with the columns path and label, or a "
+        "Hugging Face data set on disk.",
+    ),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")]
+Shard = Annotated[int, typer.Option(min=1, help="Pictures per shard.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that read pictures (default: one per two cores)."),
+]
+Engine = Annotated[str, typer.Option(help="local, also under torchrun, or ray for a cluster.")]
+Address = Annotated[
+    str | None, typer.Option(help="The Ray cluster's (default: that of the environment).")
+]
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Leave larger pictures out, before decoding them.")
+]
+CentreCrop = Annotated[
+    bool,
+    typer.Option(
+        "--crop/--no-crop",
+        help="--crop: the centre, as the model's preprocessing does. --no-crop: the whole picture.",
+    ),
+]

@@ -10,11 +10,22 @@
 ``inputs`` lists the pictures, ``decoding`` reads them in other processes, ``run`` explains them
 shard by shard, ``shards`` writes each shard, ``manifest`` the rows of pictures, ``settings`` keeps
 what must not change, ``torchrun`` and ``ray`` share the shards among processes and machines, and
-``maps`` reads the result.
+``maps`` reads the result. ``annotations`` reads what persons have marked in pictures, ``annotated``
+moves it to where the network sees it, ``scores`` compares maps with it, and ``report`` sums up.
 """
 
 from fastcam.dataset.inputs import Inputs, open_inputs
 from fastcam.dataset.maps import MapDataset
-from fastcam.dataset.run import LABEL, Report, explain
+from fastcam.dataset.run import ANNOTATED, LABEL, Report, explain
+from fastcam.dataset.scores import METRICS
 
-__all__ = ["LABEL", "Inputs", "MapDataset", "Report", "explain", "open_inputs"]
+__all__ = [
+    "ANNOTATED",
+    "LABEL",
+    "METRICS",
+    "Inputs",
+    "MapDataset",
+    "Report",
+    "explain",
+    "open_inputs",
+]

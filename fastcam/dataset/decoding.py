@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcam import pictures
-from fastcam.dataset.inputs import Inputs
+from fastcam.dataset.annotated import Instances
+from fastcam.dataset.inputs import Inputs, Size
 from fastcam.errors import ENDING, FastcamError, UsageError, first_line
 from fastcam.models import Transform
-
-Size = tuple[int, int]  # (height, width)
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Read:
     """Of the picture, upright; None if it could not be decoded."""
     error: str | None
     """Why there is no input."""
+    instances: Instances | None = None
+    """What is annotated in it; None without annotations, or without an input."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,14 @@ class Reader:
                 picture = torch.from_numpy(pictures.decoded(data, key, self.max_pixels))
                 size = picture.shape[0], picture.shape[1]
                 image = self.preprocessing.fitted(picture.unsqueeze(0))[0].contiguous()
+            region = self.preprocessing.region(*size)
+            extents = image.shape[1], image.shape[2]
+            instances = self.inputs.instances(index, size, region, extents)
         except UsageError:  # the preprocessing's
             raise
         except FastcamError as error:
             return Read(index, digest, size, first_line(error)), None
-        return Read(index, digest, size, None), image
+        return Read(index, digest, size, None, instances), image
 
 
 class _Chunk(NamedTuple):

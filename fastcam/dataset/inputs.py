@@ -9,11 +9,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastcam import pictures
 from fastcam.dataset import arrow, tars
 from fastcam.errors import FastcamError, UsageError
+
+if TYPE_CHECKING:
+    from fastcam.dataset.annotated import Instances
+    from fastcam.pictures.render import Region
 
 _SUFFIXES = frozenset(
     f".{suffix}"
@@ -24,6 +28,7 @@ _SUFFIXES = frozenset(
 )
 """Of the formats that OpenCV reads."""
 
+Size = tuple[int, int]  # (height, width)
 Label = int | str | None
 """A class id, a class's name, or the index of a name in :attr:`Inputs.label_names`."""
 
@@ -56,6 +61,20 @@ class Inputs(ABC):
     @abstractmethod
     def data(self, index: int, max_pixels: int) -> bytes:
         """The bytes of a picture's file; raises FastcamError if they cannot be read."""
+
+    def instances(self, index: int, size: Size, region: Region, extents: Size) -> Instances | None:
+        """What is annotated in a picture; None if the data set has no annotations.
+
+        Args:
+            index: the picture's place.
+            size: its (height, width).
+            region: the part of it that the network sees.
+            extents: (height, width) of the network's input.
+
+        Raises:
+            FastcamError: if the annotations cannot be read, or do not fit the picture.
+        """
+        return None
 
     @property
     def has_labels(self) -> bool:

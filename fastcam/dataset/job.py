@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastcam.dataset import settings
 from fastcam.dataset.decoding import Batch, Batches, Read, Reader
 from fastcam.dataset.inputs import Inputs
+from fastcam.dataset.scores import scores
 from fastcam.dataset.shards import Packed, Shard, folder_of
 from fastcam.errors import FastcamError, first_line
 from fastcam.explainer import Explained, Explainer
@@ -37,6 +39,7 @@ class Job:
         targets, top_k: the classes.
         labels: the class id of each picture, if it is a target.
         maps: whether there are maps, or class ids alone.
+        metrics: the names of the metrics of the maps.
         batch, shard, workers, max_pixels: see :func:`fastcam.dataset.explain`.
     """
 
@@ -47,6 +50,7 @@ class Job:
     top_k: int
     labels: list[int | None] | None
     maps: bool
+    metrics: tuple[str, ...]
     batch: int
     shard: int
     workers: int
@@ -83,7 +87,9 @@ class Job:
         for batch, found in self._explained(batches, clock):
             if open_shard is None:
                 places = self.places(batch.shard)
-                open_shard = Shard(batch.shard, places, self.methods, self.top_k, about)
+                open_shard = Shard(
+                    batch.shard, places, self.methods, self.top_k, about, self.metrics
+                )
             self._collect(open_shard, batch, found)
             if batch.last:
                 with clock.of("write"):
@@ -102,7 +108,8 @@ class Job:
             if batch.images is None:
                 return batch, None
             try:
-                return batch, Packed.of(self._maps(explainer, batch))
+                images = self._images(explainer, batch)
+                explained = self._maps(explainer, images, batch)
             except FastcamError as error:
                 if _is_about_memory(error):
                     raise
@@ -111,6 +118,11 @@ class Job:
                         f"{error}; it takes a single picture of this size, so give --batch 1"
                     ) from error
                 return batch, first_line(error)
+            if not self.metrics:
+                return batch, Packed.of(explained, {})
+            instances = [read.instances for read in batch.reads if read.instances is not None]
+            values = scores(self.metrics, explainer, images, explained, instances or None)
+            return batch, Packed.of(explained, values)
 
         found = abreast(self.explainer, batches, call, lambda: None, clock)
         with closing(batches), closing(found):
@@ -118,14 +130,17 @@ class Job:
 
     def _takes(self, explainer: Explainer, batch: Batch) -> bool:
         try:
-            self._maps(explainer, batch)
+            self._maps(explainer, self._images(explainer, batch), batch)
         except FastcamError:
             return False
         return True
 
-    def _maps(self, explainer: Explainer, batch: Batch) -> Explained:
+    def _images(self, explainer: Explainer, batch: Batch) -> Tensor:
+        """The network's inputs."""
         assert batch.images is not None
-        images = explainer.model.preprocessing.normalized(batch.images.to(explainer.device))
+        return explainer.model.preprocessing.normalized(batch.images.to(explainer.device))
+
+    def _maps(self, explainer: Explainer, images: Tensor, batch: Batch) -> Explained:
         choice = self._choice([read.index for read in batch.reads])
         if self.maps:
             return explainer(images, choice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 from fastcam.dataset.inputs import Inputs, joined
 from fastcam.errors import UsageError
@@ -45,6 +46,40 @@ def class_ids(inputs: Inputs, model: LoadedModel, classes: int) -> list[int | No
                 f"targets label: {item.key} has the label {label}, expected 0 to {classes - 1}"
             )
         found.append(label)
+    return found
+
+
+def class_ids_of(
+    names: Iterable[str], inputs: Inputs, model: LoadedModel, classes: int
+) -> dict[str, int]:
+    """The class ids of the names in annotations: those of classes or of labels, or class ids.
+
+    Args:
+        names: the names.
+        inputs: has the names of labels, such as ImageNet's folders.
+        model, classes: as for :func:`class_ids`.
+
+    Raises:
+        UsageError: if some are none of these.
+    """
+    found: dict[str, int] = {}
+    unknown: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = model.class_id(name)
+        except UsageError as error:
+            if name in inputs.label_names:
+                numbers = _numbers(inputs.label_names, model, classes)
+                found[name] = numbers[inputs.label_names.index(name)]
+            else:
+                unknown[name] = str(error)
+            continue
+        if found[name] >= classes:
+            unknown[name] = f"class {name} is out of range: the ids are 0 to {classes - 1}"
+    if unknown:
+        first = next(iter(unknown.values()))
+        rest = f" ({len(unknown)} names are unknown: {joined(unknown)})" if len(unknown) > 1 else ""
+        raise UsageError(f"annotations: {first}{rest}; rename or remove what is not a class")
     return found
 
 

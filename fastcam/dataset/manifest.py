@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from fastcam.dataset.arrow import library
+from fastcam.dataset.scores import INSTANCES, LOCALISATION, METRICS, OUTSIDE, column
 from fastcam.errors import FastcamError
 from fastcam.pictures import replacing
 
 MANIFEST, FAILURES = "manifest.parquet", "failures.parquet"
 
 
-def schema(methods: Sequence[str]) -> Any:
+def schema(methods: Sequence[str], metrics: Sequence[str] = ()) -> Any:
     """The columns of the manifest."""
     arrow = library()
+    counted = any(METRICS[name].group == LOCALISATION for name in metrics)
+    number = arrow.float32()
     of_classes = {
         "class_ids": arrow.int64(),
         "class_names": arrow.string(),
@@ -35,6 +38,12 @@ def schema(methods: Sequence[str]) -> Any:
             "input": arrow.list_(arrow.int32()),
             "region": arrow.list_(arrow.int32()),
             "preprocessing": arrow.string(),
+            **(dict.fromkeys((INSTANCES, OUTSIDE), arrow.int32()) if counted else {}),
+            **{
+                column(name, method): arrow.list_(number) if METRICS[name].several else number
+                for method in methods
+                for name in metrics
+            },
         }
     )
 
@@ -50,15 +59,15 @@ def write_part(
     folder: Path,
     rows: list[dict[str, Any]],
     failures: list[dict[str, Any]],
-    methods: Sequence[str],
+    columns: Any,
 ) -> None:
-    """Writes the rows of one shard; columns that a row lacks are null."""
+    """Writes the rows of one shard with the columns of a schema; what a row lacks is null."""
     arrow = library()
-    for name, columns, found in (
-        (MANIFEST, schema(methods), rows),
+    for name, kinds, found in (
+        (MANIFEST, columns, rows),
         (FAILURES, failures_schema(), failures),
     ):
-        arrow.parquet.write_table(arrow.Table.from_pylist(found, columns), folder / name)
+        arrow.parquet.write_table(arrow.Table.from_pylist(found, kinds), folder / name)
 
 
 def merge(parts: Sequence[Path], out: Path) -> int:

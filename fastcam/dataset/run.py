@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastcam.dataset import arrow, manifest, settings
+from fastcam.dataset import arrow, manifest, report, settings
+from fastcam.dataset.annotated import Annotated
+from fastcam.dataset.annotations import Annotations, names_in, read_annotations
 from fastcam.dataset.decoding import Reader
 from fastcam.dataset.inputs import Inputs, open_inputs
 from fastcam.dataset.job import Job, Seconds
-from fastcam.dataset.labels import class_ids
+from fastcam.dataset.labels import class_ids, class_ids_of
+from fastcam.dataset.scores import chosen
 from fastcam.dataset.shards import clean, folder_of
 from fastcam.engine.cores import single_threaded
 from fastcam.errors import FastcamError, UsageError
-from fastcam.explainer import TOP_CLASS, Explainer
+from fastcam.explainer import AGAINST, TOP_CLASS, Explainer
 from fastcam.pictures import MAX_PIXELS
 
 LABEL = "label"
 """The target that is each picture's label."""
+ANNOTATED = "annotated"
+"""The target that is each class that is annotated in a picture, one after the other."""
 BATCH, SHARD = 32, 512
 _PROBES = 1000  # pictures that are tried until one can be explained
 
@@ -30,7 +35,7 @@ class Report:
     """The statistics of a run."""
 
     pictures: int
-    """How many the data set has."""
+    """How many the data set has; with the target "annotated", pairs of a picture and a class."""
     explained: int
     """How many pictures this run has done, failures included."""
     failed: int | None
@@ -62,6 +67,8 @@ def explain(
     targets: str = TOP_CLASS,
     top_k: int = 1,
     maps: bool = True,
+    annotations: Path | str | None = None,
+    metrics: Sequence[str] | None = None,
     batch: int = BATCH,
     shard: int = SHARD,
     workers: int | None = None,
@@ -78,14 +85,20 @@ def explain(
     as a whole. At the end ``manifest.parquet`` and ``failures.parquet`` have the rows of all
     shards. A picture that cannot be explained keeps its row, without classes.
 
+    With metrics, each row has their values for each method (:data:`fastcam.dataset.METRICS`), and
+    ``report.json`` and ``report.md`` have their means over the data set, with 95 % intervals.
+
     Args:
         source: see :func:`fastcam.dataset.open_inputs`.
         out: a new folder, or one of the same data set and settings.
         explainer: the model, methods and layer.
-        targets: "label" for each picture's label, or as for
-            :meth:`fastcam.explainer.Explainer.targets`.
+        targets: "label" for each picture's label, "annotated" for a row for each class that is
+            annotated in a picture, or as for :meth:`fastcam.explainer.Explainer.targets`.
         top_k: the number of classes per picture: the target, then the most probable others.
         maps: whether to store maps; otherwise only the classes are found.
+        annotations: boxes or masks of the pictures; see :mod:`fastcam.dataset.annotations`.
+        metrics: names of metrics and groups; empty for the default, which is localisation if there
+            are annotations, and average_drop and increase_in_confidence. None for no metrics.
         batch: pictures per forward pass.
         shard: pictures per shard.
         workers: processes that read pictures; None for one per two cores, 0 to read in this one.
@@ -108,6 +121,13 @@ def explain(
             raise UsageError(f"{name} {value}: expected at least {least}")
     if engine not in ("local", "ray"):
         raise UsageError(f"engine {engine}: expected local or ray")
+    marked = None if annotations is None else read_annotations(Path(annotations))
+    names: tuple[str, ...] = ()
+    if metrics is not None:
+        names = chosen(metrics, marked is not None, marked is not None and marked.have_boxes)
+        _check_metrics(targets, top_k, maps)
+    if targets == ANNOTATED and marked is None:
+        raise UsageError("targets annotated: it needs annotations")
     job = _prepared(
         Job(
             open_inputs(Path(source)),
@@ -117,11 +137,13 @@ def explain(
             top_k,
             None,
             maps,
+            names,
             batch,
             shard,
             max(1, len(os.sched_getaffinity(0)) // 2) if workers is None else workers,
             max_pixels,
-        )
+        ),
+        marked,
     )
     own = range(share[0], job.shards, share[1])
     missing = job.missing(own)
@@ -144,8 +166,20 @@ def explain(
     return Report(len(job.inputs), left, failed, time.perf_counter() - started, stages)
 
 
-def _prepared(job: Job) -> Job:
-    """The job with its labels, after a try on one picture and a comparison of the settings."""
+def _check_metrics(targets: str, top_k: int, maps: bool) -> None:
+    if top_k != 1:
+        raise UsageError(f"top-k {top_k}: metrics are for one class of a picture, expected 1")
+    if targets.startswith(AGAINST):
+        raise UsageError(f"targets {targets}: metrics are for maps of what supports a class")
+    if not maps:
+        raise UsageError("methods none: metrics need maps; name a method")
+
+
+def _prepared(job: Job, annotations: Annotations | None) -> Job:
+    """The job with its labels and annotations, after a try on one picture.
+
+    The settings are compared with those of an earlier run.
+    """
     explainer, model, inputs = job.explainer, job.explainer.model, job.inputs
     if model.clip_length is not None:
         raise UsageError("the network takes clips, not pictures")
@@ -153,9 +187,15 @@ def _prepared(job: Job) -> Job:
     classes = _try(inputs, explainer, job.max_pixels, job.maps)
     if job.top_k > classes:
         raise UsageError(f"top-k {job.top_k}: the network has {classes} classes")
+    if annotations is not None:
+        names = names_in(annotations.matched(inputs).values())
+        ids = class_ids_of(names, inputs, model, classes)
+        annotated = Annotated(inputs, annotations, ids, job.targets == ANNOTATED)
+        inputs = annotated
+        job = replace(job, inputs=inputs, labels=annotated.classes)
     if job.targets == LABEL:
         job = replace(job, labels=class_ids(inputs, model, classes))
-    else:
+    elif job.labels is None:
         job = replace(job, top_k=explainer.targets(job.targets, job.top_k).count)
     seen = model.preprocessing
     settings.check(
@@ -175,6 +215,7 @@ def _prepared(job: Job) -> Job:
             "batch": job.batch,
             "shard": job.shard,
             "max-pixels": job.max_pixels,
+            **({"metrics": list(job.metrics)} if job.metrics else {}),
         },
     )
     return job
@@ -218,4 +259,14 @@ def _finish(job: Job) -> int | None:
     if job.missing(range(job.shards)):
         return None
     clean(job.out)
-    return manifest.merge([folder_of(job.out, number) for number in range(job.shards)], job.out)
+    failed = manifest.merge([folder_of(job.out, number) for number in range(job.shards)], job.out)
+    if job.metrics:
+        about: dict[str, object] = {
+            "source": str(job.inputs.source),
+            "targets": job.targets,
+            "layers": list(job.explainer.layers),
+        }
+        if isinstance(job.inputs, Annotated):
+            about |= {"unmarked": job.inputs.unmarked, "absent": job.inputs.absent}
+        report.write(job.out, job.methods, job.metrics, about)
+    return failed

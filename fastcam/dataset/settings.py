@@ -17,7 +17,7 @@ from fastcam.pictures import cannot_write, temporary_name
 
 FILE = "settings.json"
 _HASHED = {
-    "source": "the names or labels of pictures have changed",
+    "source": "the names, labels or annotations of pictures have changed",
     "weights": "the weights have changed",
     "network": "the network's modules have changed",
     "classes": "the names of classes have changed",

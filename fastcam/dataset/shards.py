@@ -31,16 +31,21 @@ class Packed(NamedTuple):
     """(N, K)."""
     maps: dict[str, tuple[Tensor, Tensor]]
     """By method, maps (N, K, h, w) float16 in [0, 1] and ranges (N, K, 2)."""
+    values: dict[str, Tensor]
+    """By column of the manifest, those of metrics, (N,) or (N, V)."""
 
     @classmethod
-    def of(cls, explained: Explained) -> Packed:
+    def of(cls, explained: Explained, values: dict[str, Tensor]) -> Packed:
         maps = {method: packed(raw) for method, raw in explained.by_method.items()}
-        return cls(explained.class_ids, explained.scores, explained.probabilities, maps)
+        return cls(explained.class_ids, explained.scores, explained.probabilities, maps, values)
 
     def row(self, number: int) -> Packed:
         """One picture of the batch, without the axis of pictures."""
         maps = {method: (each[0][number], each[1][number]) for method, each in self.maps.items()}
-        return Packed(self.class_ids[number], self.scores[number], self.probabilities[number], maps)
+        values = {name: each[number] for name, each in self.values.items()}
+        return Packed(
+            self.class_ids[number], self.scores[number], self.probabilities[number], maps, values
+        )
 
 
 @dataclass
@@ -53,6 +58,7 @@ class Shard:
         methods: the names of the methods.
         classes: K, the number of classes per picture.
         about: metadata of the files of maps.
+        metrics: the names of the metrics.
     """
 
     number: int
@@ -60,6 +66,7 @@ class Shard:
     methods: Sequence[str]
     classes: int
     about: Mapping[str, str]
+    metrics: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._explained: dict[int, Packed] = {}
@@ -74,6 +81,7 @@ class Shard:
             "class_ids": found.class_ids.tolist(),
             "scores": found.scores.tolist(),
             "probabilities": found.probabilities.tolist(),
+            **{name: each.tolist() for name, each in found.values.items()},
         }
         self._explained[index] = found
         self._rows[index] = {**row, **values, **ranges}
@@ -100,7 +108,8 @@ class Shard:
                 self._write_maps(temporary / f"{method}.safetensors", method)
             rows = [self._rows[index] for index in self.places]
             failures = [self._failures[index] for index in sorted(self._failures)]
-            manifest.write_part(temporary, rows, failures, self.methods)
+            columns = manifest.schema(self.methods, self.metrics)
+            manifest.write_part(temporary, rows, failures, columns)
             for path in (*temporary.iterdir(), temporary):
                 _sync(path)
             if not target.exists():
@@ -129,6 +138,7 @@ class Shard:
                     nothing,
                     nothing,
                     {method: (maps, nothing.unsqueeze(1).expand(-1, 2))},
+                    {},
                 )
             own, ranges = found.maps[method]
             extents = own.shape[-2:]
