@@ -1,4 +1,4 @@
-"""What the commands for data sets share: the explainer, the run with its bar, and what is said."""
+"""Shared by `dataset` and `bench`: the explainer, the run with its progress bar, the summary."""
 
 from __future__ import annotations
 

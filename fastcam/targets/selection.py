@@ -236,7 +236,7 @@ def on_top(logits: Tensor) -> Tensor:
 
 def shares(logits: Tensor) -> Tensor:
     """(N, classes): the share of the positions of (N, classes, *S) at which a class is on top."""
-    return on_top(logits).flatten(2).float().mean(2)
+    return on_top(logits).flatten(2).sum(2) / logits.shape[2:].numel()
 
 
 def _sums_on_top(logits: Tensor, ids: Tensor) -> list[Target]:

@@ -229,7 +229,7 @@ def generated(figures: Sequence[Figure], files: Files) -> Iterator[str]:
 
 
 def write_page(files: Files, figures: Sequence[Figure], cache: Cache) -> None:
-    """Draws the pictures and replaces what is between the page's markers."""
+    """Draws the pictures and rewrites the text between the page's markers."""
     drawn = scenes.draw(cache.settings.scenes)
     networks = {name: cache.network(name, 0, print) for name in ARCHITECTURES}
     methods = Tables(figures).methods("pooled", "last")
